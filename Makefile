@@ -1,0 +1,65 @@
+# One virtual environment in .venv, made with the versions of constraints.txt. `make help` lists what there is.
+VENV   ?= .venv
+PYTHON ?= python3
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+ARGS   ?=
+# Tests and notebooks run in nbs/, so a relative MINIAI_DATA is made absolute here
+ifneq ($(MINIAI_DATA),)
+export MINIAI_DATA := $(abspath $(MINIAI_DATA))
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lab test nbs docs bench readme clean
+
+help: ## List the targets
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(READY) ## Make .venv and install the course into it; nothing is done where nothing changed
+	@echo "miniai: $(VENV) is ready"
+
+$(READY): settings.ini setup.py pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v=sys.version_info[:2]; sys.exit(0 if v>=(3,10) else f"miniai needs Python 3.10 or newer, and $(PYTHON) is {v[0]}.{v[1]}. Try: make PYTHON=python3.11 $(MAKECMDGOALS)")'
+	@echo "miniai: making the virtual environment $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || { echo "miniai: on Debian and Ubuntu, first: sudo apt install python3-venv"; exit 1; }
+	@echo "miniai: installing PyTorch, then the course and its tools (some minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m ipykernel install --sys-prefix --name python3 --display-name miniai > /dev/null
+	@touch $@
+
+# Jupyter refuses root unless told, and must not stop where no browser can be opened
+lab: setup ## Open JupyterLab on the course; ARGS="--no-browser --port 9000" are passed on
+	@echo "miniai: JupyterLab opens on nbs/index.ipynb; Ctrl-C twice ends it"
+	@$(BIN)/jupyter lab $$([ "$$(id -u)" = 0 ] && echo --allow-root) $$($(BIN)/python -c 'import webbrowser as w; w.get()' 2> /dev/null || echo --no-browser) \
+		--notebook-dir=nbs --LabApp.default_url=/lab/tree/index.ipynb $(ARGS)
+
+# Two notebooks at a time, so one thread each
+test: setup ## Run all notebooks, then the gates in tests/
+	@echo "miniai: running the notebooks, two at a time; data: $${MINIAI_DATA:-no folder given, the hub or drawn shapes}"
+	@OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing
+	@echo "miniai: running the gates"
+	@$(BIN)/python -m pytest -q
+
+nbs: setup ## Run all notebooks in place, export the package, clean the notebooks
+	@for f in nbs/solutions/checking.ipynb nbs/*.ipynb nbs/solutions/[0-9]*.ipynb; do echo "miniai: $$f"; \
+		$(BIN)/jupyter nbconvert --log-level=WARN --to notebook --execute --inplace --ExecutePreprocessor.timeout=1800 $$f || exit 1; done
+	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean
+	@$(MAKE) --no-print-directory readme
+
+readme: setup ## Write README.md from nbs/index.ipynb
+	@$(BIN)/python tests/readme.py
+
+# nbdev would write README.md anew where it is older than the home page; ours is made by `make readme`
+docs: setup ## Build the site into _docs/; needs Quarto
+	@command -v quarto > /dev/null || { echo "make docs needs the program quarto, version 1.7 or newer: get it from quarto.org/docs/get-started"; exit 1; }
+	@echo "miniai: building the site"
+	@rm -rf _proc _docs && touch README.md
+	@PATH="$(abspath $(BIN)):$$PATH" nbdev_docs
+	@echo "miniai: open _docs/index.html"
+
+bench: setup ## Run benchmarks/*.py and write benchmarks/results/
+	@for f in benchmarks/[!_]*.py; do [ $$f = benchmarks/common.py ] || { echo "miniai: $$f"; $(BIN)/python $$f || exit 1; }; done
+
+clean: ## Remove the environment and everything built
+	rm -rf $(VENV) _proc _docs build dist *.egg-info nbs/nbdev.yml

@@ -1,0 +1,60 @@
+"The notebooks' gate: what is committed is what a reader will see."
+import json,re
+import pytest
+from common import cells,exports,lessons,module_of,nbs,notebooks,order,root,source
+from readme import render
+
+by_name = pytest.mark.parametrize('file', notebooks, ids=lambda f: str(f.relative_to(nbs)))
+by_lesson = pytest.mark.parametrize('file', lessons, ids=lambda f: f.stem)
+
+def test_readme_is_in_step():
+    assert (root/'README.md').read_text(encoding='utf-8')==render(), "run `make readme`"
+
+def test_readme_links_lead_somewhere():
+    for target in re.findall(r'\]\((?!https?:|#)([^)#]+)', render()): assert (root/target).exists(), target
+
+@by_name
+def test_links_lead_somewhere(file):
+    for c in cells(file, 'markdown'):
+        for target in re.findall(r'\]\((?!https?:|#|attachment:)([^)#\s]+)', source(c)): assert (file.parent/target).exists(), target
+
+@by_name
+def test_outputs_are_stored_and_sound(file):
+    code = cells(file)
+    outputs = [o for c in code for o in c['outputs']]
+    assert not code or outputs, "no stored output: the site would show none"
+    assert not [o for o in outputs if o['output_type']=='error']
+    assert file.stat().st_size<2**20
+    assert max((len(json.dumps(o)) for o in outputs), default=0)<200_000
+
+@by_name
+def test_cells_are_short_and_imports_named(file):
+    for c in cells(file):
+        assert not re.search(r'import \*|\.cuda\(\)', source(c)), source(c)
+        assert len(source(c).splitlines())<=40, source(c)
+
+@by_lesson
+def test_lesson_has_its_parts(file):
+    text = '\n'.join(map(source, cells(file, 'markdown')))
+    assert re.match(r'# .+\n\n> \S', text), "title and one-sentence summary"
+    for part in ('**You will**','**You need**','**Takes**','## What we built','## Exercises','## Sources'): assert part in text, part
+
+@by_lesson
+def test_exercises_check_themselves(file):
+    asked = {m[1] for c in cells(file) for m in re.finditer(r'^check\((\w+)\)', source(c), re.M)}
+    assert len(asked)>=2
+    solution = nbs/'solutions'/file.name
+    check = __import__(f'miniai.{module_of(solution)}', fromlist=['check']).check
+    assert asked==set(check.exercises)
+    solved = '\n'.join(map(source, cells(solution)))
+    for name in asked: assert re.search(rf'test_exercise\(check, {name}, \w', solved), f"{solution.name} does not test {name}"
+
+def test_api_page_lists_every_name():
+    page = ''.join(''.join(o['data'].get('text/markdown', '')) for c in cells(nbs/'api.ipynb') for o in c['outputs'] if 'data' in o)
+    for module in order:
+        if module and (not module.startswith('checks.') or module=='checks.core'):
+            for name in exports(module): assert f'[`{name}`]' in page, f"{module}.{name}: run nbs/api.ipynb again"
+
+def test_sidebar_lists_every_notebook():
+    listed = set(re.findall(r'href: (\S+\.ipynb)', (nbs/'sidebar.yml').read_text(encoding='utf-8')))
+    assert listed=={str(f.relative_to(nbs)) for f in notebooks}

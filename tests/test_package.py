@@ -1,0 +1,107 @@
+"The package's gate: what the notebooks' own tests cannot see, since they run in the notebook's namespace."
+import ast,importlib.metadata as md,re,sys,venv
+import pytest
+from packaging.requirements import Requirement
+from common import exports,order,path,python,root
+
+modules = sorted(m for m in order if m)
+
+def test_every_lesson_made_its_module():
+    made = {str(f.relative_to(root/'miniai').with_suffix('')).replace('/', '.') for f in (root/'miniai').rglob('*.py')}
+    assert made-{'__init__','_modidx','checks.__init__'} == set(modules)
+
+def test_pyflakes():
+    run = python('-m', 'pyflakes', str(root/'miniai'))
+    assert run.returncode==0, run.stdout
+
+@pytest.mark.parametrize('module', modules)
+def test_imports_in_a_fresh_process(module, tmp_path):
+    run = python('-W', 'error::SyntaxWarning', '-c', f'import miniai.{module}', cwd=tmp_path)
+    assert run.returncode==0, run.stderr
+
+def test_import_miniai_is_cheap(tmp_path):
+    code = "import sys,miniai; print(miniai.__version__, [m for m in ('torch','matplotlib','numpy') if m in sys.modules])"
+    run = python('-c', code, cwd=tmp_path)
+    assert run.returncode==0 and run.stdout.strip().endswith('[]'), run.stdout+run.stderr
+
+def imported(module):
+    "Modules of ours that a module imports."
+    pkg = ['miniai', *module.split('.')][:-1]
+    for node in ast.walk(ast.parse(path(module).read_text(encoding='utf-8'))):
+        if isinstance(node, ast.ImportFrom):
+            base = pkg[:len(pkg)-node.level+1] if node.level else []
+            name = '.'.join([*base, *([node.module] if node.module else [])])
+            if name.split('.')[0]=='miniai': yield name[7:]
+        elif isinstance(node, ast.Import): yield from (a.name[7:] for a in node.names if a.name.split('.')[0]=='miniai')
+
+@pytest.mark.parametrize('module', modules)
+def test_imports_only_from_earlier_notebooks(module):
+    late = [m for m in imported(module) if order[m]>=order[module]]
+    assert not late, f"{module} imports {late}, from the same or a later notebook"
+
+@pytest.mark.parametrize('module', modules)
+def test_no_star_import_and_no_fixed_device(module):
+    text = path(module).read_text(encoding='utf-8')
+    assert not re.search(r'import \*|\.cuda\(\)', text)
+    assert text.isascii()
+
+@pytest.mark.parametrize('module', modules)
+def test_exports_are_documented(module):
+    mod = __import__(f'miniai.{module}', fromlist=['_'])
+    bare = [o for o in exports(module) if callable(getattr(mod, o)) and o!='check' and not (getattr(mod, o).__doc__ or '').strip()]
+    assert not bare
+
+# The wheel, in an environment that holds what its metadata asks for and nothing else. No network: the other packages
+# are linked from the environment that runs this test.
+
+def closure(requirements):
+    "Distributions that a list of requirements pulls in."
+    found,todo = {},[Requirement(r) for r in requirements]
+    while todo:
+        req = todo.pop()
+        if req.marker and not any(req.marker.evaluate({'extra': e}) for e in (req.extras or {''})): continue
+        name = re.sub(r'[-_.]+', '-', req.name).lower()
+        if name in found: continue
+        found[name] = dist = md.distribution(name)
+        todo += [Requirement(r) for r in dist.requires or []]
+    return found
+
+def link(dists, site):
+    for dist in dists.values():
+        for top in {f.parts[0] for f in dist.files or [] if f.parts[0] not in ('..','__pycache__')}:
+            if not (site/top).exists(): (site/top).symlink_to(dist.locate_file(top), target_is_directory=dist.locate_file(top).is_dir())
+
+@pytest.mark.skipif(sys.platform=='win32', reason='needs symbolic links')
+def test_wheel(tmp_path):
+    built = python('-m', 'pip', 'wheel', str(root), '--no-deps', '--no-build-isolation', '--wheel-dir', str(tmp_path), '--quiet')
+    assert built.returncode==0, built.stderr
+    wheel, = tmp_path.glob('miniai-*.whl')
+    listing = python('-m', 'zipfile', '-l', str(wheel)).stdout
+    assert 'miniai/checks/core.py' in listing
+    assert not re.search(r'\.ipynb|tests/|benchmarks/|\.parquet', listing), listing
+    venv.create(tmp_path/'env', with_pip=False)
+    exe = str(tmp_path/'env/bin/python')
+    site = next((tmp_path/'env/lib').glob('python*/site-packages'))
+    installed = python('-m', 'pip', '--python', exe, 'install', '--no-deps', '--no-index', '--quiet', str(wheel))
+    assert installed.returncode==0, installed.stderr
+    link(closure(next(md.distributions(name='miniai', path=[str(site)])).requires or []), site)
+    code = ''.join(f'import miniai.{m}\n' for m in modules) + (
+        'import miniai,sys; print(miniai.__file__)\n'
+        'from miniai.data import draw_shapes; assert draw_shapes(3)[0].shape==(3,1,28,28)\n'
+        'for m in ("nbdev","execnb","IPython","sklearn"):\n'
+        '    assert m not in sys.modules, m\n'
+        'try: import nbdev\n'
+        'except ImportError: print("no nbdev")\n')
+    run = python('-c', code, cwd=tmp_path, exe=exe)
+    assert run.returncode==0, run.stderr
+    assert str(site) in run.stdout and 'no nbdev' in run.stdout, run.stdout
+
+def test_every_requirement_is_pinned():
+    from configparser import ConfigParser
+    ini = ConfigParser()
+    ini.read(root/'settings.ini')
+    cfg = ini['DEFAULT']
+    pins = {line.split('==')[0] for line in (root/'constraints.txt').read_text().splitlines() if '==' in line}
+    wanted = {re.split(r'[<>=]', r)[0].lower() for r in (cfg['requirements']+' '+cfg['dev_requirements']).split()}
+    assert wanted<=pins, wanted-pins
+    assert 'torch==2.13.0' in (root/'constraints.txt').read_text().splitlines()
