@@ -35,11 +35,11 @@ def _number(v):
 
 # %% ../nbs/03_backprop.ipynb #7a0007c9
 class Var:
-    "A tensor that remembers what it was computed from, for reverse-mode differentiation: section 3.2, arXiv:1502.05767."
+    "A tensor that remembers what it was computed from: reverse-mode differentiation, section 3.2 of arXiv:1502.05767."
     __array_ufunc__ = None # so that `array*var` becomes `Var.__rmul__` instead of numpy's product
     def __init__(self,
         value, # Float tensor of any shape, or what `torch.as_tensor` makes one from
-        links=(), # Pairs `(parent, back)`: `back` maps the gradient of this value to the parent's; constants are dropped
+        links=(), # Pairs `(parent, back)`: `back` maps this value's gradient to the parent's; constants are dropped
         op='', # Name of the operation, '' if this is no result of one
     ):
         self.value,self.op,self.grad = torch.as_tensor(value).detach(),op,None
@@ -86,7 +86,7 @@ def _order(out):
 # %% ../nbs/03_backprop.ipynb #7278d24e
 @patch
 def backward(self:Var,
-    grad=None, # Gradient that arrives here, shaped like `value`; may be left out if `value` is one number, and is then 1
+    grad=None, # Gradient that arrives here, shaped like `value`; 1 if None, where `value` is one number
 ):
     "Add the gradient to `grad` of this `Var` and of every `Var` that it was computed from."
     if grad is None:

@@ -76,10 +76,13 @@ def _logistic_case():
 
 check = Checker(
     predicted_grads=Exercise(compare(lambda: ([3.,5.,7.], [6.,10.,14.]), lambda: (), n=1),
-        "Each number reaches the sum along three paths: as both factors of the product and alone. `backward` adds to `grad`."),
-    softplus_grad=Exercise(compare(lambda g, z: _torch_grad(torch.nn.functional.softplus, z, g), _softplus_case, eps=1e-8),
-        "The slope of softplus is the logistic function. Which way of writing it never computes e to the power of 1000?"),
+        "Each number has three paths to the sum: as both factors of the product and alone. `backward` adds to `grad`."),
+    softplus_grad=Exercise(
+        compare(lambda g, z: _torch_grad(torch.nn.functional.softplus, z, g), _softplus_case, eps=1e-8),
+        "The slope of softplus is the logistic function. Which way of writing it holds where e to the z overflows?"),
     logistic_grad=Exercise(compare(_logistic_grad, _logistic_case, eps=1e-10),
-        "Find the gradient with respect to s first: the logarithms and the slope of sigma cancel. Then it is a linear layer."),
-    tanh=Exercise(_test_tanh, "The slope of tanh can be written with the value itself: 1-tanh**2. A link is a pair (parent, back)."),
-    find_bug=Exercise(_test_find_bug, "Look at the largest absolute difference from `numeric_grad`; `torch.unravel_index` makes an index of a place."))
+        "Find the gradient with respect to s first: logarithms and slopes cancel. The rest is a linear layer."),
+    tanh=Exercise(_test_tanh,
+        "The slope of tanh can be written with the value itself: 1-tanh**2. A link is a pair (parent, back)."),
+    find_bug=Exercise(_test_find_bug,
+        "Find the largest absolute difference from `numeric_grad`; `torch.unravel_index` makes a tuple of a place."))

@@ -140,10 +140,11 @@ def test_exercise(
     solution, # Right answer, named like its exercise
     *wrong,   # Plausible wrong answers, same name
 ):
-    "Assert that `check` passes `solution` and refuses each of `wrong` and the empty stub."
+    "Assert that `check` passes `solution` and refuses each of `wrong` and the empty stub, and say so."
     def stub(*args, **kwargs): ...
     stub.__name__ = solution.__name__
     assert wrong, "give at least one plausible wrong answer"
     for f in (stub,*wrong): assert not check.passes(f), f"{solution.__name__}: the checker accepts a wrong answer"
     ok,text = check.report(solution)
     assert ok, text
+    print(f"{solution.__name__}: the solution passes; the stub and {len(wrong)} wrong answer{'s'[:len(wrong)>1]} are refused")
