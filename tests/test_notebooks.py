@@ -1,5 +1,5 @@
 "The notebooks' gate: what is committed is what a reader will see."
-import json,re
+import ast,json,re
 import pytest
 from common import cells,exports,lessons,module_of,nbs,notebooks,order,root,source
 from readme import render
@@ -32,6 +32,14 @@ def test_cells_are_short_and_imports_named(file):
     for c in cells(file):
         assert not re.search(r'import \*|\.cuda\(\)', source(c)), source(c)
         assert len(source(c).splitlines())<=40, source(c)
+
+@by_name
+def test_exported_code_is_shown_on_the_site(file):
+    "nbdev shows the source of `#| exports` cells beside their documentation, and hides that of `#| export` cells."
+    for c in cells(file):
+        if source(c).startswith('#| export\n'):
+            body = ast.parse(source(c)).body
+            assert all(isinstance(o, (ast.Import,ast.ImportFrom)) for o in body), f"write `#| exports`:\n{source(c)}"
 
 @by_lesson
 def test_lesson_has_its_parts(file):
