@@ -51,8 +51,9 @@ readme: setup ## Write README.md from nbs/index.ipynb
 	@$(BIN)/python tests/readme.py
 
 # nbdev would write README.md anew where it is older than the home page; ours is made by `make readme`
-docs: setup ## Build the site into _docs/; needs Quarto
+docs: ## Build the site into _docs/; needs Quarto
 	@command -v quarto > /dev/null || { echo "make docs needs the program quarto, version 1.7 or newer: get it from quarto.org/docs/get-started"; exit 1; }
+	@$(MAKE) --no-print-directory setup
 	@echo "miniai: building the site"
 	@rm -rf _proc _docs && touch README.md
 	@PATH="$(abspath $(BIN)):$$PATH" nbdev_docs

@@ -32,6 +32,8 @@ def sq_dists(
     "Squared distances of all pairs by one matrix product: `|a|^2 + |b|^2 - 2ab`, after moving the mean of `b` to 0."
     if a.ndim!=2 or b.ndim!=2 or a.shape[1]!=b.shape[1]:
         raise ValueError(f"a and b: expected (m,d) and (n,d), got {tuple(a.shape)} and {tuple(b.shape)}")
+    if not a.is_floating_point() or a.dtype!=b.dtype:
+        raise TypeError(f"a and b: expected one float dtype, got {a.dtype} and {b.dtype}")
     mid = b.mean(0)
     a,b = a-mid,b-mid
     res = torch.einsum('id,jd->ij', a, b).mul_(-2)     # in place: this table is the largest thing in the memory
@@ -39,7 +41,8 @@ def sq_dists(
 
 # %% ../nbs/02_meanshift.ipynb #9cd806bc
 def _shift(q, x, bandwidth, counts=None): # (m,d), (n,d), float, (n,) -> (m,d)
-    w = sq_dists(q, x).mul_(-.5/bandwidth**2).exp_()     # (m,n)
+    d2 = sq_dists(q, x)                                  # (m,n)
+    w = d2.sub_(d2.amin(1, keepdim=True)).mul_(-.5/bandwidth**2).exp_()
     if counts is not None: w *= counts
     return w@x / w.sum(1, keepdim=True)
 
@@ -143,6 +146,7 @@ def _lloyd(x, centers, steps): # (n,d), (k,d) -> (centers, labels)
         centers = torch.zeros_like(centers).index_add_(0, labels, x) / counts.clamp_min(1)[:,None]
         empty = (counts==0).nonzero()[:,0]
         if len(empty): centers[empty] = x[d2.topk(len(empty)).indices]
+    else: labels = sq_dists(x, centers).argmin(1)     # the steps ran out: labels of the last centres
     return centers,labels
 
 def _inertia(x, centers, labels): return (x-centers[labels]).pow(2).sum()
@@ -167,6 +171,7 @@ def kmeans(
 ): # `(centers, labels)`: (k,d) like `x`, and the nearest centre of each point (n,), int64
     "K-means by Lloyd's algorithm from k-means++ starts (Arthur and Vassilvitskii 2007, section 2.2)."
     _check(x, restarts=restarts, steps=steps)
-    if not 1<=k<=len(x): raise ValueError(f"k: expected 1 to {len(x)}, the number of points, got {k}")
+    if not isinstance(k, int) or not 1<=k<=len(x):
+        raise ValueError(f"k: expected an integer from 1 to {len(x)}, the number of points, got {k}")
     runs = [_lloyd(x, _plus_plus(x, k, generator), steps) for _ in range(restarts)]
     return min(runs, key=lambda o: _inertia(x, *o).item())

@@ -132,6 +132,8 @@ def draw_masks(
     size=28, # Pixels along each side
 ): # Coverage, (n,size,size), float in [0,1], on the device of `centre`
     "Draw one anti-aliased shape per picture."
+    if len(kinds) and not 0<=kinds.min()<=kinds.max()<len(SHAPES):
+        raise ValueError(f"kinds: expected 0 to {len(SHAPES)-1}, got {kinds.min()} to {kinds.max()}")
     grid = pixel_grid(size, centre.device)
     res = centre.new_empty(len(kinds), size, size)
     for k,sdf in enumerate(SHAPES.values()):
@@ -180,7 +182,8 @@ def _folder(name):
     root = os.environ.get('MINIAI_DATA')
     if not root: return None
     if not Path(root).is_dir():
-        raise NotADirectoryError(f"MINIAI_DATA={root!r} is not a folder; expected one with {name}/*.parquet, or no MINIAI_DATA at all")
+        seen = '' if Path(root).is_absolute() else f", seen from {Path.cwd()}"
+        raise NotADirectoryError(f"MINIAI_DATA={root!r} is not a folder{seen}; expected one with {name}/*.parquet, or no such variable")
     return Path(root)/name if (Path(root)/name).is_dir() else None
 
 # %% ../nbs/00_data.ipynb #4ac11f2b
@@ -409,6 +412,7 @@ def draw_scenes(
     device=None, # Where to draw
 ): # Pictures, uint8 (n,3,size,size)
     "Draw scenes in colour."
+    if not scenes: return torch.empty(0, 3, size, size, dtype=torch.uint8, device=device)
     gen = torch.Generator().manual_seed(seed)
     centre = _layout(scenes, gen).to(device)
     angle = (.4*torch.rand(len(scenes), 2, generator=gen)-.2).to(device)

@@ -8,8 +8,7 @@ def render():
     "The home page's text cells as the README's Markdown."
     cells = json.loads((root/'nbs/index.ipynb').read_text(encoding='utf-8'))['cells']
     text = '\n\n'.join(''.join(c['source']).strip() for c in cells if c['cell_type']=='markdown')
-    def link(m): return f']({m[1][3:]})' if m[1].startswith('../') else f'](nbs/{m[1]})'
-    return '<!-- Made from nbs/index.ipynb by `make readme` -->\n\n' + re.sub(r'\]\((?!https?:|#)([^)]+)\)', link, text) + '\n'
+    return '<!-- Made from nbs/index.ipynb by `make readme` -->\n\n' + re.sub(r'\]\((?!https?:|#)', '](nbs/', text) + '\n'
 
 if __name__=='__main__':
     (root/'README.md').write_text(render(), encoding='utf-8')

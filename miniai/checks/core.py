@@ -26,12 +26,13 @@ def _tensor_difference(got, want, eps):
     if not isinstance(got, torch.Tensor): return f"expected a {describe(want)}, got {describe(got)}"
     if got.shape!=want.shape: return f"expected the shape {tuple(want.shape)}, got {tuple(got.shape)}"
     if _kind(got)!=_kind(want): return f"expected the dtype {str(want.dtype)[6:]}, got {str(got.dtype)[6:]}"
+    eps,digits = (eps,'.6g') if _kind(want)=='floating' else (0,'.0f')
     a,b = got.detach().cpu().double(),want.detach().cpu().double()
     bad = ~torch.isclose(a, b, rtol=eps, atol=eps, equal_nan=True)
     if not bad.any(): return None
     i = tuple(bad.nonzero()[0].tolist())
     where = f"at index {i if len(i)!=1 else i[0]} " if i else ""
-    return f"{where}expected {b[i].item():.6g}, got {a[i].item():.6g} ({bad.sum().item()} of {bad.numel()} values differ)"
+    return f"{where}expected {b[i].item():{digits}}, got {a[i].item():{digits}} ({bad.sum().item()} of {bad.numel()} values differ)"
 
 # %% ../../nbs/solutions/checking.ipynb #6083f766
 def difference(
@@ -42,6 +43,7 @@ def difference(
     "Say where `got` differs from `want`."
     if hasattr(want, '__array__') and not isinstance(want, torch.Tensor): want = torch.as_tensor(want)
     if hasattr(got, '__array__') and not isinstance(got, torch.Tensor): got = torch.as_tensor(got)
+    if isinstance(got, torch.Tensor) and got.ndim==0 and isinstance(want, (int,float)): got = got.item()
     if isinstance(want, torch.Tensor): return _tensor_difference(got, want, eps)
     if isinstance(want, dict):
         if not isinstance(got, dict) or set(got)!=set(want): return f"expected a dict with the keys {list(want)}, got {describe(got)}"

@@ -18,7 +18,8 @@ def _class_means(x, y, n_classes): return torch.stack([x[y==k].float().mean(0) f
 
 def _labelled():
     n,c,h,w = dims(4, 2, 5)
-    return torch.randint(256, (3*n,c,h,w), dtype=torch.uint8), torch.arange(n).repeat(3)[torch.randperm(3*n)], n
+    y = torch.cat([torch.arange(n), torch.randint(n, (2*n,))])           # every class once, then of unequal size
+    return torch.randint(256, (3*n,c,h,w), dtype=torch.uint8), y[torch.randperm(3*n)], n
 
 check = Checker(
     rounded_square=Exercise(

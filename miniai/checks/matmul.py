@@ -20,10 +20,12 @@ def _fitting_shapes():
 
 def _test_shape(f):
     compare(lambda *s: tuple(torch.broadcast_shapes(*s)), _fitting_shapes, n=20)(f)
-    for shapes in ((3,4),(3,)), ((2,1),(8,4,3),(3,3)), ((5,),(2,)):
+    for shapes in ((3,4),(3,)), ((2,1),(8,4,3),(3,3)), ((5,),(2,)), ((5,),(1,),(2,)):
         try: got = f(*shapes)
         except ValueError: continue
         raise AssertionError(f"shapes {shapes} do not fit: expected a ValueError, got {got!r}")
+    got = f((3,1), (1,0))
+    assert got==(3,0), f"shapes ((3, 1), (1, 0)): an axis of size 0 is allowed, expected (3, 0), got {got!r}"
 
 # %% ../../nbs/solutions/01_matmul.ipynb #1f737191
 def _test_kernel(f):
