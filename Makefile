@@ -6,7 +6,10 @@ READY  := $(VENV)/.ready
 ARGS   ?=
 # Tests and notebooks run in nbs/, so a relative MINIAI_DATA is made absolute here
 ifneq ($(MINIAI_DATA),)
-export MINIAI_DATA := $(abspath $(MINIAI_DATA))
+ifeq ($(filter /%,$(MINIAI_DATA)),)
+override MINIAI_DATA := $(CURDIR)/$(MINIAI_DATA)
+endif
+export MINIAI_DATA
 endif
 
 .DEFAULT_GOAL := help
@@ -42,6 +45,7 @@ test: setup ## Run all notebooks, then the gates in tests/
 	@$(BIN)/python -m pytest -q
 
 nbs: setup ## Run all notebooks in place, export the package, clean the notebooks
+	@$(BIN)/nbdev_export
 	@for f in nbs/solutions/checking.ipynb nbs/*.ipynb nbs/solutions/[0-9]*.ipynb; do echo "miniai: $$f"; \
 		$(BIN)/jupyter nbconvert --log-level=WARN --to notebook --execute --inplace --ExecutePreprocessor.timeout=1800 $$f || exit 1; done
 	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean

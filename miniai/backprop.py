@@ -6,7 +6,7 @@
 __all__ = ['numeric_grad', 'Var']
 
 # %% ../nbs/03_backprop.ipynb #4ae0b638
-import operator
+import numbers,operator
 import torch
 from fastcore.basics import patch
 
@@ -56,7 +56,7 @@ def _binary(op, f, x, y, back_x, back_y):
     try: value = f(a, b)
     except RuntimeError as e:
         shapes = ' and '.join(str(tuple(getattr(o, 'shape', ()))) for o in (a,b))
-        raise ValueError(f"{op}: the shapes {shapes} do not fit: {e}") from None
+        raise ValueError(f"{op}: operands of the shapes {shapes} do not fit: {e}") from None
     return Var(value, [(x, lambda g: back_x(g,a,b)), (y, lambda g: back_y(g,a,b))], op)
 
 @patch
@@ -92,7 +92,7 @@ def backward(self:Var,
     if grad is None:
         if self.value.numel()!=1: raise ValueError(f"backward of {self} needs grad, or a sum or mean first")
         grad = torch.ones_like(self.value)
-    grad = torch.as_tensor(grad).to(self.value)
+    grad = torch.as_tensor(grad).detach().to(self.value, copy=True)     # the caller may change its own
     if grad.shape!=self.value.shape: raise ValueError(f"grad must have the shape of {self}, got {tuple(grad.shape)}")
     waiting = {id(self): grad}
     for v in reversed(_order(self)):
@@ -104,7 +104,7 @@ def backward(self:Var,
 # %% ../nbs/03_backprop.ipynb #9b6851fc
 def _matmul(x, y):
     def f(a, b):
-        if min(a.dim(), b.dim())<2: raise RuntimeError("both need two dimensions or more")
+        if min(getattr(o, 'ndim', 0) for o in (a,b))<2: raise RuntimeError("both need two dimensions or more")
         return a@b
     return _binary('@', f, x, y, lambda g,a,b: g@b.mT, lambda g,a,b: a.mT@g)
 
@@ -132,7 +132,7 @@ def _unary(op, f, x, back):
 
 @patch
 def __pow__(self:Var, k):
-    if not isinstance(k, (int,float)): raise TypeError(f"the exponent must be a number, got {type(k).__name__}")
+    if not isinstance(k, numbers.Real): raise TypeError(f"the exponent must be a number, got {type(k).__name__}")
     return _unary(f'**{k}', lambda a: a**k, self, lambda g,a,out: g*k*a**(k-1) if k else 0*g)
 @patch
 def relu(self:Var):

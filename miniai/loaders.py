@@ -48,7 +48,8 @@ def show_image(
     cmap='gray', # Colours for one channel
     vmin=None, # Value shown darkest: 0 for uint8 and for floats in [0,1], else the smallest
     vmax=None, # Value shown brightest: 255 for uint8, 1 for floats in [0,1], else the largest
-    **kwargs):   # The axes
+    **kwargs, # More options, shown in the signature
+): # The axes
     "Draw one picture."
     x = _pixels(im)
     vmin,vmax = (auto if v is None else v for auto,v in zip(_limits(x), (vmin, vmax)))
@@ -68,7 +69,8 @@ def subplots(
     figsize=None, # Inches (width,height); `imsize` a cell if None
     imsize=3, # Inches of a cell's side
     suptitle=None, # Text above all
-    **kwargs):   # `(figure, axes)`; axes as `plt.subplots` returns them
+    **kwargs, # More options, shown in the signature
+): # `(figure, axes)`; axes as `plt.subplots` returns them
     "Like `plt.subplots`, sized by the cell."
     kwargs.setdefault('layout', 'constrained')    # titles do not run into the row above
     fig,axs = plt.subplots(nrows, ncols, figsize=figsize or (ncols*imsize, nrows*imsize), **kwargs)
@@ -82,9 +84,11 @@ def get_grid(
     nrows=None, # Rows; from `n` and `ncols` if None
     ncols=None, # Columns; from `n` and `nrows` if None
     title=None, # Text above all
-    **kwargs):   # `(figure, axes)`; axes: array (n,) of those in use
+    **kwargs, # More options, shown in the signature
+): # `(figure, axes)`; axes: array (n,) of those in use
     "One figure with room for `n` pictures, near a square unless told otherwise; cells to spare are blank."
     if n<1: raise ValueError(f"n: expected at least 1 picture, got {n}")
+    if any(o is not None and o<1 for o in (nrows, ncols)): raise ValueError(f"nrows, ncols: expected 1 or more, got {nrows}, {ncols}")
     if nrows is None: nrows = math.isqrt(n) if ncols is None else math.ceil(n/ncols)
     if ncols is None: ncols = math.ceil(n/nrows)
     if nrows*ncols<n: raise ValueError(f"nrows, ncols: a grid of {nrows} by {ncols} has no room for {n} pictures")
@@ -137,11 +141,16 @@ def collate_dict(
     return functools.partial(_collate, keys)
 
 # %% ../nbs/05_datasets.ipynb #5eedb3cb
+def _to(b, device):
+    if not isinstance(b, (tuple,list)) or not all(isinstance(o, torch.Tensor) for o in b):
+        raise TypeError(f"device: expected batches that are tuples of tensors, got {b!r:.80}; `collate` chooses columns")
+    return tuple(o.to(device, non_blocking=True) for o in b)
+
 class _OnDevice:
     "The loader `dl`, its batches moved to `device`."
     def __init__(self, dl, device): self.dl,self.device = dl,device
     def __len__(self): return len(self.dl)
-    def __iter__(self): return (tuple(o.to(self.device, non_blocking=True) for o in b) for b in self.dl)
+    def __iter__(self): return (_to(b, self.device) for b in self.dl)
     def __getattr__(self, k):
         if k=='dl': raise AttributeError(k)     # not set yet, while copied or unpickled
         return getattr(self.dl, k)
@@ -159,7 +168,7 @@ class DataLoaders:
         dd, # `datasets.DatasetDict`, whose rows give tensors or numbers
         bs=64, # Rows a batch
         splits=('train','test'), # Names of the training and of the validation split in `dd`
-        collate=None, # Function from a list of rows to a batch; `collate_dict` of the split if None
+        collate=None, # Function from a list of rows to a batch, with `device` a tuple of tensors; `collate_dict` of the split if None
         device=None, # Where the batches go, a `torch.device` or its name; as they come if None
         **kwargs, # More for both `DataLoader`s: `num_workers`, `pin_memory`, ...
     ): # `DataLoaders`; only the training loader shuffles
@@ -185,9 +194,11 @@ class BatchLoader:
     ):
         if not tensors or not all(isinstance(o, torch.Tensor) for o in tensors):
             raise TypeError(f"tensors: expected one tensor or more, got {[type(o).__name__ for o in tensors]}")
+        if any(o.ndim==0 for o in tensors): raise ValueError("tensors: expected at least one dimension, got a single number")
         lens = [len(o) for o in tensors]
         if len(set(lens))!=1: raise ValueError(f"tensors: expected equal lengths, got {lens}")
-        if bs<1 or (drop_last and bs>lens[0]): raise ValueError(f"bs: expected from 1 to {lens[0]} rows, got {bs}")
+        if not isinstance(bs, int) or bs<1: raise ValueError(f"bs: expected a whole number, 1 or more, got {bs!r}")
+        if drop_last and bs>lens[0]: raise ValueError(f"bs: expected at most {lens[0]} rows with drop_last, got {bs}")
         self.tensors = tuple(o if device is None else o.to(device) for o in tensors)
         self.dataset = TensorDataset(*self.tensors)
         self.bs,self.shuffle,self.drop_last,self.tfm,self.generator = bs,shuffle,drop_last,tfm,generator

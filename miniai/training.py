@@ -8,7 +8,7 @@ __all__ = ['accuracy', 'log_softmax', 'nll', 'cross_entropy', 'Module', 'Linear'
            'get_dls', 'fit']
 
 # %% ../nbs/04_minibatch_training.ipynb #a1936032
-import math,pickle,random,signal,sys,time,traceback
+import io,math,pickle,random,signal,sys,time,traceback
 import dill,torch
 import multiprocessing as mp
 import numpy as np
@@ -65,10 +65,10 @@ class Module:
     def __setattr__(self, name, value):
         if '_params' not in self.__dict__:
             raise AttributeError(f"{type(self).__name__}: call super().__init__() before setting `{name}`")
-        self._params.pop(name, None)
-        self._modules.pop(name, None)
-        if isinstance(value, torch.Tensor) and value.requires_grad: self._params[name] = value
-        if isinstance(value, Module): self._modules[name] = value
+        is_param = isinstance(value, torch.Tensor) and value.requires_grad and value.is_leaf
+        for kind,found in ((self._params,is_param), (self._modules,isinstance(value, Module))):
+            if found: kind[name] = value                 # replacing keeps the place
+            else: kind.pop(name, None)
         super().__setattr__(name, value)
 
     def __delattr__(self, name):
@@ -259,25 +259,38 @@ def collate(
     "Make one batch of a list of items."
     o = items[0]
     if isinstance(o, torch.Tensor): return torch.stack(items)
+    if isinstance(o, str): return items
     if isinstance(o, (np.ndarray,np.generic)): return torch.stack([torch.as_tensor(i) for i in items])
     if isinstance(o, (bool,int,float)): return torch.tensor(items)
-    if isinstance(o, str): return items
-    if isinstance(o, dict): return {k: collate([i[k] for i in items]) for k in o}
+    if isinstance(o, dict):
+        if any(i.keys()!=o.keys() for i in items): raise ValueError(f"collate: expected the keys {list(o)} in every dict")
+        return {k: collate([i[k] for i in items]) for k in o}
     if isinstance(o, (tuple,list)):
         cols = [collate(list(col)) for col in zip(*items, strict=True)]
         return type(o)(*cols) if hasattr(o, '_fields') else type(o)(cols)         # a named tuple takes them one by one
     raise TypeError(f"collate: expected tensors, arrays, numbers, strings, tuples or dicts, got {type(o).__name__}")
 
 # %% ../nbs/04_minibatch_training.ipynb #891cb961
+class _Pickler(pickle.Pickler):
+    "Pickles a tensor that is a view without the rest of its storage."
+    def reducer_override(self, o):
+        is_view = type(o) is torch.Tensor and o.untyped_storage().nbytes()>o.nbytes
+        return o.clone().__reduce_ex__(4) if is_view else NotImplemented
+
+def _dumps(o):
+    with io.BytesIO() as f:
+        _Pickler(f).dump(o)
+        return f.getvalue()
+
 def _answer(ds, idxs, collate_fn):
     "Pickled `(batch, None)`, or `(None, account of the failure)`."
     items = []
     try:
         for i in idxs: items.append(ds[i])
-        return pickle.dumps((collate_fn(items), None))
+        return _dumps((collate_fn(items), None))
     except Exception:
         where = f"item {idxs[len(items)]}" if len(items)<len(idxs) else f"the batch of items {idxs}"
-        return pickle.dumps((None, f"{where} failed:\n{traceback.format_exc()}"))
+        return _dumps((None, f"{where} failed:\n{traceback.format_exc()}"))
 
 # %% ../nbs/04_minibatch_training.ipynb #1aff0a9f
 def _work(conn, parents_end, ds, collate_fn, seed):
@@ -400,9 +413,9 @@ def _train_epoch(model, loss_func, opt, dl, device):
     for xb,yb in dl:
         xb,yb = xb.to(device),yb.to(device)
         loss = loss_func(model(xb), yb)
+        opt.zero_grad()                # first, so that an interrupted run leaves nothing to the next
         loss.backward()
         opt.step()
-        opt.zero_grad()
         total,n = total+loss.item()*len(xb),n+len(xb)
     if not n: raise ValueError("train_dl: it has no batches")
     return total/n
@@ -430,7 +443,9 @@ def fit(
     valid_dl,  # Iterable of batches `(xb, yb)` to measure on
 ): # List of dicts, one an epoch: epoch, train_loss, valid_loss, accuracy, seconds
     "Train `model` in place; print and return the losses, the accuracy in [0,1] and the seconds of each epoch."
-    device = next(iter(model.parameters())).device
+    p = next(iter(model.parameters()), None)
+    if p is None: raise ValueError("model: it has no parameters")
+    device = p.device
     records = []
     print('epoch  train_loss  valid_loss  accuracy  seconds')
     for epoch in range(epochs):

@@ -29,6 +29,8 @@ class Hub(BaseHTTPRequestHandler):
         self.reply(dict(id=repo, sha=commit, private=False, gated=False, tags=[], siblings=siblings) if repo in url else None)
     do_HEAD = do_GET
 
+def caches(folder): return dict(HF_HOME=str(folder), HF_HUB_CACHE=str(folder/'hub'), HF_DATASETS_CACHE=str(folder/'datasets'))
+
 @pytest.fixture
 def hub(tmp_path):
     make = ("from miniai.data import _encode,draw_shapes,SHAPES\n"
@@ -42,7 +44,7 @@ def hub(tmp_path):
 
 def test_hub_then_our_cache_then_the_clients_cache_then_shapes(hub, tmp_path):
     env = dict(MINIAI_DATA='', HF_ENDPOINT=f'http://127.0.0.1:{hub.server_port}', NO_PROXY='127.0.0.1', no_proxy='127.0.0.1',
-               HF_HOME=str(tmp_path/'hf'), XDG_CACHE_HOME=str(tmp_path/'cache'))
+               HF_HUB_OFFLINE='0', HF_DATASETS_OFFLINE='0', XDG_CACHE_HOME=str(tmp_path/'cache'), **caches(tmp_path/'hf'))
     def source(cache):
         code = f"from miniai.data import get_data; d = get_data(cache={str(tmp_path/cache)!r}); print('>', d.source, len(d.x_train))"
         run = python('-c', code, cwd=tmp_path, env=env)
@@ -53,5 +55,5 @@ def test_hub_then_our_cache_then_the_clients_cache_then_shapes(hub, tmp_path):
     hub.server_close()
     assert source('ours')==['hub','30']           # our own cache
     assert source('other')==['hub','30']          # the hub client's cache
-    env['HF_HOME'] = str(tmp_path/'empty')
+    env |= caches(tmp_path/'empty')
     assert source('third')==['drawn','60000']     # nothing left

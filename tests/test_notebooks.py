@@ -34,6 +34,11 @@ def test_cells_are_short_and_imports_named(file):
         assert len(source(c).splitlines())<=40, source(c)
 
 @by_name
+def test_title_cell_holds_title_and_summary_alone(file):
+    first = source(cells(file, 'markdown')[0]).strip()
+    assert re.fullmatch(r'# [^\n]+\n\n> [^\n]+', first), "nbdev leaves the rest of this cell out of the site"
+
+@by_name
 def test_exported_code_is_shown_on_the_site(file):
     "nbdev shows the source of `#| exports` cells beside their documentation, and hides that of `#| export` cells."
     for c in cells(file):
@@ -59,10 +64,9 @@ def test_exercises_check_themselves(file):
 
 def test_api_page_lists_every_name():
     page = ''.join(''.join(o['data'].get('text/markdown', '')) for c in cells(nbs/'api.ipynb') for o in c['outputs'] if 'data' in o)
-    for module in order:
-        if module and (not module.startswith('checks.') or module=='checks.core'):
-            for name in exports(module): assert f'[`{name}`]' in page, f"{module}.{name}: run nbs/api.ipynb again"
+    public = [m for m in order if m and (not m.startswith('checks.') or m=='checks.core')]
+    assert sorted(re.findall(r'\[`(\w+)`\]', page))==sorted(n for m in public for n in exports(m)), "run nbs/api.ipynb again"
 
 def test_sidebar_lists_every_notebook():
     listed = set(re.findall(r'href: (\S+\.ipynb)', (nbs/'sidebar.yml').read_text(encoding='utf-8')))
-    assert listed=={str(f.relative_to(nbs)) for f in notebooks}
+    assert listed=={f.relative_to(nbs).as_posix() for f in notebooks}

@@ -1,5 +1,5 @@
 "The package's gate: what the notebooks' own tests cannot see, since they run in the notebook's namespace."
-import ast,importlib.metadata as md,re,sys,venv
+import ast,importlib.metadata as md,re,shutil,sys,venv
 import pytest
 from packaging.requirements import Requirement
 from common import exports,order,path,python,root
@@ -7,7 +7,7 @@ from common import exports,order,path,python,root
 modules = sorted(m for m in order if m)
 
 def test_every_lesson_made_its_module():
-    made = {str(f.relative_to(root/'miniai').with_suffix('')).replace('/', '.') for f in (root/'miniai').rglob('*.py')}
+    made = {'.'.join(f.relative_to(root/'miniai').with_suffix('').parts) for f in (root/'miniai').rglob('*.py')}
     assert made-{'__init__','_modidx','checks.__init__'} == set(modules)
 
 def test_pyflakes():
@@ -73,11 +73,13 @@ def link(dists, site):
 
 @pytest.mark.skipif(sys.platform=='win32', reason='needs symbolic links')
 def test_wheel(tmp_path):
+    shutil.rmtree(root/'build', ignore_errors=True)            # what an older build left would get into the wheel
     built = python('-m', 'pip', 'wheel', str(root), '--no-deps', '--no-build-isolation', '--wheel-dir', str(tmp_path), '--quiet')
     assert built.returncode==0, built.stderr
     wheel, = tmp_path.glob('miniai-*.whl')
     listing = python('-m', 'zipfile', '-l', str(wheel)).stdout
-    assert 'miniai/checks/core.py' in listing
+    modules_of_tree = {f.relative_to(root).as_posix() for f in (root/'miniai').rglob('*.py')}
+    assert set(re.findall(r'miniai/\S+\.py', listing))==modules_of_tree
     assert not re.search(r'\.ipynb|tests/|benchmarks/|\.parquet', listing), listing
     venv.create(tmp_path/'env', with_pip=False)
     exe = str(tmp_path/'env/bin/python')

@@ -6,7 +6,7 @@
 __all__ = ['describe', 'difference', 'dims', 'compare', 'Exercise', 'is_stub', 'Checker', 'test_exercise']
 
 # %% ../../nbs/solutions/checking.ipynb #2074e551
-import torch
+import numpy as np, torch
 from fastcore.basics import store_attr
 
 # %% ../../nbs/solutions/checking.ipynb #ba7d83a2
@@ -26,13 +26,14 @@ def _tensor_difference(got, want, eps):
     if not isinstance(got, torch.Tensor): return f"expected a {describe(want)}, got {describe(got)}"
     if got.shape!=want.shape: return f"expected the shape {tuple(want.shape)}, got {tuple(got.shape)}"
     if _kind(got)!=_kind(want): return f"expected the dtype {str(want.dtype)[6:]}, got {str(got.dtype)[6:]}"
-    eps,digits = (eps,'.6g') if _kind(want)=='floating' else (0,'.0f')
-    a,b = got.detach().cpu().double(),want.detach().cpu().double()
-    bad = ~torch.isclose(a, b, rtol=eps, atol=eps, equal_nan=True)
+    a,b = got.detach().cpu(),want.detach().cpu()
+    wide = dict(floating=torch.float64, complex=torch.complex128).get(_kind(want))
+    bad = ~torch.isclose(a.to(wide), b.to(wide), rtol=eps, atol=eps, equal_nan=True) if wide else a!=b
     if not bad.any(): return None
     i = tuple(bad.nonzero()[0].tolist())
     where = f"at index {i if len(i)!=1 else i[0]} " if i else ""
-    return f"{where}expected {b[i].item():{digits}}, got {a[i].item():{digits}} ({bad.sum().item()} of {bad.numel()} values differ)"
+    want,got = (f'{o[i].item():.6g}' if _kind(o)=='floating' else describe(o[i].item()) for o in (b,a))
+    return f"{where}expected {want}, got {got} ({bad.sum().item()} of {bad.numel()} values differ)"
 
 # %% ../../nbs/solutions/checking.ipynb #6083f766
 def difference(
@@ -41,6 +42,7 @@ def difference(
     eps=1e-5, # Tolerance of floats: relative for large numbers, absolute for small ones
 ): # None if they agree, else one sentence that names the first difference
     "Say where `got` differs from `want`."
+    got,want = (o.item() if isinstance(o, np.generic) else o for o in (got,want))
     if hasattr(want, '__array__') and not isinstance(want, torch.Tensor): want = torch.as_tensor(want)
     if hasattr(got, '__array__') and not isinstance(got, torch.Tensor): got = torch.as_tensor(got)
     if isinstance(got, torch.Tensor) and got.ndim==0 and isinstance(want, (int,float)): got = got.item()
@@ -122,7 +124,7 @@ class Checker:
             return False, f"{name}: no exercise has this name. The names are: {', '.join(self.exercises)}."
         ex = self.exercises[name]
         if is_stub(f): return False, f"{name}: not written yet. Replace the `...` and run the cell again."
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             try: ex.test(f)
             except AssertionError as e: return False, f"{name}: not yet. {e}\n  Hint: {ex.hint}"
             except Exception as e: return False, f"{name}: raised {type(e).__name__}: {e}\n  Hint: {ex.hint}"
@@ -143,10 +145,15 @@ def test_exercise(
     *wrong,   # Plausible wrong answers, same name
 ):
     "Assert that `check` passes `solution` and refuses each of `wrong` and the empty stub, and say so."
+    name = solution.__name__
     def stub(*args, **kwargs): ...
-    stub.__name__ = solution.__name__
+    def nothing(*args, **kwargs): return next(iter([None]))      # returns None, and is no stub by its code
+    stub.__name__ = nothing.__name__ = name
     assert wrong, "give at least one plausible wrong answer"
-    for f in (stub,*wrong): assert not check.passes(f), f"{solution.__name__}: the checker accepts a wrong answer"
-    ok,text = check.report(solution)
-    assert ok, text
-    print(f"{solution.__name__}: the solution passes; the stub and {len(wrong)} wrong answer{'s'[:len(wrong)>1]} are refused")
+    for f in (stub,nothing,*wrong):
+        passed,text = check.report(f)
+        assert not passed, f"{name}: the checker accepts a wrong answer"
+        assert f.__name__==name and 'raised NameError' not in text, f"{name}: a wrong answer was not even compared: {text}"
+    passed,text = check.report(solution)
+    assert passed, text
+    print(f"{name}: the solution passes; the stub and {len(wrong)} wrong answer{'s'[:len(wrong)>1]} are refused")

@@ -60,6 +60,8 @@ def _test_memoize(f):
         got,want,case = fast(x, **kwargs),x*kwargs.get('y', 2),f"area({x}, **{kwargs})"
         assert got==want, f"{case} should be {want}, got {got}"
         assert len(calls)==n, f"after {case} there should have been {n} real calls, there were {len(calls)}"
+    minus = f(lambda a, b: a-b)
+    assert (minus(a=1, b=2), minus(b=1, a=2))==(-1, 1), "the names of the arguments matter: a=1, b=2 is not b=1, a=2"
     assert none(3) is None, "a second memoized function should have results of its own"
     assert none(3) is None and len(calls)==5, "a result of None should be remembered too"
     assert fast.__name__=='area', f"the name should be 'area' still, it is {fast.__name__!r}"
@@ -76,6 +78,8 @@ def _test_compose(f):
     assert f(double)(x)==2*x, f"compose(double)({x}) should be {2*x}, got {f(double)(x)}"
     got = f(double, less3)(x)
     assert got==2*x-3, f"compose(double, less3)({x}) should be {2*x-3}, got {got}"
+    g = f(double, less3)
+    assert g(x)==g(x)==2*x-3, "the composed function should work a second time as well"
     got = f(total, double, less3, abs)(x, 1, scale=-1)
     assert got==2*x+5, f"compose(total, double, less3, abs)({x}, 1, scale=-1) should be {2*x+5}, got {got}"
     assert f()(x)==x, f"compose()({x}) should be {x}, got {f()(x)}"
@@ -94,7 +98,7 @@ def _test_countdown(f):
         try: next(it)
         except StopIteration: pass
         else: raise AssertionError(f"after its end, next of Countdown({n}) should raise StopIteration again")
-    a,b = f(3),f(3)
+    a,b = iter(f(3)),iter(f(3))
     next(a)
     assert next(b)==3, "two Countdowns should count on their own"
 

@@ -42,7 +42,8 @@ def _check_momentum(cls):
     w = [torch.randn(3, 4, dtype=torch.float64),torch.randn(3, dtype=torch.float64)]
     x,y = torch.randn(20, 4, dtype=torch.float64),torch.randint(0, 3, (20,))
     pairs = [[p.clone().requires_grad_() for p in w] for _ in range(2)]
-    opts = cls(pairs[0], .1, .9),torch.optim.SGD(pairs[1], lr=.1, momentum=.9)
+    unused = torch.ones(2, requires_grad=True)               # never gets a gradient
+    opts = cls([*pairs[0],unused], .1, .9),torch.optim.SGD(pairs[1], lr=.1, momentum=.9)
     for step in range(6):
         for (w1,b),opt in zip(pairs, opts):
             F.cross_entropy(x@w1.T + b, y).backward()
