@@ -45,10 +45,9 @@ test: setup ## Run all notebooks, then the gates in tests/
 	@echo "miniai: running the gates"
 	@$(BIN)/python -m pytest -q
 
-nbs: setup ## Run all notebooks in place, export the package, clean the notebooks
+nbs: setup ## Run all notebooks in place, export, clean; ARGS=--slow runs the cells flagged slow too
 	@$(BIN)/nbdev_export
-	@for f in nbs/solutions/checking.ipynb nbs/*.ipynb nbs/solutions/[0-9]*.ipynb; do echo "miniai: $$f"; \
-		$(BIN)/jupyter nbconvert --log-level=WARN --to notebook --execute --inplace --ExecutePreprocessor.timeout=1800 $$f || exit 1; done
+	@$(BIN)/python tests/execute.py $(ARGS) nbs/solutions/checking.ipynb nbs/*.ipynb nbs/solutions/[0-9]*.ipynb
 	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean
 	@$(MAKE) --no-print-directory readme
 
