@@ -272,12 +272,13 @@ def plot_calibration(
     ax=None, # Axes to draw on; a new figure if None
     title='Calibration', # Text above, to which the error is added
 ): # The axes
-    "Draw accuracy over confidence, a bar a bin, and the diagonal where both agree."
+    "Draw accuracy over confidence, a bar a bin, pale below 30 pictures, and the diagonal where both agree."
     if ax is None: ax = plt.subplots(figsize=(3.4, 3.4), layout='constrained')[1]
     n = len(cal.counts)
     left = torch.arange(n)/n
     full = cal.counts>0
-    ax.bar(left[full], cal.accuracy[full], width=1/n, align='edge', edgecolor='white', label='accuracy')
+    bars = ax.bar(left[full], cal.accuracy[full], width=1/n, align='edge', edgecolor='white')
+    for bar,count in zip(bars, cal.counts[full].tolist()): bar.set_alpha(min(1, max(.15, count/30)))
     ax.plot(cal.confidence[full], cal.accuracy[full], 'k.', ms=4, label='bin mean')
     ax.plot([0, 1], [0, 1], '--', color='0.4', label='calibrated')
     ax.set(xlim=(0, 1), ylim=(0, 1), xlabel='confidence', ylabel='share right', title=f'{title}, ECE {cal.ece:.3f}', aspect='equal')

@@ -20,8 +20,9 @@ def conv_size(
     dilation=1, # Pixels from one number of the kernel to the next
 ): # int, at least 1
     "Size of a convolution's output along one side: the places of the kernel (arXiv:1603.07285, chapters 2 and 5)."
-    for name,v,least in (('n', n, 0), ('ks', ks, 1), ('stride', stride, 1), ('padding', padding, 0), ('dilation', dilation, 1)):
-        if not isinstance(v, int) or v<least: raise ValueError(f"{name}: expected a whole number, {least} or more, got {v!r}")
+    least = dict(n=0, ks=1, stride=1, padding=0, dilation=1)
+    for (name,lo),v in zip(least.items(), (n, ks, stride, padding, dilation)):
+        if not isinstance(v, int) or v<lo: raise ValueError(f"{name}: expected a whole number, {lo} or more, got {v!r}")
     span,room = dilation*(ks-1)+1,n+2*padding
     if span>room: raise ValueError(f"ks: a kernel that spans {span} pixels does not fit into {room}, padding included")
     return (room-span)//stride + 1
@@ -37,7 +38,9 @@ def _pair(
         raise ValueError(f"{name}: expected a whole number, {least} or more, or a pair of them, got {v!r}")
     return p
 
-def _pad(x, padding): return F.pad(x, (padding[1], padding[1], padding[0], padding[0])) if any(padding) else x   # last side first
+def _pad(x, padding):
+    top,left = padding
+    return F.pad(x, (left, left, top, top)) if top or left else x       # torch takes the last dimension first
 
 # %% ../nbs/07_convolutions.ipynb #ab0cebfa
 def _patches(
@@ -53,13 +56,16 @@ def _patches(
 # %% ../nbs/07_convolutions.ipynb #221f08e5
 def _check_conv(x, weight, bias, groups):
     if x.ndim!=4 or weight.ndim!=4:
-        raise ValueError(f"expected x (n,ni,h,w) and weight (nf,ni/groups,kh,kw), got {tuple(x.shape)} and {tuple(weight.shape)}")
+        raise ValueError("expected x (n,ni,h,w) and weight (nf,ni/groups,kh,kw), "
+                         f"got {tuple(x.shape)} and {tuple(weight.shape)}")
     if x.dtype!=weight.dtype: raise TypeError(f"weight: expected {x.dtype} like x, got {weight.dtype}")
-    if not isinstance(groups, int) or groups<1: raise ValueError(f"groups: expected a whole number, 1 or more, got {groups!r}")
-    if len(weight)%groups: raise ValueError(f"groups: expected a divisor of the {len(weight)} filters of weight, got {groups}")
+    if not isinstance(groups, int) or groups<1:
+        raise ValueError(f"groups: expected a whole number, 1 or more, got {groups!r}")
+    if len(weight)%groups:
+        raise ValueError(f"groups: expected a divisor of the {len(weight)} filters of weight, got {groups}")
     if x.shape[1]!=weight.shape[1]*groups:
-        raise ValueError(f"x: expected {weight.shape[1]*groups} channels, since weight has {weight.shape[1]} for each of {groups} "
-                         f"groups, got {x.shape[1]}")
+        raise ValueError(f"x: expected {weight.shape[1]*groups} channels, since weight has {weight.shape[1]} for each "
+                         f"of {groups} groups, got {x.shape[1]}")
     if bias is not None and bias.shape!=weight.shape[:1]:
         raise ValueError(f"bias: expected one number a filter, {tuple(weight.shape[:1])}, got {tuple(bias.shape)}")
 
@@ -76,10 +82,11 @@ def conv2d(
     "Convolution as one product over a view of all patches; agrees with `F.conv2d`."
     _check_conv(x, weight, bias, groups)
     stride,padding,dilation = _pair('stride', stride, 1),_pair('padding', padding, 0),_pair('dilation', dilation, 1)
-    for o in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation): conv_size(*o)     # an error if the kernel is too large
-    p = _patches(_pad(x, padding), weight.shape[2:], stride, dilation)         # (n,ni,ho,wo,kh,kw), a view
-    p,w = p.unflatten(1, (groups, -1)),weight.unflatten(0, (groups, -1))       # (n,g,ni/g,ho,wo,kh,kw), (g,nf/g,ni/g,kh,kw)
-    y = torch.einsum('ngcijuv,gfcuv->ngfij', p, w).flatten(1, 2)               # (n,nf,ho,wo)
+    for o in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation): conv_size(*o)   # an error if it does not fit
+    p = _patches(_pad(x, padding), weight.shape[2:], stride, dilation)     # (n,ni,ho,wo,kh,kw), a view
+    p = p.unflatten(1, (groups, -1))                                       # (n,groups,ni/groups,ho,wo,kh,kw)
+    w = weight.unflatten(0, (groups, -1))                                  # (groups,nf/groups,ni/groups,kh,kw)
+    y = torch.einsum('ngcijuv,gfcuv->ngfij', p, w).flatten(1, 2)           # (n,nf,ho,wo)
     return y if bias is None else y+bias.reshape(-1, 1, 1)
 
 # %% ../nbs/07_convolutions.ipynb #223efb41
@@ -149,7 +156,8 @@ _see_all = nn.Linear,nn.AdaptiveAvgPool2d,nn.AdaptiveMaxPool2d,nn.Upsample,nn.Co
 def _square(layer, name):
     v = getattr(layer, name, 1)
     v = v if isinstance(v, (tuple,list)) else (v,)
-    if len(set(v))!=1: raise ValueError(f"layers: expected the same {name} for rows and columns, got {tuple(v)} in {layer}")
+    if len(set(v))!=1:
+        raise ValueError(f"layers: expected the same {name} for rows and columns, got {tuple(v)} in {layer}")
     return v[0]
 
 def _spans(layers):
@@ -157,7 +165,8 @@ def _spans(layers):
     for o in layers:
         if isinstance(o, nn.Sequential): yield from _spans(o)
         elif isinstance(o, _see_all) or (isinstance(o, nn.Module) and any(o.children())):
-            raise ValueError(f"layers: expected convolutions, pooling and layers that act on each place alone, got {type(o).__name__}")
+            raise ValueError("layers: expected convolutions, pooling and layers that act on each place alone, "
+                             f"got {type(o).__name__}")
         elif hasattr(o, 'kernel_size'): yield tuple(_square(o, k) for k in ('kernel_size','stride','dilation'))
         elif not isinstance(o, nn.Module): yield o
 
@@ -165,10 +174,11 @@ def _spans(layers):
 def receptive_field(
     layers, # `nn.Sequential` of convolutions, or a list of `(ks,stride,dilation)`, from the picture on
 ): # int, at least 1
-    "Side of the square of pixels that one output sees (doi:10.23915/distill.00021); with padding it may reach over the border."
+    "Side of the square of pixels, the padding's included, that one output sees (doi:10.23915/distill.00021)."
     size,step = 1,1
     for o in _spans(layers):
-        if not isinstance(o, (tuple,list)) or len(o)!=3: raise ValueError(f"layers: expected (ks,stride,dilation) for each, got {o!r}")
+        if not isinstance(o, (tuple,list)) or len(o)!=3:
+            raise ValueError(f"layers: expected (ks,stride,dilation) for each, got {o!r}")
         ks,stride,dilation = o
         size += (ks-1)*dilation*step
         step *= stride

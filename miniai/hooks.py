@@ -89,7 +89,7 @@ class ActivationStatsCB(Callback):
     in_lr_find = False
     records = dict(mean=0, deviation=1, zero=2, dead=3, hist=slice(4, None))
     def __init__(self,
-        mods=None, # Modules to watch: a predicate on modules, a list of modules; all activation functions if None
+        mods=None, # Modules to watch: a list of them, a class, or a predicate on modules; all activation functions if None
         bins=100, # Bins of the histograms
         lims=(-10.,10.), # Where the histograms begin and end; the first and the last bin hold what lies outside
         dim=1, # Dimension of an output that counts its units: 1 for (n,c,h,w) and (n,f), -1 for (n,t,f)
@@ -125,6 +125,7 @@ def _chosen(model, mods):
     "The modules of `model` that `mods` chooses, each once, with their names."
     names = {m: name for name,m in model.named_modules()}
     if mods is None: ms = [m for m in names if _is_act(m) and not list(m.children())]
+    elif isinstance(mods, type): ms = [m for m in names if isinstance(m, mods)]
     elif callable(mods) and not isinstance(mods, nn.Module): ms = [m for m in names if mods(m)]
     else: ms = [mods] if isinstance(mods, nn.Module) else list(mods)
     strange = [m for m in ms if m not in names]
@@ -150,7 +151,7 @@ def _lines(self:ActivationStatsCB, axs, **labels):
     for ax,(what,label) in zip(axs, labels.items()):
         rows = self.record(what)
         for i,(name,v) in enumerate(rows.items()):
-            ax.plot(v, lw=1, color=plt.cm.viridis(.9*i/max(1, len(rows)-1)), label=name)
+            ax.plot(v, lw=1, color=plt.cm.viridis(.85*i/max(1, len(rows)-1)), label=name)
         ax.set(xlabel='training batch', ylabel=label, title=label[0].upper()+label[1:])
     axs[-1].legend(fontsize=7, ncols=1+len(rows)//9)
     return axs

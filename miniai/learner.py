@@ -8,14 +8,11 @@ __all__ = ['CancelBatch', 'CancelEpoch', 'CancelFit', 'Callback', 'Average', 'Wh
            'LRFinderCB']
 
 # %% ../nbs/09_learner.ipynb #6fe4f5c4
-import math,time,matplotlib.pyplot as plt,torch,torch.nn.functional as F
+import contextlib,copy,difflib,itertools,math,time
+import matplotlib.pyplot as plt,torch,torch.nn.functional as F
 from collections.abc import Mapping
-from contextlib import ExitStack
-from copy import deepcopy
-from difflib import get_close_matches
 from fastcore.basics import patch
 from fastprogress.fastprogress import NBMasterBar,master_bar,progress_bar
-from itertools import islice
 from .conv import def_device,to_cpu,to_device
 from torch import optim
 
@@ -132,7 +129,7 @@ def _check_callbacks(cbs):
         if not isinstance(cb, Callback): raise TypeError(f"cbs: expected instances of Callback, got {cb!r:.60}")
         for name in set(dir(cb))-{*_events,*_steps}:
             if name.startswith('_'): continue
-            close = get_close_matches(name, _events, 1, .85)
+            close = difflib.get_close_matches(name, _events, 1, .85)
             if close or name.startswith(('before_','after_','cancel_','cleanup_')):
                 hint = f"did you mean {close[0]}?" if close else f"the events are {', '.join(_events)}"
                 raise ValueError(f"cbs: {type(cb).__name__} has {name}, which is no event; {hint}")
@@ -190,7 +187,7 @@ def _run(self:Learner, phase, f):
     finally:
         cleanups = self._on.get('cleanup_'+phase)
         if cleanups:
-            with ExitStack() as stack:           # runs all, even where one raises; last in, first out
+            with contextlib.ExitStack() as stack:           # runs all, even where one raises; last in, first out
                 for cleanup in reversed(cleanups): stack.callback(cleanup, self)
 
 # %% ../nbs/09_learner.ipynb #e682aaa3
@@ -251,14 +248,14 @@ def _set_opt(self:Learner, lr):
     if self.opt is None: self.opt = self.opt_func(self.model.parameters(), lr=self.lr)
     if self._made is None or self._made[0] is not self.opt:
         if not hasattr(self.opt, 'param_groups'): raise TypeError(f"opt_func: expected an optimizer with param_groups, got {self.opt!r:.80}")
-        self._made = self.opt,ids,self.lr,[{k:deepcopy(v) for k,v in g.items() if k!='params'} for g in self.opt.param_groups]
+        self._made = self.opt,ids,self.lr,[{k:copy.deepcopy(v) for k,v in g.items() if k!='params'} for g in self.opt.param_groups]
     _,made_for,base,settings = self._made
     if ids!=made_for: raise RuntimeError("the model has other parameters than those its optimizer was made for; set learn.opt = None for a new one")
     lr = self.lr if lr is None else lr
     for g,s in zip(self.opt.param_groups, settings):
         params = g['params']
         g.clear()                                # what a schedule wrote into it must not reach this fit
-        g.update(deepcopy(s), params=params, lr=lr if s['lr']==base else s['lr']*(lr/base))
+        g.update(copy.deepcopy(s), params=params, lr=lr if s['lr']==base else s['lr']*(lr/base))
 
 # %% ../nbs/09_learner.ipynb #9b6ccacc
 @patch
@@ -465,7 +462,7 @@ def cleanup_fit(self:ProgressCB, learn):
 class SingleBatchCB(Callback):
     "One batch a pass: does everything run?"
     order = -100
-    def before_epoch(self, learn): learn.dl = list(islice(learn.dl, 1))
+    def before_epoch(self, learn): learn.dl = list(itertools.islice(learn.dl, 1))
 
 # %% ../nbs/09_learner.ipynb #6c91f0dc
 class NaNStopCB(Callback):
@@ -498,16 +495,16 @@ class LRFinderCB(Callback):
         if not loss<=limit<math.inf or len(self.lrs)>=self.max_iter: raise CancelFit()
         for g in learn.opt.param_groups: g['lr'] *= self.gamma
 
-    def smooth(self): # List of floats
-        "Losses averaged over neighbours, five at most."
-        n = len(self.losses)
-        return [sum(self.losses[max(0, i-2):i+3])/len(self.losses[max(0, i-2):i+3]) for i in range(n)]
+    def smooth(self): # Floats, as many as there are losses
+        "Losses averaged over five neighbours, fewer at the ends."
+        windows = [self.losses[max(0, i-2):i+3] for i in range(len(self.losses))]
+        return [sum(o)/len(o) for o in windows]
 
     def suggest(self): # float
         "A tenth of the learning rate at which the averaged loss was lowest."
-        if not self.losses or not math.isfinite(self.losses[0]): raise FloatingPointError("lr_find: the loss was no finite number from the start")
-        smooth = [o if math.isfinite(o) else math.inf for o in self.smooth()]
-        return self.lrs[smooth.index(min(smooth))]/10
+        found = [(loss,lr) for loss,lr in zip(self.smooth(), self.lrs) if math.isfinite(loss)]
+        if not found: raise FloatingPointError(f"lr_find: found no finite loss; the first is {self.losses[:1]}")
+        return min(found)[1]/10
 
 # %% ../nbs/09_learner.ipynb #b29b11a1
 @patch
@@ -520,8 +517,8 @@ def plot(self:LRFinderCB,
     ax.semilogx(self.lrs, self.losses, '.', color='0.6', label='each batch')
     ax.semilogx(self.lrs, self.smooth(), label='averaged over five')
     ax.axvline(lr, color='tab:red', ls='--', label=f'suggestion {lr:.2g}')
-    ax.set(title='Loss while the learning rate grows', xlabel='learning rate', ylabel='loss',
-           ylim=(None, 1.1*max(self.losses[0], min(self.losses))))
+    ax.set(title='Loss while the learning rate grows', xlabel='learning rate', ylabel='loss')
+    ax.set_ylim(top=self.losses[0]+.2*abs(self.losses[0]))     # the explosion itself need not be seen
     ax.legend()
     return ax
 
@@ -530,7 +527,7 @@ def _snapshot(model):
     "A function that puts the model back into its present state."
     params = list(model.parameters())
     grads = [p.grad for p in params]
-    state = deepcopy(model.state_dict()) if hasattr(model, 'state_dict') else [p.detach().clone() for p in params]
+    state = copy.deepcopy(model.state_dict()) if hasattr(model, 'state_dict') else [p.detach().clone() for p in params]
     def restore():
         if isinstance(state, list):
             with torch.no_grad():

@@ -104,6 +104,114 @@ def call_loaders():
     dl = l.BatchLoader(x, y, bs=16, shuffle=True)
     assert len(dl)==3 and sorted(torch.cat([yb for _,yb in dl]).tolist())==sorted(y.tolist())
 
+def call_conv():
+    from miniai import conv as c
+    assert c.conv_size(28, 3, stride=2, padding=1)==14 and c.receptive_field([(3,1,1)]*2)==5
+    xb = c.to_device(dict(x=x.float(), y=(y, 'name')), c.def_device)
+    assert c.to_cpu([xb['x'].bfloat16()])[0].dtype==torch.float32
+    assert c.conv2d(x.float(), torch.ones(2, 1, 3, 3), padding=1).shape==(len(x), 2, *x.shape[2:])
+    assert c.conv(1, 4)(x.float()).shape==(len(x), 4, x.shape[2]//2, x.shape[3]//2) and c.cnn((4,8))(x.float()).shape==(len(x), 10)
+
+def call_autoencoder():
+    from miniai import autoencoder as a
+    z = torch.randn(2, 3, 4, 4)
+    assert a.deconv(3, 5)(z).shape==(2, 5, 8, 8)
+    assert a.conv_transpose2d(z, torch.ones(3, 2, 3, 3)).shape==(2, 2, 6, 6)
+    model = a.autoencoder(nfs=(4,8))
+    assert isinstance(model, a.Autoencoder) and model(x.float()).shape==x.shape
+
+def dls(bs=16):
+    from miniai.loaders import DataLoaders
+    pictures = x.float()/255
+    return DataLoaders.from_tensors((pictures, y), (pictures, y), bs=bs)
+
+def linear(): return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(x[0].numel(), 10))
+
+def call_learner():
+    import torch.nn.functional as F
+    from miniai import learner as l
+    class Skip(l.Callback):
+        def before_batch(self, learn):
+            if learn.iter==1: raise l.CancelBatch()
+        def before_epoch(self, learn):
+            if learn.epoch==1: raise l.CancelEpoch()
+        def after_epoch(self, learn):
+            if learn.epoch==2: raise l.CancelFit()
+    metrics = l.MetricsCB(share=l.Average(lambda p, y: (p.argmax(1)==y).float().mean()), n=l.Whole(lambda p, y: len(p)))
+    learn = l.Learner(linear(), dls(), F.cross_entropy, lr=.01, cbs=[l.TrainCB(), l.DeviceCB('cpu'), metrics, l.NaNStopCB()])
+    learn.fit(1, cbs=[l.ProgressCB()])
+    assert learn.history[0]['valid_n']==len(x)
+    learn.fit(3, cbs=[Skip()])
+    learn.fit(1, cbs=[l.SingleBatchCB()])
+    learn.fit(1, valid=False, cbs=[l.LRFinderCB()])
+    assert learn.lr_find(plot=False)>0
+    for cls in (l.TrainLearner, l.MomentumLearner): cls(linear(), dls(), F.cross_entropy).fit(1)
+    assert l.split_batch((x, y))[1]==(y,)
+
+def call_hooks():
+    import torch.nn.functional as F
+    import matplotlib.pyplot as plt
+    from miniai import hooks as h,learner as l
+    model,seen = torch.nn.Sequential(linear(), torch.nn.ReLU()),[]
+    with h.Hook(model[1], lambda hook,m,i,o: seen.append(1)), h.Hooks(model, lambda hook,m,i,o: seen.append(2)): model(x.float())
+    assert sorted(seen)==[1, 2, 2]
+    stats = h.ActivationStatsCB()
+    l.Learner(model, dls(), F.cross_entropy, cbs=[l.TrainCB(), stats]).fit(1)
+    stats.plot_stats(), stats.plot_hists(), stats.plot_dead()
+    plt.close('all')
+
+def call_init():
+    from miniai import init as i,learner as l
+    import torch.nn.functional as F
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), i.BatchNorm(4), i.LayerNorm(4), i.GeneralRelu(.1, .4, 6.), torch.nn.Flatten(),
+                                torch.nn.LazyLinear(10))
+    model(x.float())
+    model.apply(i.init_weights)
+    assert len(i.lsuv(model, x.float()/255))==2
+    norm = i.Normalize(x.float().mean().item(), x.float().std().item())
+    assert abs(norm(x)[0].mean().item())<1e-3
+    l.Learner(model, dls(), F.cross_entropy, cbs=[l.TrainCB(), i.BatchTransformCB(norm)]).fit(1)
+
+def call_optim():
+    import torch.nn.functional as F
+    import matplotlib.pyplot as plt
+    from functools import partial
+    from miniai import learner as l,optim as o
+    assert o.ewa(torch.ones(3), .9).tolist()==[1, 1, 1]
+    recorder = o.RecorderCB()
+    for opt in (o.Momentum, o.RMSProp, o.Adam, o.AdamW):
+        assert issubclass(opt, o.Optimizer)
+        mom = {} if opt is o.RMSProp else dict(base_momentum=.85)
+        sched = o.BatchSchedCB(partial(o.OneCycle, max_lr=.01, **mom))
+        l.Learner(linear(), dls(), F.cross_entropy, lr=.01, cbs=[l.TrainCB(), sched, recorder], opt_func=opt).fit(1)
+    l.Learner(linear(), dls(), F.cross_entropy, cbs=[l.TrainCB(), o.EpochSchedCB(o.CosineSched)]).fit(2)
+    recorder.plot()
+    plt.close('all')
+
+def call_resnet():
+    import torch.nn.functional as F
+    from miniai import learner as l,resnet as r
+    model = r.resnet((4,8,8))
+    table = r.summary(model, x[:4].float())
+    assert isinstance(table, r.Table) and r.flops(model, x[:4].float())>0
+    assert r.ResBlock(4, 8, stride=2)(torch.randn(2, 4, 8, 8)).shape==(2, 8, 4, 4)
+    l.Learner(model, dls(), F.cross_entropy, cbs=[r.AutocastCB()]).fit(1)
+
+def call_augment():
+    import torch.nn.functional as F
+    import matplotlib.pyplot as plt
+    from miniai import augment as a,learner as l
+    aug = a.Augment(a.random_flip, a.random_crop, a.random_erase, a.random_copy, a.hflip, lambda o: a.shift(o, 1, 0))
+    assert aug(x.float(), y)[0].shape==x.shape
+    learn = l.Learner(torch.nn.Sequential(a.ChannelDropout(), a.Dropout(), linear()), dls(), F.cross_entropy, cbs=[l.TrainCB()])
+    preds,targets = a.capture_preds(learn)
+    assert preds.shape==(len(x), 10) and a.tta(learn)[0].shape==preds.shape and a.average_probs(preds, preds).shape==preds.shape
+    cal = a.calibration(preds.softmax(1), targets)
+    assert isinstance(cal, a.Calibration) and a.fit_temperature(preds, targets)>0
+    a.plot_calibration(cal)
+    plt.close('all')
+    assert len(a.confident_mistakes(preds.softmax(1), targets))<=16
+
 def call_core():
     from miniai.checks import core as c
     assert c.describe(3)=='3' and c.difference([1.], [2.]) and len(c.dims(2))==2
@@ -125,10 +233,12 @@ def test_calls(module):
 @pytest.mark.parametrize('module', sorted(calls))
 def test_no_export_is_forgotten(module):
     "Every exported name occurs in its module's call."
-    code = calls[module].__code__
-    names = set(code.co_names)|set(code.co_varnames)|{n for c in code.co_consts if hasattr(c, 'co_names') for n in c.co_names}
-    imported = {n for c in code.co_consts if isinstance(c, tuple) for n in c}
-    assert not [o for o in exports(module) if o not in names|imported]
+    def _names(code):
+        consts = code.co_consts
+        return {*code.co_names, *code.co_varnames, *(n for c in consts if isinstance(c, tuple) for n in c)}.union(
+            *(_names(c) for c in consts if hasattr(c, 'co_names')))
+    names = _names(calls[module].__code__)
+    assert not [o for o in exports(module) if o not in names]
 
 @pytest.mark.parametrize('module', sorted(m for m in order if m.startswith('checks.') and m!='checks.core'))
 def test_checkers_refuse_the_stub(module, capsys):
