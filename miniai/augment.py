@@ -5,17 +5,22 @@
 # %% auto #0
 __all__ = ['capture_preds', 'confident_mistakes', 'random_flip', 'shift', 'random_crop', 'random_erase', 'random_copy', 'Augment',
            'Dropout', 'ChannelDropout', 'average_probs', 'hflip', 'tta', 'Calibration', 'calibration',
-           'plot_calibration', 'fit_temperature']
+           'plot_calibration', 'fit_temperature', 'challenge']
 
 # %% ../nbs/14_augment.ipynb #27a453ea
-import math,torch
+import math,matplotlib.pyplot as plt,torch,torch.nn.functional as F
+from functools import partial
 from types import SimpleNamespace
 from typing import NamedTuple
-import matplotlib.pyplot as plt
 from torch import nn
-from .conv import to_cpu
-from .init import BatchTransformCB
-from .learner import Callback
+from .conv import def_device,to_cpu
+from .init import BatchTransformCB,Normalize
+
+# %% ../nbs/14_augment.ipynb #5fe60e6a
+from .learner import Callback,DeviceCB,Learner
+from .loaders import DataLoaders
+from .optim import BatchSchedCB,OneCycle
+from .resnet import AutocastCB,PoolBlock,resnet
 
 # %% ../nbs/14_augment.ipynb #bb6503d4
 class _Capture(Callback):
@@ -274,12 +279,11 @@ def plot_calibration(
 ): # The axes
     "Draw accuracy over confidence, a bar a bin, pale below 30 pictures, and the diagonal where both agree."
     if ax is None: ax = plt.subplots(figsize=(3.4, 3.4), layout='constrained')[1]
-    n = len(cal.counts)
-    left = torch.arange(n)/n
-    full = cal.counts>0
-    bars = ax.bar(left[full], cal.accuracy[full], width=1/n, align='edge', edgecolor='white')
+    n,full = len(cal.counts),cal.counts>0
+    conf,acc = (o[full].numpy() for o in (cal.confidence, cal.accuracy))
+    bars = ax.bar((torch.arange(n)/n)[full].numpy(), acc, width=1/n, align='edge', edgecolor='white')
     for bar,count in zip(bars, cal.counts[full].tolist()): bar.set_alpha(min(1, max(.15, count/30)))
-    ax.plot(cal.confidence[full], cal.accuracy[full], 'k.', ms=4, label='bin mean')
+    ax.plot(conf, acc, 'k.', ms=4, label='bin mean')
     ax.plot([0, 1], [0, 1], '--', color='0.4', label='calibrated')
     ax.set(xlim=(0, 1), ylim=(0, 1), xlabel='confidence', ylabel='share right', title=f'{title}, ECE {cal.ece:.3f}', aspect='equal')
     ax.legend(fontsize=8, loc='upper left')
@@ -301,3 +305,24 @@ def fit_temperature(
         slope = (((math.exp(mid)*z).softmax(1)*z).sum(1)-target).mean()
         lo,hi = (lo,mid) if slope>0 else (mid,hi)
     return math.exp(-(lo+hi)/2)
+
+# %% ../nbs/14_augment.ipynb #11823ac1
+def challenge(
+    data, # Pictures and classes, as from `get_data`
+    n_epochs, # Passes over the training pictures
+    seed=1, # Of the first weights, the order of the pictures and the augmentation
+    fs=(random_crop,random_flip), # Augmentations, for `Augment`
+    n=None, # Training pictures to use; all if None
+    device=def_device, # Device to train on
+): # `Learner`, trained; its `dls.valid` are the test pictures
+    "Train the net of lesson 13 by the recipe of lessons 11 to 14: normalised input, bf16, AdamW, one cycle, smoothed labels."
+    torch.manual_seed(seed)
+    train,lr = (data.x_train[:n], data.y_train[:n]),5e-3
+    dls = DataLoaders.from_tensors(train, (data.x_valid, data.y_valid), bs=128, device=device)
+    norm = Normalize(*(f(train[0].float()) for f in (torch.mean, torch.std)))
+    cbs = [DeviceCB(device), BatchTransformCB(norm), BatchTransformCB(Augment(*fs), on_valid=False), AutocastCB(),
+           BatchSchedCB(partial(OneCycle, max_lr=lr))]
+    learn = Learner(resnet(block=PoolBlock).to(memory_format=torch.channels_last), dls, partial(F.cross_entropy, label_smoothing=.1), lr,
+                    cbs, partial(torch.optim.AdamW, weight_decay=.05, fused=True))
+    learn.fit(n_epochs, valid=False)
+    return learn

@@ -6,7 +6,7 @@
 __all__ = ['deconv', 'Autoencoder', 'autoencoder', 'conv_transpose2d']
 
 # %% ../nbs/08_autoencoder.ipynb #9cc09289
-import torch,torch.nn.functional as F
+import torch.nn.functional as F
 from torch import nn
 from .conv import conv
 

@@ -180,7 +180,7 @@ def plot_hists(self:ActivationStatsCB,
     "Draw each layer's histograms over time: a column is a batch, up is the activation, the colour is log(1+count)."
     hists,(lo,hi) = self.record('hist'),self.lims
     n,ncols = len(hists),min(4, len(hists))
-    if axs is None: axs = get_grid(n, ncols=ncols, figsize=(2.6*ncols+.8, 2.6*-(-n//ncols)))[1]
+    if axs is None: axs = get_grid(n, ncols=ncols, figsize=(2.2*ncols+.6, 2.3*-(-n//ncols)))[1]
     axs = np.ravel(axs)
     if len(axs)!=n: raise ValueError(f"axs: expected {n}, one a layer, got {len(axs)}")
     used = torch.cat(list(hists.values())).sum(0).nonzero().flatten().tolist() or [0, self.bins-1]

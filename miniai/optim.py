@@ -316,15 +316,18 @@ class RecorderCB(Callback):
 # %% ../nbs/12_accel_sgd.ipynb #d68e7758
 @patch
 def plot(self:RecorderCB,
-    smooth=0., # Weight of the past in an average (`ewa`) drawn over each line, in [0,1); none if 0
+    smooth=None, # Dict of fields to average (`ewa`): the weight of the past in [0,1) by name, such as `dict(loss=.9)`
     **kwargs, # For `get_grid`, such as `figsize`
 ): # Axes, one a field
-    "Draw a panel for each field."
+    "Draw a panel for each field; where it is averaged, the values are pale."
+    smooth = smooth or {}
+    unknown = sorted(smooth.keys()-self.fields.keys())
+    if unknown: raise ValueError(f"smooth: expected names of fields, {list(self.fields)}, got {unknown}")
     fig,axs = get_grid(len(self.fields), **({'nrows': 1} | kwargs))
     for ax,k in zip(axs, self.fields):
         v = self.numbers(k)
-        ax.plot(v, alpha=.3 if smooth else 1)
-        if smooth: ax.plot(ewa(v, smooth), color='C0')
+        ax.plot(v, color='C0', alpha=.3 if k in smooth else 1)
+        if k in smooth: ax.plot(ewa(v, smooth[k]), color='C0')
         ax.set(title=k, xlabel='training batch', ylabel=k)
     return axs
 
