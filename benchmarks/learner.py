@@ -1,12 +1,13 @@
 """What a training loop costs on top of plain PyTorch: ours, fastai's and Lightning's, the same net on the same batches.
 
 Needs benchmarks/requirements.txt; a peer that is not installed is left out of the table."""
-import gc,statistics,time,warnings
+import gc,importlib,logging,statistics,time,warnings
 from importlib.metadata import PackageNotFoundError,version
 from types import SimpleNamespace
 import torch
 from torch import nn,optim
 import torch.nn.functional as F
+from miniai.conv import cnn
 from miniai.data import get_data
 from miniai.learner import DeviceCB,Learner,MetricsCB,TrainCB
 from miniai.loaders import BatchLoader
@@ -30,7 +31,7 @@ class Clocked:
     def seconds(self): return (self.times[-1]-self.times[0])/(len(self.times)-1)   # a batch
 
 
-def net(width): return nn.Sequential(nn.Flatten(), nn.Linear(784, width), nn.ReLU(), nn.Linear(width, 10))
+def small(): return nn.Sequential(nn.Flatten(), nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
 
 
 def plain(model, dl):
@@ -104,14 +105,14 @@ def has(package):
     except PackageNotFoundError: return False
 
 
-def measure(loops, width, bs, data):
+def measure(loops, net, bs, data):
     "For each of `loops`: its seconds a batch in each round, the loops in turn, the same net and batches for all."
-    start = net(width).state_dict()
-    x,y = ((data.x_train.float()-72.9)/90)[:bs*batches],data.y_train[:bs*batches]
+    start = net().state_dict()
+    x,y = (data.x_train[:bs*batches].float()-72.9)/90,data.y_train[:bs*batches]
     secs = {k: [] for k in loops}
     for r in range(rounds+1):
         for k,f in loops.items():
-            model,dl = net(width),Clocked(BatchLoader(x, y, bs=bs))
+            model,dl = net(),Clocked(BatchLoader(x, y, bs=bs))
             model.load_state_dict(start)
             gc.collect()
             f(model, dl)
@@ -121,22 +122,23 @@ def measure(loops, width, bs, data):
 
 def main():
     warnings.filterwarnings('ignore')
-    import logging
-    for o in ('lightning','lightning.pytorch'): logging.getLogger(o).setLevel(logging.ERROR)
+    if has('lightning'):
+        importlib.import_module('lightning.pytorch')      # it sets the level of its logger
+        logging.getLogger('lightning.pytorch').setLevel(logging.ERROR)
     torch.set_num_threads(1)        # steadier than two on a shared machine
     data = get_data('fashion_mnist')
     loops = {'plain loop': plain, 'plain loop with accuracy': plain_accuracy, 'miniai': ours}
     loops |= {k: f for k,f in dict(fastai=fastai, lightning=lightning).items() if has(k)}
     rows = []
-    for width,bs in ((256, 256), (64, 32)):
-        secs = measure(loops, width, bs, data)
+    for name,net,bs in (('cnn()', cnn, 128), ('one hidden layer', small, 128)):
+        secs = measure(loops, net, bs, data)
         for k,o in secs.items():
             extra = [s-p for s,p in zip(o, secs['plain loop'])]
             share = statistics.median(s/p-1 for s,p in zip(o, secs['plain loop']))
-            rows.append({'batch of': bs, 'loop': k, 'ms a batch': f'{1e3*statistics.median(o):.3f}', 'extra, microseconds': f'{1e6*statistics.median(extra):.0f}',
+            rows.append({'net': name, 'loop': k, 'ms a batch': f'{1e3*statistics.median(o):.3f}', 'extra, microseconds': f'{1e6*statistics.median(extra):.0f}',
                          'extra': f'{100*share:.1f}%'})
     write('learner', rows, "A training loop's cost on top of plain PyTorch", ('torch', *[k for k in ('fastai','lightning') if has(k)]), (
-        f'A net of one hidden layer, SGD, {batches} batches from memory, one thread, medians of {rounds} rounds in turn; the time from the first batch to the last, '
+        f'The net of lesson 07, and one with a hidden layer of 64; SGD, {batches} batches of 128 pictures from memory, one thread, medians of {rounds} rounds in turn; the time from the first batch to the last, '
         'so that a framework\'s set-up does not count.',
         'miniai, fastai and lightning move batches to the device and keep the loss and the accuracy of the training batches; lightning by the code of the second row. '
         'Progress bars and logging are off.'))

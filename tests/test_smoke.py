@@ -194,7 +194,7 @@ def call_resnet():
     model = r.resnet((4,8,8))
     table = r.summary(model, x[:4].float())
     assert isinstance(table, r.Table) and r.flops(model, x[:4].float())>0
-    assert r.ResBlock(4, 8, stride=2)(torch.randn(2, 4, 8, 8)).shape==(2, 8, 4, 4)
+    for block in (r.ResBlock, r.PoolBlock): assert block(4, 8, stride=2)(torch.randn(2, 4, 8, 8)).shape==(2, 8, 4, 4)
     l.Learner(model, dls(), F.cross_entropy, cbs=[r.AutocastCB()]).fit(1)
 
 def call_augment():
@@ -211,6 +211,9 @@ def call_augment():
     a.plot_calibration(cal)
     plt.close('all')
     assert len(a.confident_mistakes(preds.softmax(1), targets))<=16
+    from miniai.data import ImageData
+    small = ImageData(x.mul(255).byte(), y, x.mul(255).byte(), y, tuple('abcdefghij'), 'drawn')
+    assert a.capture_preds(a.challenge(small, 1, n=32, device='cpu'))[0].shape==(len(x), 10)
 
 def call_core():
     from miniai.checks import core as c
