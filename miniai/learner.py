@@ -512,13 +512,14 @@ def plot(self:LRFinderCB,
     ax=None, # Axes to draw on; a new figure if None
 ): # The axes
     "The loss against the learning rate, and the suggestion."
+    lr,smooth = self.suggest(),self.smooth()
     if ax is None: ax = plt.subplots(figsize=(5, 3), layout='constrained')[1]
-    lr = self.suggest()
     ax.semilogx(self.lrs, self.losses, '.', color='0.6', label='each batch')
-    ax.semilogx(self.lrs, self.smooth(), label='averaged over five')
+    ax.semilogx(self.lrs, smooth, label='averaged over five')
     ax.axvline(lr, color='tab:red', ls='--', label=f'suggestion {lr:.2g}')
     ax.set(title='Loss while the learning rate grows', xlabel='learning rate', ylabel='loss')
-    ax.set_ylim(top=self.losses[0]+.2*abs(self.losses[0]))     # the explosion itself need not be seen
+    low,high = min(filter(math.isfinite, smooth)),smooth[0]
+    if high>low: ax.set_ylim(low-.2*(high-low), high+.4*(high-low))     # the explosion itself need not be seen
     ax.legend()
     return ax
 
