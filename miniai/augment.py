@@ -13,11 +13,11 @@ from functools import partial
 from types import SimpleNamespace
 from typing import NamedTuple
 from torch import nn
-from .conv import def_device,to_cpu
+from .conv import def_device
 from .init import BatchTransformCB,Normalize
 
 # %% ../nbs/14_augment.ipynb #5fe60e6a
-from .learner import Callback,DeviceCB,Learner
+from .learner import Callback,DeviceCB,Learner,_joined,_kept
 from .loaders import DataLoaders
 from .optim import BatchSchedCB,OneCycle
 from .resnet import AutocastCB,PoolBlock,resnet
@@ -26,7 +26,7 @@ from .resnet import AutocastCB,PoolBlock,resnet
 class _Capture(Callback):
     order,in_lr_find = 50,False
     def __init__(self): self.parts = []
-    def after_loss(self, learn): self.parts.append(to_cpu((learn.preds, *learn.targets)))
+    def after_loss(self, learn): self.parts.append(_kept((learn.preds, *learn.targets)))
 
 def capture_preds(
     learn, # `Learner`
@@ -43,7 +43,7 @@ def capture_preds(
         vars(learn).clear()
         vars(learn).update(kept)
         for m,mode in modes.items(): m.training = mode
-    preds,*targets = map(torch.cat, zip(*capture.parts))
+    preds,*targets = _joined(capture.parts)
     return preds, targets[0] if len(targets)==1 else tuple(targets)
 
 # %% ../nbs/14_augment.ipynb #fef12be2
@@ -51,7 +51,7 @@ def _check_probs(probs, y):
     if not isinstance(probs, torch.Tensor) or probs.ndim!=2 or not len(probs):
         raise ValueError(f"probs: expected a tensor (n,k), got {getattr(probs, 'shape', type(probs).__name__)}")
     if tuple(y.shape)!=(len(probs),): raise ValueError(f"y: expected the shape {(len(probs),)}, got {tuple(y.shape)}")
-    if (probs<0).any() or ((probs.float().sum(1)-1).abs()>.01).any():
+    if not ((probs>=0).all() and ((probs.float().sum(1)-1).abs()<=.01).all()):       # NaN fails it, too
         raise ValueError("probs: expected probabilities, each row with the sum 1, got something else; logits need softmax(1) first")
 
 def confident_mistakes(
@@ -231,6 +231,11 @@ def average_probs(
     return torch.stack([o.log_softmax(-1) for o in logits]).logsumexp(0)-math.log(len(logits))
 
 # %% ../nbs/14_augment.ipynb #8d0c7a90
+def _same(a, b):
+    "Are two tensors, or nested tuples of them, equal? NaN equals NaN."
+    if not isinstance(a, torch.Tensor): return len(a)==len(b) and all(map(_same, a, b))
+    return a.shape==b.shape and bool(((a==b) | ((a!=a) & (b!=b))).all())
+
 def hflip(
     x, # Pictures, (b,c,h,w)
 ): # Like `x`
@@ -245,7 +250,7 @@ def tta(
     "Average the predictions over several views of each picture."
     preds,targets = capture_preds(learn, dl)
     runs = [capture_preds(learn, dl, cbs=[BatchTransformCB(Augment(v))]) for v in views]
-    if any(not torch.equal(t, targets) for _,t in runs): raise ValueError("dl: expected a fixed order, but it shuffles")
+    if any(not _same(t, targets) for _,t in runs): raise ValueError("dl: expected a fixed order, but it shuffles")
     return average_probs(preds, *(p for p,_ in runs)), targets
 
 # %% ../nbs/14_augment.ipynb #884b8100
@@ -297,7 +302,8 @@ def fit_temperature(
     "Find the T that minimises the cross entropy of `logits/T`: section 4.2, arXiv:1706.04599."
     if logits.ndim!=2 or tuple(y.shape)!=(len(logits),):
         raise ValueError(f"logits, y: expected the shapes (n,k) and (n,), got {tuple(logits.shape)} and {tuple(y.shape)}")
-    z = logits.double()
+    if logits.isnan().any(): raise ValueError("logits: expected numbers, got NaN among them")
+    z = logits.double().clamp(min=-1e4)                 # a class that is ruled out has the logit -inf
     target = z.gather(1, y[:,None])[:,0]
     lo,hi = math.log(.01),math.log(100)                 # of s = 1/T
     for _ in range(50):
@@ -322,7 +328,8 @@ def challenge(
     norm = Normalize(*(f(train[0].float()) for f in (torch.mean, torch.std)))
     cbs = [DeviceCB(device), BatchTransformCB(norm), BatchTransformCB(Augment(*fs), on_valid=False), AutocastCB(),
            BatchSchedCB(partial(OneCycle, max_lr=lr))]
-    learn = Learner(resnet(block=PoolBlock).to(memory_format=torch.channels_last), dls, partial(F.cross_entropy, label_smoothing=.1), lr,
+    net = resnet(ni=train[0].shape[1], n_out=len(data.names), block=PoolBlock)
+    learn = Learner(net.to(memory_format=torch.channels_last), dls, partial(F.cross_entropy, label_smoothing=.1), lr,
                     cbs, partial(torch.optim.AdamW, weight_decay=.05, fused=True))
     learn.fit(n_epochs, valid=False)
     return learn

@@ -52,6 +52,7 @@ class Average:
     ):
         if getattr(value, 'ndim', 0): raise ValueError(f"{self.__name__}: expected one number a batch, got the shape {tuple(value.shape)}")
         if n is None: raise ValueError(f"{self.__name__}: found no tensor in the batch to count rows by")
+        if n==0: return      # an empty batch has no mean
         self.values.append(value.detach() if isinstance(value, torch.Tensor) else torch.tensor(float(value)))
         self.ns.append(n)
 
@@ -61,6 +62,14 @@ class Average:
         return ((v*n).sum()/n.sum()).item()
 
 # %% ../nbs/09_learner.ipynb #707e3ab5
+def _kept(parts): return to_cpu([o.clone() if isinstance(o, torch.Tensor) else o for o in parts])   # a loader may fill its tensors anew
+
+def _joined(parts):
+    "One from the same parts of several batches, which may be nested in tuples, lists and dicts."
+    first = parts[0]
+    if isinstance(first, Mapping): return {k: _joined([o[k] for o in parts]) for k in first}
+    return torch.cat(parts) if isinstance(first, torch.Tensor) else tuple(map(_joined, zip(*parts)))
+
 class Whole:
     "The value of a function on the predictions and targets of a whole pass, for what is no average over rows, such as F1."
     def __init__(self,
@@ -69,8 +78,8 @@ class Whole:
         self.f,self.__name__ = f,getattr(f, '__name__', 'whole')
         self.reset()
     def reset(self): self.parts = []
-    def update(self, *parts): self.parts.append(to_cpu(parts))
-    def compute(self): return float(self.f(*map(torch.cat, zip(*self.parts)))) if self.parts else math.nan
+    def update(self, *parts): self.parts.append(_kept(parts))
+    def compute(self): return float(self.f(*_joined(self.parts))) if self.parts else math.nan
 
 # %% ../nbs/09_learner.ipynb #8588d2ad
 class MetricsCB(Callback):
@@ -81,6 +90,7 @@ class MetricsCB(Callback):
         **named,  # The same, by the name that they are to have
     ):
         self.loss = Average()
+        self.loss.__name__ = 'loss_func'
         self.metrics = {'loss': self.loss}
         for k,m in [*((getattr(m, '__name__', type(m).__name__.lower()), m) for m in metrics), *named.items()]:
             if k in self.metrics: raise ValueError(f"metrics: two have the name {k}; give one another, as in MetricsCB(other={k})")
@@ -94,6 +104,8 @@ class MetricsCB(Callback):
         self.row,self.first,self.start = {},True,time.perf_counter()
         self._reset()
 
+    def before_epoch(self, learn): self.open = True
+
     def after_batch(self, learn):
         self.loss.add(learn.loss, _rows((learn.batch, learn.preds)))
         if len(self.metrics)==1: return
@@ -102,6 +114,8 @@ class MetricsCB(Callback):
             for m in list(self.metrics.values())[1:]: m.update(preds, *learn.targets)
 
     def after_epoch(self, learn):
+        if not self.open: return         # cancelled after it was reported
+        self.open = False
         some = bool(self.loss.ns)        # a pass may have been cancelled before its first batch
         self.row |= {f'{learn.phase}_{k}': m.compute() if some else math.nan for k,m in self.metrics.items()}
         self._reset()
@@ -123,6 +137,8 @@ _events = [f'{when}_{phase}' for phase in _phases for when in ('before','after',
           ] + ['after_predict','after_loss','after_backward','after_step']
 
 # %% ../nbs/09_learner.ipynb #f02e76a4
+def _listed(cbs): return [] if cbs is None else [cbs] if isinstance(cbs, (Callback,type)) else list(cbs)
+
 def _check_callbacks(cbs):
     for cb in cbs:
         if isinstance(cb, type): raise TypeError(f"cbs: expected instances, got the class {cb.__name__}; write {cb.__name__}()")
@@ -141,7 +157,7 @@ def _listeners(cbs):
     for cb in sorted(cbs, key=lambda cb: cb.order):
         for k in (*_steps,*_events):
             f = getattr(cb, k, None)
-            if f is not None: found.setdefault(k, []).append(f)
+            if callable(f): found.setdefault(k, []).append(f)
     return found
 
 # %% ../nbs/09_learner.ipynb #83ad9efe
@@ -156,7 +172,7 @@ class Learner:
         opt_func=optim.SGD, # Makes the optimizer, as `opt_func(parameters, lr=lr)`
     ):
         self.model,self.dls,self.loss_func,self.lr,self.opt_func = model,dls,loss_func,lr,opt_func
-        self.cbs,self.history = list(cbs),[]
+        self.cbs,self.history = _listed(cbs),[]
         self.opt = self._made = self._on = None
         _check_callbacks(self.cbs)
 
@@ -179,16 +195,13 @@ class Learner:
 # %% ../nbs/09_learner.ipynb #4aaa7c61
 @patch
 def _run(self:Learner, phase, f):
-    try:
-        self.callback('before_'+phase)
-        f()
-        self.callback('after_'+phase)
-    except _phases[phase]: self.callback('cancel_'+phase)
-    finally:
-        cleanups = self._on.get('cleanup_'+phase)
-        if cleanups:
-            with contextlib.ExitStack() as stack:           # runs all, even where one raises; last in, first out
-                for cleanup in reversed(cleanups): stack.callback(cleanup, self)
+    with contextlib.ExitStack() as stack:           # runs all cleanups, even where one raises; last in, first out
+        for cleanup in reversed(self._on.get('cleanup_'+phase, ())): stack.callback(cleanup, self)
+        try:
+            self.callback('before_'+phase)
+            f()
+            self.callback('after_'+phase)
+        except _phases[phase]: self.callback('cancel_'+phase)
 
 # %% ../nbs/09_learner.ipynb #e682aaa3
 @patch
@@ -243,44 +256,60 @@ def _check(self:Learner):
 
 # %% ../nbs/09_learner.ipynb #4e7cc3fa
 @patch
-def _set_opt(self:Learner, lr):
-    ids = [id(p) for p in self.model.parameters()]
-    if self.opt is None: self.opt = self.opt_func(self.model.parameters(), lr=self.lr)
+def _make_opt(self:Learner):
+    params = list(self.model.parameters())
+    if self.opt is None: self.opt = self.opt_func(iter(params), lr=self.lr)
     if self._made is None or self._made[0] is not self.opt:
         if not hasattr(self.opt, 'param_groups'): raise TypeError(f"opt_func: expected an optimizer with param_groups, got {self.opt!r:.80}")
-        self._made = self.opt,ids,self.lr,[{k:copy.deepcopy(v) for k,v in g.items() if k!='params'} for g in self.opt.param_groups]
-    _,made_for,base,settings = self._made
-    if ids!=made_for: raise RuntimeError("the model has other parameters than those its optimizer was made for; set learn.opt = None for a new one")
-    lr = self.lr if lr is None else lr
-    for g,s in zip(self.opt.param_groups, settings):
-        params = g['params']
-        g.clear()                                # what a schedule wrote into it must not reach this fit
-        g.update(copy.deepcopy(s), params=params, lr=lr if s['lr']==base else s['lr']*(lr/base))
+        self._made = self.opt,params,self.lr,self.opt_func
+    _,made_for,_,made_by = self._made
+    if len(params)!=len(made_for) or any(p is not q for p,q in zip(params, made_for)):
+        raise RuntimeError("the model has other parameters than those its optimizer was made for; set learn.opt = None for a new one")
+    if self.opt_func is not made_by: raise RuntimeError("opt_func was changed after the optimizer was made; set learn.opt = None for a new one")
+
+@patch
+@contextlib.contextmanager
+def _with_lr(self:Learner, lr):
+    "The learning rate of one fit; afterwards all settings of the optimizer are as they were."
+    opt,_,base,_ = self._made
+    if lr is not None: base = getattr(opt, 'defaults', {}).get('lr', base)
+    self.fit_lr = self.lr if lr is None else lr
+    kept = [{k: copy.deepcopy(v) for k,v in g.items() if k!='params'} for g in opt.param_groups]
+    for g in opt.param_groups: g['lr'] = self.fit_lr if g['lr']==base else g['lr']*(self.fit_lr/base)
+    try: yield
+    finally:
+        for g,settings in zip(opt.param_groups, kept):
+            params = g['params']
+            g.clear()                            # also what a schedule added
+            g.update(settings, params=params)
 
 # %% ../nbs/09_learner.ipynb #9b6ccacc
 @patch
 def fit(self:Learner,
     n_epochs=1, # Passes over the training data, at least 1
+    *,
     train=True, # Train?
     valid=True, # Validate after each?
     cbs=(), # More callbacks, for this fit alone
-    lr=None, # Learning rate of this fit; the Learner's if None
+    lr=None, # Learning rate of this fit, where no schedule sets it; the Learner's if None
 ):
     "Train and validate. The optimizer's state lives on from fit to fit; the model is in evaluation mode afterwards."
     if self._on is not None: raise RuntimeError("fit: this Learner is in a fit already")
     if n_epochs<1 or not (train or valid): raise ValueError(f"nothing to do with {n_epochs=}, {train=}, {valid=}")
     own = self.cbs
     try:
-        self.cbs = [*own,*cbs]
+        self.cbs = own+_listed(cbs)
         _check_callbacks(self.cbs)
         self.n_epochs,self.phases,self._on = n_epochs,['train']*bool(train)+['valid']*bool(valid),_listeners(self.cbs)
         self._check()
-        if train: self._set_opt(lr)
-        self._run('fit', self._all_epochs)
+        if train: self._make_opt()
+        with self._with_lr(lr) if train else contextlib.nullcontext(): self._run('fit', self._all_epochs)
     except tuple(_phases.values()) as e: raise RuntimeError(f"a callback raised {type(e).__name__} where there is nothing of this kind to cancel") from e
     finally:
         self.cbs,self._on = own,None
         _set_mode(self.model, False)
+        for k in ('preds','loss'):               # without the graph, so that a Learner can be copied
+            if isinstance(getattr(self, k, None), torch.Tensor): setattr(self, k, getattr(self, k).detach())
 
 # %% ../nbs/09_learner.ipynb #77c52906
 @patch
@@ -369,7 +398,7 @@ class DeviceCB(Callback):
 class _LossText:
     "The current loss as text, read from the device only where a bar shows it."
     def __init__(self, learn): self.learn = learn
-    def __str__(self): return f'{self.learn.loss.item():.3f}' if hasattr(self.learn, 'loss') else ''
+    def __str__(self): return f'{float(self.learn.loss):.3f}' if hasattr(self.learn, 'loss') else ''
 
 # %% ../nbs/09_learner.ipynb #32a1cb18
 class _LivePlot:
@@ -448,6 +477,9 @@ def after_epoch(self:ProgressCB, learn):
     self.valid_loss.reset()
 
 @patch
+def cancel_epoch(self:ProgressCB, learn): self.after_epoch(learn)
+
+@patch
 def cleanup_epoch(self:ProgressCB, learn): _end(self.child)
 
 @patch
@@ -469,7 +501,7 @@ class NaNStopCB(Callback):
     "Stops with an error at the first loss that is no finite number, before it reaches the weights. On a GPU it makes each batch wait."
     in_lr_find = False      # there the loss is meant to explode
     def after_loss(self, learn):
-        loss = learn.loss.item()
+        loss = float(learn.loss)
         if math.isfinite(loss): return
         raise FloatingPointError(f"the loss is {loss} in epoch {learn.epoch}, {learn.phase} batch {learn.iter}")
 
@@ -483,16 +515,17 @@ class LRFinderCB(Callback):
         max_iter=100, # Stop after so many batches
     ): self.gamma,self.max_mult,self.max_iter = gamma,max_mult,max_iter
 
-    def before_fit(self, learn): self.lrs,self.losses,self.best = [],[],math.inf
+    def before_fit(self, learn): self.lr,self.lrs,self.losses,self.best = learn.fit_lr,[],[],math.inf
 
     def after_batch(self, learn):
         if not learn.training: return
         loss = learn.loss.item()
-        self.lrs.append(learn.opt.param_groups[0]['lr'])
+        self.lrs.append(self.lr)
         self.losses.append(loss)
         self.best = min(self.best, loss)
         limit = self.best+(self.max_mult-1)*abs(self.best)      # max_mult*best, also where losses are negative
         if not loss<=limit<math.inf or len(self.lrs)>=self.max_iter: raise CancelFit()
+        self.lr *= self.gamma
         for g in learn.opt.param_groups: g['lr'] *= self.gamma
 
     def smooth(self): # Floats, as many as there are losses
@@ -529,11 +562,14 @@ def _snapshot(model):
     params = list(model.parameters())
     grads = [p.grad for p in params]
     state = copy.deepcopy(model.state_dict()) if hasattr(model, 'state_dict') else [p.detach().clone() for p in params]
+    def _buffers(): return model.named_buffers() if hasattr(model, 'named_buffers') else ()
+    buffers = {k: b.clone() for k,b in _buffers()}         # those that a state dict leaves out, too
     def restore():
         if isinstance(state, list):
             with torch.no_grad():
                 for p,s in zip(params, state): p.copy_(s)
         else: model.load_state_dict(state)
+        for k,b in _buffers(): b.copy_(buffers[k])
         for p,g in zip(params, grads): p.grad = None if g is None else g.to(p.device)
     for p in params: p.grad = None
     return restore
@@ -546,7 +582,7 @@ def lr_find(self:Learner,
     plot=True, # Draw the losses?
     max_iter=100, # Batches at most
 ): # A learning rate to try, float
-    "Train with a growing learning rate, then put model, optimizer and history back; after arXiv:1506.01186."
+    "Train with a growing learning rate and a new optimizer, then put model, optimizer and history back; after arXiv:1506.01186."
     finder,restore,kept = LRFinderCB(gamma, max_mult, max_iter),_snapshot(self.model),(self.cbs,self.opt,self._made,list(self.history))
     try:
         self.cbs,self.opt = [cb for cb in self.cbs if cb.in_lr_find],None      # a new optimizer: the old one is not touched

@@ -351,10 +351,14 @@ class _SchedCB(Callback):
 
 class BatchSchedCB(_SchedCB):
     "Moves a schedule on after each training batch; its steps are the training batches of the fit."
-    def before_fit(self, learn): self._start(learn, learn.n_epochs*len(learn.dls.train))
+    def before_fit(self, learn):
+        if 'train' in learn.phases and not hasattr(learn.dls.train, '__len__'):
+            raise TypeError("dls.train: expected a loader with a length, since the schedule needs to know its steps; use EpochSchedCB")
+        self._start(learn, learn.n_epochs*len(learn.dls.train) if 'train' in learn.phases else 0)
     def after_batch(self, learn): self._advance(learn)
 
 class EpochSchedCB(_SchedCB):
     "Moves a schedule on after each training epoch; its steps are the epochs of the fit."
     def before_fit(self, learn): self._start(learn, learn.n_epochs)
     def after_epoch(self, learn): self._advance(learn)
+    cancel_epoch = after_epoch

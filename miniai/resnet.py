@@ -8,6 +8,7 @@ __all__ = ['ResBlock', 'PoolBlock', 'resnet', 'flops', 'Table', 'summary', 'Auto
 # %% ../nbs/13_resnet.ipynb #807051b2
 import torch
 from collections import defaultdict
+from copy import copy
 from contextlib import contextmanager,nullcontext
 from torch import nn
 from .conv import conv
@@ -221,7 +222,11 @@ def summary(
 def _to_float(x):
     "`x` with every bfloat16 tensor in it as float32."
     if isinstance(x, torch.Tensor): return x.float() if x.dtype==torch.bfloat16 else x
-    if isinstance(x, dict): return {k: _to_float(v) for k,v in x.items()}
+    if isinstance(x, dict):
+        x = copy(x)              # of its own class
+        for k,v in x.items(): x[k] = _to_float(v)
+        return x
+    if isinstance(x, tuple) and hasattr(x, '_fields'): return type(x)(*map(_to_float, x))       # named tuple
     return type(x)(map(_to_float, x)) if type(x) in (tuple,list) else x
 
 class AutocastCB(TrainCB):
@@ -246,3 +251,4 @@ class AutocastCB(TrainCB):
 
     def get_loss(self, learn):
         with self._autocast(learn): super().get_loss(learn)
+        learn.loss = _to_float(learn.loss)
