@@ -70,7 +70,7 @@ def ours(model, dl):
 
 
 def fastai(model, dl):
-    import fastai.callback.progress  # noqa: F401  (gives its Learner no_bar)
+    importlib.import_module('fastai.callback.progress')      # gives its Learner no_bar
     from fastai.data.core import DataLoaders
     from fastai.learner import Learner as FastaiLearner
     from fastai.optimizer import OptimWrapper

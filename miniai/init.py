@@ -45,6 +45,9 @@ class Normalize:
         *rest, # What else is in the batch
     ): # `(x, *rest)`, the pictures normalised, float
         if not x.is_floating_point(): x = x.float()
+        for k in ('mean', 'std'):
+            n = getattr(self, k).numel()
+            if n>1 and n!=x.shape[1]: raise ValueError(f"x: expected {n} channels, as many as {k} has, got {tuple(x.shape)}")
         return (x-_as(self.mean, x))/_as(self.std, x), *rest
 
 # %% ../nbs/11_initializing.ipynb #bac6191b
@@ -125,13 +128,16 @@ def lsuv(
 ): # List of dicts, a layer each, in the order of running: layer, mean_before, std_before, mean, std, rounds
     "Scale weights and shift biases, layer by layer, until each layer gives out mean 0 and deviation 1: arXiv:1511.06422."
     if not (tol>0 and max_iter>=1): raise ValueError(f"tol, max_iter: expected above 0 and at least 1, got {tol}, {max_iter}")
+    drops = [m for m in model.modules() if m.training and 'dropout' in type(m).__name__.lower()]
     restore = [(b, b.clone()) for b in model.buffers()]
     weights = [(p, p.clone()) for p in model.parameters()]
+    for m in drops: m.training = False          # their noise would exceed any tolerance
     try: return [_scale(m, name, model, xb, tol, max_iter) for m,name in _in_order(model, xb).items()]
     except BaseException:
         restore += weights
         raise
     finally:
+        for m in drops: m.training = True
         for o,old in restore: o.copy_(old)
 
 # %% ../nbs/11_initializing.ipynb #44f73caa

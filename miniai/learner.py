@@ -106,13 +106,6 @@ class MetricsCB(Callback):
 
     def before_epoch(self, learn): self.open = True
 
-    def after_batch(self, learn):
-        self.loss.add(learn.loss, _rows((learn.batch, learn.preds)))
-        if len(self.metrics)==1: return
-        preds = learn.preds.detach() if isinstance(learn.preds, torch.Tensor) else learn.preds
-        with torch.no_grad():
-            for m in list(self.metrics.values())[1:]: m.update(preds, *learn.targets)
-
     def after_epoch(self, learn):
         if not self.open: return         # cancelled after it was reported
         self.open = False
@@ -126,6 +119,15 @@ class MetricsCB(Callback):
         self.row,self.first,self.start = {},False,now
 
     cancel_epoch = after_epoch           # a cancelled pass reports on the batches that it did
+
+# %% ../nbs/09_learner.ipynb #1fb232cc
+@patch
+def after_batch(self:MetricsCB, learn):
+    self.loss.add(learn.loss, _rows((learn.batch, learn.preds)))
+    if len(self.metrics)==1: return
+    preds = learn.preds.detach() if isinstance(learn.preds, torch.Tensor) else learn.preds
+    with torch.no_grad():
+        for m in list(self.metrics.values())[1:]: m.update(preds, *learn.targets)
 
 # %% ../nbs/09_learner.ipynb #d9f155c7
 def _cell(k, v): return f'{v:.1f}' if k=='seconds' else f'{v:.4f}' if isinstance(v, float) else str(v)
@@ -395,10 +397,12 @@ class DeviceCB(Callback):
     def before_batch(self, learn): learn.batch = to_device(learn.batch, self.device)
 
 # %% ../nbs/09_learner.ipynb #cd92ce17
+def _number(x): return x.item() if isinstance(x, torch.Tensor) else float(x)
+
 class _LossText:
     "The current loss as text, read from the device only where a bar shows it."
     def __init__(self, learn): self.learn = learn
-    def __str__(self): return f'{float(self.learn.loss):.3f}' if hasattr(self.learn, 'loss') else ''
+    def __str__(self): return f'{_number(self.learn.loss):.3f}' if hasattr(self.learn, 'loss') else ''
 
 # %% ../nbs/09_learner.ipynb #32a1cb18
 class _LivePlot:
@@ -501,7 +505,7 @@ class NaNStopCB(Callback):
     "Stops with an error at the first loss that is no finite number, before it reaches the weights. On a GPU it makes each batch wait."
     in_lr_find = False      # there the loss is meant to explode
     def after_loss(self, learn):
-        loss = float(learn.loss)
+        loss = _number(learn.loss)
         if math.isfinite(loss): return
         raise FloatingPointError(f"the loss is {loss} in epoch {learn.epoch}, {learn.phase} batch {learn.iter}")
 
