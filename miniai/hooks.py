@@ -187,7 +187,7 @@ def plot_hists(self:ActivationStatsCB,
     step = (hi-lo)/self.bins
     vmax = max(h.sum(1).max().log1p().item() for h in hists.values()) or 1.
     for ax,(name,h) in zip(axs, hists.items()):
-        im = ax.imshow(h.log1p().T, origin='lower', aspect='auto', interpolation='nearest', cmap='inferno',
+        im = ax.imshow(h.log1p().T.numpy(), origin='lower', aspect='auto', interpolation='nearest', cmap='inferno',
                        vmin=0, vmax=vmax, extent=(0, len(h), lo, hi))
         ax.set(title=name, xlabel='training batch', ylabel='activation', ylim=(lo+used[0]*step, lo+(used[-1]+1)*step))
     axs[0].figure.colorbar(im, ax=list(axs), label='log(1 + count)')

@@ -300,7 +300,7 @@ def fit(self:Learner,
     if n_epochs<1 or not (train or valid): raise ValueError(f"nothing to do with {n_epochs=}, {train=}, {valid=}")
     own = self.cbs
     try:
-        self.cbs = own+_listed(cbs)
+        self.cbs = [*own,*_listed(cbs)]
         _check_callbacks(self.cbs)
         self.n_epochs,self.phases,self._on = n_epochs,['train']*bool(train)+['valid']*bool(valid),_listeners(self.cbs)
         self._check()
