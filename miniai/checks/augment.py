@@ -57,23 +57,6 @@ def _test_contrast(f):
     assert torch.equal(a, b), "the same generator, seeded alike, should give the same pictures"
 
 # %% ../../nbs/solutions/14_augment.ipynb #9664f5b7
-def _test_rows(cls):
-    n,p = 4000,.3
-    x = torch.rand(n, 3, 2, 2)+1
-    m = cls(p)
-    assert torch.equal(m.eval()(x), x), "in evaluation nothing should change"
-    res = m.train()(x)
-    assert isinstance(res, torch.Tensor) and res.shape==x.shape, f"expected a tensor of the shape {tuple(x.shape)}"
-    zero = (res==0).flatten(1)
-    assert torch.equal(zero.any(1), zero.all(1)), "a row should be zero as a whole or not at all"
-    zero = zero.all(1)
-    far = abs(zero.sum().item()-p*n)
-    assert far<6*(n*p*(1-p))**.5, f"with p={p} about {p*n:.0f} of {n} rows should be zero, got {zero.sum()}"
-    got = (res/x)[~zero].mean().item()
-    assert torch.allclose(res[~zero], x[~zero]/(1-p)), f"rows that stay should be multiplied by {1/(1-p):.3f}, got {got:.3f}"
-    assert cls(p)(torch.rand(5, 7)).shape==(5, 7), "rows may have any number of dimensions"
-
-# %% ../../nbs/solutions/14_augment.ipynb #a3597c27
 check = Checker(
     erased_share=Exercise(compare(_share, _share_args),
         "Two things are drawn: whether a picture is changed at all, and then how large the hole is."),
@@ -82,6 +65,4 @@ check = Checker(
     mixup=Exercise(compare(_mixup, _mixup_args, n=10),
         "`F.one_hot` turns classes into rows; reshape `lam` to (n,1,1,1) for the pictures and to (n,1) for the targets."),
     accuracy_of_surest=Exercise(compare(_surest, _surest_args, n=20),
-        "`max(1)` gives confidences and classes; `topk` of the confidences gives the rows."),
-    DropRows=Exercise(_test_rows,
-        "Draw a mask of the shape (n,1,1,...), one number a row, in training only."))
+        "`max(1)` gives confidences and classes; `topk` of the confidences gives the rows."))
