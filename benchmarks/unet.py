@@ -2,7 +2,7 @@
 
 Needs diffusers, a development requirement; `pip install denoising-diffusion-pytorch` adds lucidrains' Unet, which has no such layout and stands for itself.
 `python unet.py --threads 2 --rounds 9` sets torch's threads and the rounds."""
-import argparse,importlib,resource,subprocess,sys,warnings
+import argparse,gc,importlib,os,subprocess,sys,warnings
 from contextlib import nullcontext
 from functools import partial
 from importlib.metadata import PackageNotFoundError,version
@@ -34,6 +34,11 @@ class Sample(nn.Module):
         super().__init__()
         self.net = net
     def forward(self, x, c): return self.net(x, c, return_dict=False)[0]
+
+
+class Small(nn.Conv2d):
+    "A net for the first use of everything."
+    def forward(self, x, c): return super().forward(x)
 
 
 def denoising_diffusion_pytorch(nfs, depth):
@@ -76,30 +81,31 @@ def sampling_step(net, x, c, y, amp):
 tasks = {'training step': training_step, 'sampling step': sampling_step}
 
 
-def peak():
-    "Largest memory of this process so far, in MB."
-    n = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return n/2**20 if sys.platform=='darwin' else n/2**10
+def status(key):
+    "A line of /proc/self/status, in MB. Not `ru_maxrss`, in which a child process inherits the peak of its parent."
+    return next(int(o.split()[1]) for o in open('/proc/self/status') if o.startswith(key+':'))/2**10
 
 
 def memory(peer, layout, task, amp, threads):
     "Peak memory in MB above that of the imports, from a process of its own."
     args = [sys.executable, __file__, '--memory', peer, layout, task, str(int(amp)), '--threads', str(threads)]
-    return float(subprocess.run(args, check=True, capture_output=True, text=True).stdout.split()[-1])
+    env = {**os.environ, 'MALLOC_MMAP_THRESHOLD_': '65536', 'MALLOC_TRIM_THRESHOLD_': '65536'}      # what is freed is given back at once
+    return float(subprocess.run(args, check=True, capture_output=True, text=True, env=env).stdout.split()[-1])
 
 
 def measure_memory(peer, layout, task, amp):
     "What `memory` runs: the net, then three steps; prints MB."
     importlib.import_module('diffusers' if peer=='diffusers' else 'miniai.unet' if peer=='miniai' else 'denoising_diffusion_pytorch')
     if peer=='diffusers': getattr(sys.modules['diffusers'], 'UNet2DModel')       # diffusers imports when asked
-    small = nn.Conv2d(8, 8, 3)
-    small(torch.randn(1, 8, 8, 8)).sum().backward()                               # torch's own start
-    before = peak()
+    for f in tasks.values(): f(Small(1, 1, 3, padding=1), torch.randn(1, 1, 8, 8), None, torch.randn(1, 1, 8, 8), amp)()    # what torch imports when first used
+    gc.collect()
+    with open('/proc/self/clear_refs', 'w') as f: f.write('5')                    # the peak of the imports is forgotten
+    before = status('VmRSS')
     args = make(peer, layout)
     args[0].train(task=='training step')
     step = tasks[task](*args, amp)
     for _ in range(3): step()
-    print(peak()-before)
+    print(status('VmHWM')-before)
 
 
 def rows_of(layout, amp, rounds, threads):
@@ -139,7 +145,7 @@ def main():
         rows.append({**dict.fromkeys(rows[0], '-'), 'net': lucidrains, 'parameters': 'not installed'})
     write('unet', rows, 'A UNet without attention: ours beside those of other libraries', ['torch', 'diffusers', *[k for k in [lucidrains] if has(k)]], (
         f'Batches of {bs} pictures of 1x{size}x{size}, {args.threads} thread{"s"[:args.threads>1]}; GroupNorm with {groups} groups; medians of {args.rounds} rounds, the nets in turn; "of diffusers" is the median of the ratios of each round.',
-        'A training step is forward, backward and AdamW; a sampling step is a forward pass without gradients. Peak memory is that of a process of its own, above its imports.',
+        'A training step is forward, backward and AdamW; a sampling step is a forward pass without gradients. Peak memory is that of a process of its own, above what it held after the imports; freed memory goes back to the system at once.',
         *third))
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file,save_file
 
 # %% ../nbs/16_accel.ipynb #02760623
 from .conv import _nested
-from .learner import Callback,CancelBatch,MetricsCB,TrainCB,_rows,split_batch
+from .learner import Callback,CancelBatch,MetricsCB,ProgressCB,TrainCB,_rows,split_batch
 from .optim import BatchSchedCB,EpochSchedCB,RecorderCB
 
 # %% ../nbs/16_accel.ipynb #33071ea3
@@ -322,10 +322,10 @@ _kept = 'values','ns','parts'          # what Average and Whole gather in a pass
 
 def _metrics_state(cb):
     metrics = {k: {a: _pack(v) if a=='values' else v for a,v in vars(m).items() if a in _kept} for k,m in cb.metrics.items()}
-    return dict(row=cb.row, first=cb.first, open=cb.open, metrics=metrics)
+    return dict(row=cb.row, open=cb.open, metrics=metrics)
 
 def _load_metrics(cb, state):
-    cb.row,cb.first,cb.open = (state[k] for k in ('row','first','open'))
+    cb.row,cb.open = state['row'],state['open']
     for k,kept in state['metrics'].items(): vars(cb.metrics[k]).update({a: list(v) for a,v in kept.items()})
 
 def _recorder_state(cb): return {k: _pack(v) for k,v in cb.values.items()}
@@ -442,12 +442,16 @@ def _restore(self:CheckpointCB, learn):
 def _one_epoch(self:CheckpointCB, learn, one_epoch, phase):
     if self.saved:
         s = self.saved
-        if learn.epoch<s['epoch']: return                                # done
+        if learn.epoch<s['epoch']:                                       # done
+            for cb in learn.cbs:
+                if isinstance(cb, ProgressCB): cb.bar.update(learn.epoch)
+            return
         self.skip = s['batch']
         if self.skip: _set_random_state(s['epoch_start'], self.gens)     # the loader draws the same order
         else: self._restore(learn)
     one_epoch(phase)
 
+# %% ../nbs/16_accel.ipynb #ce14ff2c
 @patch
 def _callback(self:CheckpointCB, learn, callback, event):
     if event=='after_fit' and self.saved: self._restore(learn)          # all epochs were done

@@ -8,11 +8,14 @@ __all__ = ['noisify', 'Schedule', 'linear_schedule', 'c_noise', 'SmallUNet', 'ep
 
 # %% ../nbs/15_ddpm.ipynb #d109f584
 import copy,hashlib,inspect,json,os,torch,torch.nn.functional as F
+from fastcore.basics import patch
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from safetensors.torch import load,save
 from torch import nn
+
+# %% ../nbs/15_ddpm.ipynb #92d9fecb
 from .learner import Callback
 from .resnet import ResBlock
 
@@ -36,14 +39,15 @@ def noisify(
     abar = _as(abar, x_0)
     return abar.sqrt()*x_0 + (1-abar).sqrt()*eps, eps
 
-# %% ../nbs/15_ddpm.ipynb #44f1f550
+# %% ../nbs/15_ddpm.ipynb #57eab685
 class Schedule:
     "Noise levels at the times 0..n_steps-1: section 2, arXiv:2006.11239."
     def __init__(self,
         beta, # Share of the variance that each step replaces by noise, (n_steps,), each in (0,1)
     ):
         self.beta = torch.as_tensor(beta, dtype=torch.float64)
-        if self.beta.ndim!=1 or not len(self.beta): raise ValueError(f"beta: expected one number a step, got the shape {tuple(self.beta.shape)}")
+        if self.beta.ndim!=1 or not len(self.beta):
+            raise ValueError(f"beta: expected one number a step, got the shape {tuple(self.beta.shape)}")
         if not ((self.beta>0)&(self.beta<1)).all():
             raise ValueError(f"beta: expected numbers in (0,1), got {self.beta.min():.3g} to {self.beta.max():.3g}")
         self._abar = (1-self.beta).cumprod(0)
@@ -67,27 +71,31 @@ class Schedule:
         abar = self.abar(t)
         return ((1-abar)/abar).sqrt()
 
-    def draw(self,
-        n, # How many
-        generator=None, # `torch.Generator`; torch's own if None
-        device=None, # Where the times are drawn; the CPU if None
-    ): # (n,), int64, all times equally often
-        "Random times, for training."
-        return torch.randint(len(self), (n,), generator=generator, device=device)
+# %% ../nbs/15_ddpm.ipynb #44f1f550
+@patch
+def draw(self:Schedule,
+    n, # How many
+    generator=None, # `torch.Generator`; torch's own if None
+    device=None, # Where the times are drawn; the CPU if None
+): # (n,), int64, all times equally often
+    "Random times, for training."
+    return torch.randint(len(self), (n,), generator=generator, device=device)
 
-    def times(self,
-        n=None, # How many, 1 to n_steps; all if None
-    ): # (n,), int64, from the last time down to 0
-        "Times for sampling, evenly spaced, most noise first."
-        if n is None: n = len(self)
-        if not 1<=n<=len(self): raise ValueError(f"n: expected 1 to {len(self)} times, got {n}")
-        return torch.linspace(len(self)-1, 0, n, dtype=torch.float64).round().long()
+@patch
+def times(self:Schedule,
+    n=None, # How many, 1 to n_steps; all if None
+): # (n,), int64, from the last time down to 0
+    "Times for sampling, evenly spaced, most noise first."
+    if n is None: n = len(self)
+    if not 1<=n<=len(self): raise ValueError(f"n: expected 1 to {len(self)} times, got {n}")
+    return torch.linspace(len(self)-1, 0, n, dtype=torch.float64).round().long()
 
-    def sigmas(self,
-        n=None, # How many steps; all if None
-    ): # (n+1,), float64, descending, the last one 0
-        "What a sampler takes: the noise levels at `times(n)`, and 0 at the end."
-        return F.pad(self.sigma(self.times(n)), (0, 1))
+@patch
+def sigmas(self:Schedule,
+    n=None, # How many steps; all if None
+): # (n+1,), float64, descending, the last one 0
+    "What a sampler takes: the noise levels at `times(n)`, and 0 at the end."
+    return F.pad(self.sigma(self.times(n)), (0, 1))
 
 # %% ../nbs/15_ddpm.ipynb #20b5ef4d
 def linear_schedule(
@@ -105,7 +113,7 @@ def c_noise(
     "How a network is told the noise level: table 1, arXiv:2206.00364."
     return sigma.log()/4
 
-# %% ../nbs/15_ddpm.ipynb #be2d5ea1
+# %% ../nbs/15_ddpm.ipynb #543dbe70
 class SmallUNet(nn.Module):
     "A UNet of residual blocks for small pictures, arXiv:1505.04597; it is told the noise level in one more input channel."
     def __init__(self,
@@ -134,7 +142,7 @@ class SmallUNet(nn.Module):
         c, # Their noise levels, (n,), as `c_noise` gives them
     ): # Like `x`
         "The estimate for each pixel, such as its noise."
-        if c.shape!=x.shape[:1]: raise ValueError(f"c: expected one number a picture, ({len(x)},), got the shape {tuple(c.shape)}")
+        if c.shape!=x.shape[:1]: raise ValueError(f"c: expected one number a picture, ({len(x)},), got {tuple(c.shape)}")
         x = F.pixel_unshuffle(x, self.patch)             # (n,ni,h,w) -> (n,ni*patch**2,h/patch,w/patch)
         x,saved = self.stem(torch.cat([x, _as(c, x).expand_as(x[:,:1])], 1)),[]
         for down in self.downs:
@@ -194,6 +202,11 @@ class EMACB(Callback):
             if a.is_floating_point(): a.lerp_(b, 1-decay)
             else: a.copy_(b)
 
+    def state_dict(self): return dict(n=self.n, model=self.model.state_dict())      # for the checkpoints of lesson 16
+    def load_state_dict(self, state_dict): # What `state_dict` returned
+        self.n = state_dict['n']
+        self.model.load_state_dict(state_dict['model'])
+
 # %% ../nbs/15_ddpm.ipynb #98ab961e
 class EpsDenoiser:
     "A network that predicts the noise, as a denoiser `denoise(x, sigma)` of pictures x_0 + sigma*eps."
@@ -215,7 +228,8 @@ class EpsDenoiser:
 def _check_sigmas(sigmas):
     "`sigmas` as float64 on the CPU; a ValueError if they are no way for a sampler."
     sigmas = torch.as_tensor(sigmas, dtype=torch.float64, device='cpu')
-    if sigmas.ndim!=1 or len(sigmas)<2: raise ValueError(f"sigmas: expected two numbers or more, got the shape {tuple(sigmas.shape)}")
+    if sigmas.ndim!=1 or len(sigmas)<2:
+        raise ValueError(f"sigmas: expected two numbers or more, got the shape {tuple(sigmas.shape)}")
     if not sigmas.isfinite().all(): raise ValueError("sigmas: expected finite numbers")
     if not (sigmas.diff()<0).all(): raise ValueError("sigmas: expected each to be smaller than the one before")
     if sigmas[-1]!=0: raise ValueError(f"sigmas: expected 0 at the end, got {sigmas[-1]:.4g}")
@@ -265,7 +279,8 @@ def _weights_path(path):
     "Where the weights lie: a bare name stands for a file in the package."
     if isinstance(path, str) and path.isidentifier(): return _folder/f'{path}.safetensors'
     path = Path(path)
-    if path.suffix!='.safetensors': raise ValueError(f"path: expected a name such as 'fashion_ddpm' or a path that ends in .safetensors, got {path}")
+    if path.suffix!='.safetensors':
+        raise ValueError(f"path: expected a name such as 'fashion_ddpm' or a path that ends in .safetensors, got {path}")
     return path
 
 def _replace(path, write):
@@ -293,7 +308,7 @@ def save_weights(
     _replace(path, lambda tmp: tmp.write_bytes(raw))
     _replace(path.with_suffix('.json'), lambda tmp: tmp.write_text(json.dumps(info, indent=1)+'\n', encoding='utf-8'))
 
-# %% ../nbs/15_ddpm.ipynb #e2062938
+# %% ../nbs/15_ddpm.ipynb #2e8a3882
 def _fill(model, w, path):
     "Load the weights `w` of the file `path` into `model`, or say what does not fit."
     has = model.state_dict()
@@ -312,7 +327,9 @@ def load_weights(
     path = _weights_path(path)
     beside = path.with_suffix('.json')
     for o in (path, beside):
-        if not o.exists(): raise FileNotFoundError(f"path: there is no {o}; in this folder are {sorted(p.name for p in path.parent.glob('*.safetensors'))}")
+        if not o.exists():
+            there = sorted(p.name for p in path.parent.glob('*.safetensors'))
+            raise FileNotFoundError(f"path: there is no {o}; its folder holds {there}")
     info,raw = json.loads(beside.read_text(encoding='utf-8')),path.read_bytes()
     if hashlib.sha256(raw).hexdigest()!=info.get('sha256'):
         raise ValueError(f"{path} is damaged: its sha256 is not the one in {beside.name}")

@@ -101,7 +101,7 @@ def sqrtm(
     a, # Matrix (d,d), float, symmetric with no eigenvalue below zero; or a product of two such
     n_iter=100, # Steps at most
 ): # (d,d), like `a`: times itself it is `a`
-    "Square root of a matrix by Newton-Schulz steps: Higham, Functions of Matrices, 2008, eq. 6.35."
+    "Square root of a matrix by Newton-Schulz steps: Higham, Functions of Matrices, 2008, chapter 6."
     if a.ndim!=2 or a.shape[0]!=a.shape[1]: raise ValueError(f"a: expected a square matrix, got {tuple(a.shape)}")
     norm,eye = a.norm(),torch.eye(len(a)).to(a)
     if norm==0: return torch.zeros_like(a)
@@ -166,7 +166,7 @@ def fid_infinity(
     n_points=15, # How many sizes, equally spaced in 1/n, from n down to n/4 but not below d
     generator=None, # `torch.Generator` of the choice; torch's own if None
 ): # float; it can be a little below zero
-    "FID for infinitely many pictures, by a line through FID over 1/n: section 4, arXiv:1911.07023."
+    "FID for infinitely many pictures, by a line through FID over 1/n: arXiv:1911.07023."
     n,d = _check_feats(feats, 'feats').shape
     if n<=2*d: raise ValueError(f"feats: expected more than {2*d} rows, twice the number of features, got {n}")
     inverse = torch.linspace(1/n, 1/max(n//4, d), n_points, dtype=torch.float64)
@@ -184,7 +184,7 @@ def kid(
     fb, # Features of the other, (m,d)
     bs=1000, # Rows of `fa` at a time
 ): # float; without bias, so it can be below zero
-    "Squared distance of two sets by the kernel (f@g/d+1)^3, the KID: section 4, arXiv:1801.01401."
+    "Squared distance of two sets by the kernel (f@g/d+1)^3, the KID: arXiv:1801.01401."
     fa,fb = _check_feats(fa, 'fa'),_check_feats(fb, 'fb')
     if fa.shape[1]!=fb.shape[1]: raise ValueError(f"fb: expected {fa.shape[1]} features, as in fa, got {fb.shape[1]}")
     def _k(products): return (products/fa.shape[1] + 1)**3

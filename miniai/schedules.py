@@ -8,6 +8,7 @@ __all__ = ['scaled_linear_schedule', 'cosine_abar', 'cosine_schedule', 'Continuo
 
 # %% ../nbs/19_schedules.ipynb #48dccc06
 import math,torch
+from fastcore.basics import patch
 from typing import NamedTuple
 from torch import nn
 from .ddpm import Schedule,_as,c_noise
@@ -67,22 +68,31 @@ class ContinuousSchedule(Schedule):
         if t.numel() and not 0<=t.min()<=t.max()<=1: raise ValueError(f"t: expected times in [0,1], got {t.min():.4g} to {t.max():.4g}")
         return self.f(t)
 
-    def draw(self, n, generator=None, device=None): # (n,), float64, evenly spread between `ends`
-        "Random times, for training: `n` of them."
-        lo,hi = self.ends
-        return lo + (hi-lo)*torch.rand(n, generator=generator, device=device, dtype=torch.float64)
+# %% ../nbs/19_schedules.ipynb #c14d51fc
+@patch
+def draw(self:ContinuousSchedule,
+    n, # How many
+    generator=None, # `torch.Generator`; torch's own if None
+    device=None, # Where the times are drawn; the CPU if None
+): # (n,), float64, evenly spread between `ends`
+    "Random times, for training."
+    lo,hi = self.ends
+    return lo + (hi-lo)*torch.rand(n, generator=generator, device=device, dtype=torch.float64)
 
-    def times(self, n): # (n,), float64, between `ends`
-        "Times for sampling, evenly spaced, most noise first: `n` of them."
-        if n<1: raise ValueError(f"n: expected at least 1 time, got {n}")
-        return torch.linspace(*self.ends[::-1], n, dtype=torch.float64)
+@patch
+def times(self:ContinuousSchedule,
+    n, # How many, 1 or more
+): # (n,), float64, from the last of `ends` to the first
+    "Times for sampling, evenly spaced, most noise first."
+    if n<1: raise ValueError(f"n: expected at least 1 time, got {n}")
+    return torch.linspace(*self.ends[::-1], n, dtype=torch.float64)
 
 # %% ../nbs/19_schedules.ipynb #bd9f6c5d
 class Prediction(NamedTuple):
     "Three views of one guess about a noisy picture, each (n,c,h,w)."
     x_0: torch.Tensor # The clean picture
     eps: torch.Tensor # The noise
-    v: torch.Tensor # The velocity, eq. of section 4, arXiv:2202.00512
+    v: torch.Tensor # The velocity, section 4, arXiv:2202.00512
 
 def predictions(
     x_t, # Pictures with noise, sqrt(abar)*x_0 + sqrt(1-abar)*eps, (n,c,h,w)
@@ -96,8 +106,10 @@ def predictions(
     if sum(o is not None for o in (x_0, eps, v))!=1: raise ValueError("x_0, eps, v: expected exactly one of them")
     abar = torch.as_tensor(abar)
     a,s = (_as(o.sqrt(), x_t) for o in (abar, 1-abar))
-    if eps is not None and not a.all(): raise ValueError("abar: where it is 0, the noise says nothing of the picture; predict x_0 or v")
-    if x_0 is not None and not s.all(): raise ValueError("abar: where it is 1, the picture says nothing of the noise; predict eps or v")
+    if eps is not None and not a.all():
+        raise ValueError("abar: where it is 0, the noise says nothing of the picture; predict x_0 or v")
+    if x_0 is not None and not s.all():
+        raise ValueError("abar: where it is 1, the picture says nothing of the noise; predict eps or v")
     if v is not None: x_0,eps = a*x_t-s*v,s*x_t+a*v
     elif eps is not None: x_0 = (x_t-s*eps)/a
     else: eps = (x_t-a*x_0)/s
@@ -180,6 +192,7 @@ class LevelCB(Callback):
 
     def before_batch(self, learn):
         x_0 = learn.batch[0] if isinstance(learn.batch, (tuple,list)) else learn.batch
+        if not x_0.is_floating_point(): raise TypeError(f"batch: expected float pictures first, got {x_0.dtype}")
         sigma = self.sched.sigma(self.sched.draw(len(x_0)))
         learn.batch = x_0+_as(sigma, x_0)*torch.randn_like(x_0),c_noise(sigma).to(x_0)
 

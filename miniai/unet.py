@@ -16,8 +16,8 @@ from torch import nn
 def timestep_embedding(
     c, # Times or noise levels, (n,), float or int
     n, # Numbers out for each, even, 4 or more
-    max_freq=100., # Fastest wave, in radians for each unit of `c`; 1 in the DDPM paper, which gives steps 0 to 999
-    min_freq=1., # Slowest; 1e-4 there
+    max_freq=30., # Fastest wave, in radians for each unit of `c`; 1 in the DDPM paper, which gives steps 0 to 999
+    min_freq=.3, # Slowest; 1e-4 there
 ): # (n,n) as (times,numbers), in [-1,1]; float32, or float64 like `c`
     "Sines, then cosines, of `c` at frequencies in geometric steps: section 3.5 of arXiv:1706.03762, for time as in arXiv:2006.11239."
     if c.ndim!=1: raise ValueError(f"c: expected one number a picture, (n,), got the shape {tuple(c.shape)}")

@@ -215,6 +215,109 @@ def call_augment():
     small = ImageData(x.mul(255).byte(), y, x.mul(255).byte(), y, tuple('abcdefghij'), 'drawn')
     assert a.capture_preds(a.challenge(small, 1, n=32, device='cpu'))[0].shape==(len(x), 10)
 
+def call_ddpm():
+    import tempfile
+    from pathlib import Path
+    from miniai import ddpm as d,learner as l
+    sched = d.linear_schedule(20)
+    assert isinstance(sched, d.Schedule)
+    x_t,eps = d.noisify(x, sched.abar(sched.draw(len(x))))
+    assert x_t.shape==eps.shape==x.shape and torch.equal(d.eps_target(x, eps, None), eps)
+    net,ema = d.SmallUNet((4,8)),d.EMACB()
+    l.Learner(net, dls(), lr=1e-3, cbs=[l.TrainCB(n_inp=2), d.DDPMCB(sched), ema]).fit(1)
+    denoise = d.EpsDenoiser(ema.model)
+    assert d.c_noise(sched.sigma(torch.arange(20))).abs().max()<2
+    pictures = d.generate(denoise, sched.sigmas(4), 3, sampler=d.sample_ddpm, shape=(1,8,8))
+    assert pictures.shape==(3,1,8,8) and pictures.abs().max()<=1
+    with tempfile.TemporaryDirectory() as folder:
+        d.save_weights(net.eval(), Path(folder)/'net.safetensors', config=dict(nfs=[4,8]))
+        assert d.load_weights(Path(folder)/'net.safetensors', d.SmallUNet((4,8)))[1]['config']['nfs']==[4,8]
+    assert d.load_denoiser()(torch.randn(2, 1, 28, 28), 1.).shape==(2,1,28,28)
+
+def call_accel():
+    import tempfile
+    import torch.nn.functional as F
+    from pathlib import Path
+    from miniai import accel as a,learner as l
+    def fit(cb, *cbs): l.Learner(linear(), dls(), F.cross_entropy, cbs=[cb, *cbs]).fit(1)
+    fit(a.MixedPrecisionCB(scaler=a.LossScaler(2.**8)), a.ClipCB(1.), a.AccumulateCB(2))
+    fit(a.AccelerateCB(cpu=True))
+    with tempfile.TemporaryDirectory() as folder:
+        fit(l.TrainCB(), a.CheckpointCB(folder))
+        newest = max(Path(folder).iterdir())
+        assert a.load_checkpoint(newest)['epoch']==1
+        a.save_checkpoint(newest, dict(model={}))
+        (newest/'state.json').write_text('{}')
+        with pytest.raises(a.DamagedCheckpoint): a.load_checkpoint(newest)
+
+def call_fid():
+    from miniai import fid as f
+    gen = torch.Generator().manual_seed(0)
+    feats = torch.randn(400, 6, generator=gen).double()
+    a,b = f.stats(feats[:200]),f.stats(feats[200:])
+    assert isinstance(a, f.Stats) and 0<f.frechet_distance(a, b)<2
+    torch.testing.assert_close(f.sqrtm(a.cov)@f.sqrtm(a.cov), a.cov)
+    assert abs(f.kid(feats[:200], feats[200:]))<.5 and len(f.kid_subsets(feats[:200], feats[200:], 3, 50))==2
+    assert f.fid_infinity(feats[:200], b, generator=gen) is not None
+    ruler = f.load_ruler()
+    assert isinstance(ruler, f.Ruler) and ruler.fid(torch.rand(300, 1, 28, 28)*2-1)>1
+
+def point(x, sigma, cond=None): return x/(1+torch.as_tensor(sigma).reshape(-1, 1, 1, 1)**2)       # the best denoiser of standard normal data
+
+def levels(n=5): return torch.tensor([*torch.linspace(3, .1, n).tolist(), 0.], dtype=torch.float64)
+
+def call_ddim():
+    from miniai import ddim as d
+    noise = torch.randn(2, 1, 4, 4)*3
+    assert d.sample_ddim(point, noise, levels(), eta=.5).shape==noise.shape
+    assert d.invert_ddim(point, torch.randn(2, 1, 4, 4), levels()).shape==noise.shape
+    assert d.slerp(noise, noise.flip(0), .5).shape==noise.shape
+    assert len(d.leading_times(1000, 10))==len(d.trailing_times(1000, 10))==10
+
+def call_schedules():
+    from miniai import learner as l,schedules as s
+    for sched in (s.scaled_linear_schedule(), s.cosine_schedule(), s.ContinuousSchedule(s.cosine_abar)): assert len(sched.sigmas(5))==6
+    abar,eps = torch.full((40,1,1,1), .5),torch.randn_like(x)
+    v = s.v_target(x, eps, abar)
+    assert s.x0_target(x, eps, abar) is x
+    res = s.predictions(abar.sqrt()*x+(1-abar).sqrt()*eps, abar, v=v)
+    assert isinstance(res, s.Prediction)
+    torch.testing.assert_close(res.x_0, x, atol=1e-5, rtol=1e-5)
+    def net(x, c): return torch.zeros_like(x)
+    for D in (s.X0Denoiser, s.VDenoiser): assert D(net)(x, 2.).shape==x.shape
+    level = s.LevelNet(8)
+    l.Learner(level, dls(), lr=1e-3, cbs=[l.TrainCB(), s.LevelCB(s.cosine_schedule())]).fit(1)
+    assert s.BlindDenoiser(point, level.eval())(x).shape==x.shape
+
+def call_karras():
+    from miniai import karras as k,learner as l
+    from miniai.ddpm import SmallUNet
+    noise = torch.randn(2, 1, 4, 4)*3
+    for f in (k.sample_euler, k.sample_euler_ancestral, k.sample_heun, k.sample_lms, k.sample_dpmpp_2m): assert f(point, noise, levels()).shape==noise.shape
+    assert len(k.karras_sigmas(7))==8 and len(k.precondition(torch.ones(1), .5))>=3
+    net = SmallUNet((4,8))
+    l.Learner(net, dls(), lr=1e-3, cbs=[l.TrainCB(n_inp=2), k.KarrasCB(.5)]).fit(1)
+    assert k.KarrasDenoiser(net.eval(), .5)(noise, 3.).shape==noise.shape
+
+def call_unet():
+    from miniai import unet as u
+    c = torch.rand(2)
+    assert u.timestep_embedding(c, 8).shape==(2,8)
+    assert u.EmbResBlock(4, 8, 8)(torch.randn(2, 4, 5, 5), torch.randn(2, 8)).shape==(2,8,5,5)
+    assert u.UpConv(4)(torch.randn(2, 4, 3, 3), (5,5)).shape==(2,4,5,5)
+    assert u.UNet((4,8), ni=3, n_emb=16)(torch.randn(2, 3, 7, 7), c).shape==(2,3,7,7)
+
+def call_superres():
+    from miniai import superres as s
+    from miniai.resnet import resnet
+    pictures = torch.rand(4, 3, 16, 16)*2-1
+    low = s.Degrade()(pictures)
+    assert len(low)==2
+    assert s.psnr(pictures*.9, pictures)>10 and s.sharpness(pictures, pictures)==1
+    assert s.Residual(torch.nn.Conv2d(3, 3, 3, padding=1))(pictures).shape==pictures.shape
+    net = resnet((4,8), ni=3)
+    assert s.PerceptualLoss(net, ['stem'])(pictures*.9, pictures)>0
+
 def call_core():
     from miniai.checks import core as c
     assert c.describe(3)=='3' and c.difference([1.], [2.]) and len(c.dims(2))==2

@@ -57,7 +57,7 @@ def _best_args():
     n,m,*shape = dims(5, lo=2, hi=5)
     points = torch.randn(m, *shape, dtype=torch.float64)
     sigma = 10**(torch.rand(()).item()*4-3)
-    return points[torch.randint(m, (n,))]+sigma*torch.randn(n, *shape, dtype=torch.float64), sigma, points
+    return points[torch.randint(m, (n,))]+.5*torch.randn(n, *shape, dtype=torch.float64), sigma, points
 
 # %% ../../nbs/solutions/15_ddpm.ipynb #2941336f
 check = Checker(
