@@ -19,10 +19,11 @@ def timestep_embedding(
     max_freq=30., # Fastest wave, in radians for each unit of `c`; 1 in the DDPM paper, which gives steps 0 to 999
     min_freq=.3, # Slowest; 1e-4 there
 ): # (n,n) as (times,numbers), in [-1,1]; float32, or float64 like `c`
-    "Sines, then cosines, of `c` at frequencies in geometric steps: section 3.5 of arXiv:1706.03762, for time as in arXiv:2006.11239."
+    "Sines, then cosines, of `c` at frequencies in geometric steps: section 3.5, arXiv:1706.03762."
     if c.ndim!=1: raise ValueError(f"c: expected one number a picture, (n,), got the shape {tuple(c.shape)}")
     if n<4 or n%2: raise ValueError(f"n: expected an even number, 4 or more, got {n}")
-    if not 0<min_freq<=max_freq: raise ValueError(f"min_freq, max_freq: expected 0 < min_freq <= max_freq, got {min_freq} and {max_freq}")
+    if not 0<min_freq<=max_freq:
+        raise ValueError(f"min_freq, max_freq: expected 0 < min_freq <= max_freq, got {min_freq} and {max_freq}")
     c = c.to(torch.promote_types(c.dtype, torch.float32))
     freqs = max_freq*(min_freq/max_freq)**torch.linspace(0, 1, n//2, dtype=c.dtype, device=c.device)
     angles = c[:,None]*freqs                # (n,) -> (n,n//2)
@@ -40,7 +41,7 @@ def _scale_shift(norm, h, scale, shift):
 
 # %% ../nbs/21_unet.ipynb #26c9d7b2
 class EmbResBlock(nn.Module):
-    "A pre-activation residual block (arXiv:1603.05027) whose second norm is scaled and shifted by an embedding (arXiv:2105.05233)."
+    "A pre-activation residual block (arXiv:1603.05027); an embedding steers its second norm (arXiv:2105.05233)."
     def __init__(self,
         ni, # Channels in
         nf, # Channels out
@@ -60,8 +61,8 @@ class EmbResBlock(nn.Module):
         emb=None, # (n,n_emb); None where `n_emb` is
     ): # (n,nf,h,w)
         "The shortcut and what two convolutions add to it."
-        if (emb is None)!=(self.emb is None):
-            raise ValueError(f"emb: expected {'none' if self.emb is None else 'one, the block has n_emb'}, got {'none' if emb is None else 'one'}")
+        if emb is None and self.emb is not None: raise ValueError("emb: expected one, the block has n_emb, got none")
+        if emb is not None and self.emb is None: raise ValueError("emb: expected none, the block has no n_emb, got one")
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.norm2(h) if emb is None else _scale_shift(self.norm2, h, *self.emb(emb).chunk(2, 1))
         return self.shortcut(x) + self.conv2(F.silu(h))
@@ -79,7 +80,8 @@ class UpConv(nn.Conv2d):
     ): # (n,nf,*size)
         "The picture, doubled, convolved, and cut at the right and the lower edge where one less is wanted."
         if any(2*a-b not in (0, 1) for a,b in zip(x.shape[-2:], size)):
-            raise ValueError(f"size: expected twice the size of x, {tuple(x.shape[-2:])}, or one less, got {tuple(size)}")
+            was = tuple(x.shape[-2:])
+            raise ValueError(f"size: expected twice the size of x, {was}, or one less, got {tuple(size)}")
         w = F.pad(self.weight.transpose(0, 1).flip(-1, -2), (1,1,1,1))      # (nf,ni,3,3) -> (ni,nf,5,5)
         w = w[...,1:,:] + w[...,:-1,:]
         w = w[...,1:] + w[...,:-1]                                          # (ni,nf,4,4)
@@ -88,7 +90,7 @@ class UpConv(nn.Conv2d):
 
 # %% ../nbs/21_unet.ipynb #dad180cb
 class UNet(nn.Module):
-    "Residual blocks down and up, with skips (arXiv:1505.04597) and a noise level (arXiv:2102.09672); a fresh one answers 0."
+    "Residual blocks down and up, with skips (arXiv:1505.04597), told a noise level; a fresh one answers 0."
     def __init__(self,
         nfs=(32,64,96), # Channels of each level, that of the full picture first; the size is halved between two
         ni=1, # Channels of the pictures in
@@ -101,9 +103,11 @@ class UNet(nn.Module):
         nfs = list(nfs)
         if not nfs: raise ValueError("nfs: expected at least one number of channels, got none")
         if depth<1: raise ValueError(f"depth: expected 1 or more, got {depth}")
-        if n_emb is not None and (n_emb<16 or n_emb%8): raise ValueError(f"n_emb: expected a multiple of 8, 16 or more, or None, got {n_emb}")
+        if n_emb is not None and (n_emb<16 or n_emb%8):
+            raise ValueError(f"n_emb: expected a multiple of 8, 16 or more, or None, got {n_emb}")
         block,nf = partial(EmbResBlock, n_emb=n_emb, norm=norm),nfs[0]
-        self.embed = nn.Sequential(nn.Linear(n_emb//4, n_emb), nn.SiLU(), nn.Linear(n_emb, n_emb), nn.SiLU()) if n_emb else None
+        self.embed = None if n_emb is None else nn.Sequential(
+            nn.Linear(n_emb//4, n_emb), nn.SiLU(), nn.Linear(n_emb, n_emb), nn.SiLU())
         self.stem,saved = nn.Conv2d(ni, nf, 3, padding=1),[nf]
         self.downs,self.ups = nn.ModuleList(),nn.ModuleList()
         for i,n in enumerate(nfs):
@@ -118,7 +122,8 @@ class UNet(nn.Module):
             for _ in range(depth+1):
                 self.ups.append(block(nf+saved.pop(), n))
                 nf = n
-        self.norm,self.head = norm(nf) if norm else nn.Identity(),nn.Conv2d(nf, ni if no is None else no, 3, padding=1)
+        self.norm = norm(nf) if norm else nn.Identity()
+        self.head = nn.Conv2d(nf, ni if no is None else no, 3, padding=1)
         for p in self.head.parameters(): nn.init.zeros_(p)
 
 # %% ../nbs/21_unet.ipynb #57b84ff1
@@ -129,10 +134,12 @@ def _embedding(self:UNet, x, c):
         if c is not None: raise ValueError("c: expected none, the net has n_emb=None")
         return None
     if c is None or c.shape!=x.shape[:1]:
-        raise ValueError(f"c: expected one noise level a picture, ({len(x)},), got {'none' if c is None else f'the shape {tuple(c.shape)}'}")
+        got = 'none' if c is None else f'the shape {tuple(c.shape)}'
+        raise ValueError(f"c: expected one noise level a picture, ({len(x)},), got {got}")
     first = self.embed[0]
     return self.embed(timestep_embedding(c, first.in_features).to(first.weight.dtype))
 
+# %% ../nbs/21_unet.ipynb #1c267c2e
 @patch
 def forward(self:UNet,
     x, # Pictures (n,ni,h,w), float, of any size

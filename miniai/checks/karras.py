@@ -61,7 +61,8 @@ def _test_sampler(reference, more=lambda i: ()):
             x = torch.randn(2, 1, *dims(2), dtype=torch.float64)*10
             a,b = _Recorder(),_Recorder()
             got,want = f(a, x.clone(), sigmas, *more(i)),reference(b, x.clone(), sigmas, *more(i))
-            assert len(a.levels)==len(b.levels), f"{i+1} steps: expected {len(b.levels)} calls of the denoiser, got {len(a.levels)}"
+            a_n,b_n = len(a.levels),len(b.levels)
+            assert a_n==b_n, f"{i+1} steps: expected {b_n} calls of the denoiser, got {a_n}"
             d = difference(torch.tensor(a.levels), torch.tensor(b.levels), 1e-5)
             assert d is None, f"{i+1} steps, the noise levels of the calls: {d}"
             d = difference(got, want, 1e-8)
@@ -77,6 +78,6 @@ check = Checker(
     exponential_sigmas=Exercise(compare(_exponential, _exponential_args, n=12, eps=1e-9),
         "The logarithms are evenly spaced. Mind the dtype, the 0 at the end, and n=1."),
     sample_midpoint=Exercise(_test_sampler(_midpoint),
-        "Two calls a step, at s and at sqrt(s*t), one for the last. The whole step starts again from the old x, with the second slope only."),
+        "Two calls a step, at s and at sqrt(s*t), one for the last. The whole step starts again from the old x, by the second slope."),
     sample_churn=Exercise(_test_sampler(_churn, _churn_more),
         "After the noise is added the level is the raised one: the first call, the division and the length of the step all use it."))
