@@ -7,16 +7,7 @@ __all__ = ['sample_ddim', 'leading_times', 'trailing_times', 'slerp', 'invert_dd
 
 # %% ../nbs/18_ddim.ipynb #38a217c1
 import torch,torch.nn.functional as F
-
-# %% ../nbs/18_ddim.ipynb #ae48f97f
-def _levels(sigmas):
-    "`sigmas` as float64 on the CPU; a ValueError if they are no way down."
-    sigmas = torch.as_tensor(sigmas, dtype=torch.float64, device='cpu')
-    if sigmas.ndim!=1 or len(sigmas)<2:
-        raise ValueError(f"sigmas: expected two numbers or more, got the shape {tuple(sigmas.shape)}")
-    if not (sigmas.isfinite().all() and (sigmas.diff()<0).all() and sigmas[-1]>=0):
-        raise ValueError("sigmas: expected finite numbers, each smaller than the one before, and none below 0")
-    return sigmas
+from .ddpm import _check_sigmas
 
 # %% ../nbs/18_ddim.ipynb #ba120cbe
 @torch.no_grad()
@@ -30,7 +21,7 @@ def sample_ddim(
 ): # Like `x`: the pictures
     "DDIM: eq. 12 and 16, arXiv:2010.02502, for any noise levels."
     if not 0<=eta<=1: raise ValueError(f"eta: expected a number in [0,1], got {eta}")
-    sigmas = _levels(sigmas)
+    sigmas = _check_sigmas(sigmas, to_zero=False)
     for i,(s,s_next) in enumerate(zip(sigmas, sigmas[1:])):
         denoised = denoise(x, s)
         r = s_next/s
@@ -93,7 +84,7 @@ def invert_ddim(
     cb=None, # Called after each step as `cb(i, x, denoised)`
 ): # Like `x`: noise of deviation about `sigmas[0]`
     "DDIM with eta=0, backwards: the noise from which `sample_ddim` makes `x`, nearly; eq. 14, arXiv:2010.02502."
-    sigmas = _levels(sigmas).flip(0)
+    sigmas = _check_sigmas(sigmas, to_zero=False).flip(0)
     for i,(s,s_next) in enumerate(zip(sigmas, sigmas[1:])):
         at = s if s>0 else s_next           # at level 0 there is no noise to measure
         denoised = denoise(x, at)

@@ -225,14 +225,15 @@ class EpsDenoiser:
         return x - s*eps.to(x.dtype)
 
 # %% ../nbs/15_ddpm.ipynb #276221fa
-def _check_sigmas(sigmas):
+def _check_sigmas(sigmas, to_zero=True):
     "`sigmas` as float64 on the CPU; a ValueError if they are no way for a sampler."
     sigmas = torch.as_tensor(sigmas, dtype=torch.float64, device='cpu')
     if sigmas.ndim!=1 or len(sigmas)<2:
         raise ValueError(f"sigmas: expected two numbers or more, got the shape {tuple(sigmas.shape)}")
     if not sigmas.isfinite().all(): raise ValueError("sigmas: expected finite numbers")
     if not (sigmas.diff()<0).all(): raise ValueError("sigmas: expected each to be smaller than the one before")
-    if sigmas[-1]!=0: raise ValueError(f"sigmas: expected 0 at the end, got {sigmas[-1]:.4g}")
+    if to_zero and sigmas[-1]!=0: raise ValueError(f"sigmas: expected 0 at the end, got {sigmas[-1]:.4g}")
+    if sigmas[-1]<0: raise ValueError(f"sigmas: expected none below 0, got {sigmas[-1]:.4g}")
     return sigmas
 
 @torch.no_grad()
