@@ -1,5 +1,5 @@
 "The package's gate: what the notebooks' own tests cannot see, since they run in the notebook's namespace."
-import ast,importlib.metadata as md,re,shutil,sys,venv
+import ast,hashlib,importlib.metadata as md,json,re,shutil,sys,venv
 import pytest
 from packaging.requirements import Requirement
 from common import exports,order,path,python,root
@@ -51,6 +51,15 @@ def test_exports_are_documented(module):
     bare = [o for o in exports(module) if callable(getattr(mod, o)) and o!='check' and not (getattr(mod, o).__doc__ or '').strip()]
     assert not bare
 
+def test_weights_are_described_and_small():
+    files = sorted((root/'miniai'/'weights').iterdir())
+    weights = [f for f in files if f.suffix=='.safetensors']
+    assert weights and {f.stem for f in files}=={f.stem for f in weights} and len(files)==2*len(weights), "a JSON beside each, and nothing else"
+    for f in weights:
+        info = json.loads(f.with_suffix('.json').read_text(encoding='utf-8'))
+        assert info['sha256']==hashlib.sha256(f.read_bytes()).hexdigest() and {'notebook','data'}<=set(info), f.name
+    assert sum(f.stat().st_size for f in weights)<20e6
+
 # The wheel, in an environment that holds what its metadata asks for and nothing else. No network: the other packages
 # are linked from the environment that runs this test.
 
@@ -80,6 +89,7 @@ def test_wheel(tmp_path):
     listing = python('-m', 'zipfile', '-l', str(wheel)).stdout
     modules_of_tree = {f.relative_to(root).as_posix() for f in (root/'miniai').rglob('*.py')}
     assert set(re.findall(r'miniai/\S+\.py', listing))==modules_of_tree
+    assert {f.name for f in (root/'miniai'/'weights').iterdir()}==set(re.findall(r'miniai/weights/(\S+)', listing))
     assert not re.search(r'\.ipynb|tests/|benchmarks/|\.parquet', listing), listing
     venv.create(tmp_path/'env', with_pip=False)
     exe = str(tmp_path/'env/bin/python')
