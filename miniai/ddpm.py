@@ -163,6 +163,13 @@ def eps_target(
     "What the network of the DDPM paper is to predict: the noise, eq. 14, arXiv:2006.11239."
     return eps
 
+def _pictures(learn):
+    "The pictures of a batch, which come first in it."
+    x_0 = learn.batch[0] if isinstance(learn.batch, (tuple,list)) else learn.batch
+    if not isinstance(x_0, torch.Tensor) or not x_0.is_floating_point():
+        raise TypeError(f"batch: expected float pictures first, got {getattr(x_0, 'dtype', type(x_0).__name__)}")
+    return x_0
+
 class DDPMCB(Callback):
     "Makes a batch of pictures into a task: noisy pictures and their levels in, `target` out; algorithm 1, arXiv:2006.11239."
     order = 10
@@ -172,9 +179,7 @@ class DDPMCB(Callback):
     ): self.sched,self.target = sched,target
 
     def before_batch(self, learn):
-        x_0 = learn.batch[0] if isinstance(learn.batch, (tuple,list)) else learn.batch
-        if not isinstance(x_0, torch.Tensor) or not x_0.is_floating_point():
-            raise TypeError(f"batch: expected float pictures first, got {getattr(x_0, 'dtype', type(x_0).__name__)}")
+        x_0 = _pictures(learn)
         t = self.sched.draw(len(x_0))           # on the CPU: the same levels on every device
         abar = self.sched.abar(t)
         x_t,eps = noisify(x_0, abar)

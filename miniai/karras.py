@@ -9,7 +9,7 @@ __all__ = ['sample_euler', 'karras_sigmas', 'sample_euler_ancestral', 'sample_he
 # %% ../nbs/20_karras.ipynb #4e248df8
 import math,numpy as np,torch,torch.nn.functional as F
 from .ddim import sample_ddim
-from .ddpm import _as,_check_sigmas,c_noise,sample_ddpm
+from .ddpm import _as,_check_sigmas,_pictures,c_noise,sample_ddpm
 from .learner import Callback
 
 # %% ../nbs/20_karras.ipynb #5f3ae377
@@ -163,9 +163,7 @@ class KarrasCB(Callback):
         self.sigma_data,self.mean,self.std = sigma_data,mean,std
 
     def before_batch(self, learn):
-        x_0 = learn.batch[0] if isinstance(learn.batch, (tuple,list)) else learn.batch
-        if not isinstance(x_0, torch.Tensor) or not x_0.is_floating_point():
-            raise TypeError(f"batch: expected float pictures first, got {getattr(x_0, 'dtype', type(x_0).__name__)}")
+        x_0 = _pictures(learn)
         sigma = (self.mean + self.std*torch.randn(len(x_0))).exp().to(x_0)          # from the CPU, on every device
         s = _as(sigma, x_0)
         c_skip,c_out,c_in = precondition(s, self.sigma_data)

@@ -11,7 +11,7 @@ import math,torch
 from fastcore.basics import patch
 from typing import NamedTuple
 from torch import nn
-from .ddpm import Schedule,_as,c_noise
+from .ddpm import Schedule,_as,_pictures,c_noise
 from .learner import Callback
 
 # %% ../nbs/19_schedules.ipynb #da7fce5f
@@ -191,8 +191,7 @@ class LevelCB(Callback):
     ): self.sched = sched
 
     def before_batch(self, learn):
-        x_0 = learn.batch[0] if isinstance(learn.batch, (tuple,list)) else learn.batch
-        if not x_0.is_floating_point(): raise TypeError(f"batch: expected float pictures first, got {x_0.dtype}")
+        x_0 = _pictures(learn)
         sigma = self.sched.sigma(self.sched.draw(len(x_0)))
         learn.batch = x_0+_as(sigma, x_0)*torch.randn_like(x_0),c_noise(sigma).to(x_0)
 
