@@ -213,6 +213,12 @@ class EMACB(Callback):
         self.model.load_state_dict(state_dict['model'])
 
 # %% ../nbs/15_ddpm.ipynb #98ab961e
+def _ask(model, x, sigma, cond):
+    "The noise levels (n,1,1,1), and what the network says to pictures of moderate variance."
+    sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
+    s = _as(sigma, x)
+    return s,model(x/(1+s*s).sqrt(), c_noise(sigma), *([] if cond is None else [cond])).to(x.dtype)
+
 class EpsDenoiser:
     "A network that predicts the noise, as a denoiser `denoise(x, sigma)` of pictures x_0 + sigma*eps."
     def __init__(self,
@@ -224,10 +230,8 @@ class EpsDenoiser:
         sigma, # Deviation of the noise, a number or (n,), above 0
         cond=None, # What else the network is told of each picture; nothing if None
     ): # Like `x`: the estimate of the clean pictures
-        sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
-        s = _as(sigma, x)
-        eps = self.model(x/(1+s*s).sqrt(), c_noise(sigma), *([] if cond is None else [cond]))
-        return x - s*eps.to(x.dtype)
+        s,eps = _ask(self.model, x, sigma, cond)
+        return x - s*eps
 
 # %% ../nbs/15_ddpm.ipynb #276221fa
 def _check_sigmas(sigmas, to_zero=True):

@@ -11,7 +11,7 @@ import math,torch
 from fastcore.basics import patch
 from typing import NamedTuple
 from torch import nn
-from .ddpm import Schedule,_as,_pictures,c_noise
+from .ddpm import Schedule,_as,_ask,_pictures,c_noise
 from .learner import Callback
 
 # %% ../nbs/19_schedules.ipynb #da7fce5f
@@ -133,12 +133,6 @@ def x0_target(
     return x_0
 
 # %% ../nbs/19_schedules.ipynb #dacfedbe
-def _ask(model, x, sigma, cond):
-    "The noise levels (n,1,1,1), and what the network says to pictures of moderate variance."
-    sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
-    s = _as(sigma, x)
-    return s,model(x/(1+s*s).sqrt(), c_noise(sigma), *([] if cond is None else [cond])).to(x.dtype)
-
 class X0Denoiser:
     "A network that predicts the clean picture, as a denoiser `denoise(x, sigma)` of pictures x_0 + sigma*eps."
     def __init__(self,
