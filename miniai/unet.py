@@ -98,6 +98,7 @@ class UNet(nn.Module):
         depth=1, # Blocks a level on the way down, 1 or more; one more on the way up
         n_emb=128, # Length of the noise level's embedding, a multiple of 8; None for a net that is told no level
         norm=nn.BatchNorm2d, # Makes a normalisation, as `norm(n)`, such as `partial(nn.GroupNorm, 8)`; None for none
+        block=EmbResBlock, # Makes the blocks, as `block(ni, nf, n_emb=n_emb, norm=norm)`: `EmbResBlock` or a class made from it
     ):
         super().__init__()
         nfs = list(nfs)
@@ -105,7 +106,7 @@ class UNet(nn.Module):
         if depth<1: raise ValueError(f"depth: expected 1 or more, got {depth}")
         if n_emb is not None and (n_emb<16 or n_emb%8):
             raise ValueError(f"n_emb: expected a multiple of 8, 16 or more, or None, got {n_emb}")
-        block,nf = partial(EmbResBlock, n_emb=n_emb, norm=norm),nfs[0]
+        block,nf = partial(block, n_emb=n_emb, norm=norm),nfs[0]
         self.embed = None if n_emb is None else nn.Sequential(
             nn.Linear(n_emb//4, n_emb), nn.SiLU(), nn.Linear(n_emb, n_emb), nn.SiLU())
         self.stem,saved = nn.Conv2d(ni, nf, 3, padding=1),[nf]
@@ -128,8 +129,9 @@ class UNet(nn.Module):
 
 # %% ../nbs/21_unet.ipynb #57b84ff1
 @patch
-def _embedding(self:UNet, x, c):
-    "What the blocks are told, (n,n_emb), or None."
+def _embedding(self:UNet, x, c, cond=None):
+    "What the blocks are told, (n,n_emb), or None; nets that are told more have their own."
+    if cond is not None: raise ValueError("cond: this net is told the noise level alone; expected None")
     if self.embed is None:
         if c is not None: raise ValueError("c: expected none, the net has n_emb=None")
         return None
@@ -144,11 +146,12 @@ def _embedding(self:UNet, x, c):
 def forward(self:UNet,
     x, # Pictures (n,ni,h,w), float, of any size
     c=None, # Their noise levels, (n,), as `c_noise` gives them; None where `n_emb` is
+    cond=None, # What else the blocks are told, for nets made from this one
 ): # (n,no,h,w)
     "One number for each pixel and channel, such as its noise."
     if x.ndim!=4 or x.shape[1]!=self.stem.in_channels:
         raise ValueError(f"x: expected the shape (n,{self.stem.in_channels},h,w), got {tuple(x.shape)}")
-    emb = self._embedding(x, c)
+    emb = self._embedding(x, c, cond)
     x = self.stem(x)
     saved = [x]
     for m in self.downs:
