@@ -28,6 +28,7 @@ $(READY): settings.ini setup.py pyproject.toml constraints.txt
 	@echo "miniai: installing PyTorch, then the course and its tools (some minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps open_clip_torch
 	@$(BIN)/python -m ipykernel install --sys-prefix --name python3 --display-name miniai > /dev/null
 	@touch $@
 

@@ -21,6 +21,7 @@ def call_data():
     scenes = d.random_scenes(4)
     assert isinstance(scenes[0], d.Scene) and isinstance(scenes[0].things[0], d.Thing)
     assert d.draw_scenes(scenes, 64).shape==(4,3,64,64)
+    assert len(d.SEEN)+len(d.UNSEEN)==60 and 'background' not in d.caption(d.leave_out(scenes, 1.)[0])
     thing = scenes[0].things[0]
     assert thing.size in d.SIZES and thing.colour in d.COLOURS and scenes[0].background in d.BACKGROUNDS
     assert scenes[0].relation in ('',*d.RELATIONS) and d.caption(scenes[0]).startswith('a ')
@@ -93,7 +94,8 @@ def call_loaders():
     l.subplots(2, 2), l.get_grid(5)
     plt.close('all')
     l.show_images(list(x[:5]))
-    assert len(plt.get_fignums())==1
+    l.show_rows(dict(some=x[:5], fewer=x[:2]), vmin=0)
+    assert len(plt.get_fignums())==2
     plt.close('all')
     assert l.inplace(lambda d: d.update(a=1))({})=={'a': 1}
     rows = [dict(a=1, b=2.), dict(a=3, b=4.)]
@@ -317,6 +319,45 @@ def call_superres():
     assert s.Residual(torch.nn.Conv2d(3, 3, 3, padding=1))(pictures).shape==pictures.shape
     net = resnet((4,8), ni=3)
     assert s.PerceptualLoss(net, ['stem'])(pictures*.9, pictures)>0
+
+def call_attention():
+    from miniai import attention as t
+    h,words = torch.randn(2, 9, 8),torch.randn(2, 5, 6)
+    torch.testing.assert_close(t.attention_weights(h, h, causal=True).sum(-1), torch.ones(2, 9))
+    assert t.attention(h, h, h).shape==h.shape and t.FeedForward(8, gated=True)(h).shape==h.shape
+    assert t.MultiHeadAttention(8, 2, 6)(h, words).shape==h.shape and t.TransformerBlock(8, 2, 6)(h, words).shape==h.shape
+    pictures = torch.randn(2, 8, 3, 3)
+    torch.testing.assert_close(t.SpatialTransformer(8, 2, 6)(pictures, words), pictures)          # fresh: nothing is added
+    assert t.sinusoidal_positions(9, 8).shape==(9,8)
+
+def call_guidance():
+    from functools import partial
+    from miniai import guidance as g
+    from miniai.karras import KarrasCB,karras_sigmas
+    net = g.ClassUNet((4,8), n_classes=3).eval()
+    cond,none = torch.arange(2),torch.tensor([3])
+    def denoise(z, sigma, cond): return net(z, torch.zeros(len(z)), cond)
+    z = torch.randn(2, 1, 8, 8)
+    assert g.Guide(denoise, cond, none, 3.)(z, 1.).shape==z.shape
+    assert g.generate_guided(denoise, cond, none, 2., karras_sigmas(2), shape=(1,8,8)).shape==z.shape
+    learn = type('learn', (), dict(batch=(z, cond), training=True))
+    g.CondCB(KarrasCB(.5), 3).before_batch(learn)
+    assert len(learn.batch)==4
+
+def call_clip():
+    from miniai import clip as c
+    texts = ['a red star','a blue ring']
+    assert c.clean_text('A  Caf\u0065\u0301')=='a caf\u00e9'
+    tok = c.Tokenizer.train(texts, 50)
+    assert [tok.decode(row) for row in tok(texts)]==texts
+    net = c.small_clip(len(tok), n=8, n_heads=2, depth=1, nfs=(4,8), n_out=6)
+    assert isinstance(net, c.CLIP) and isinstance(net.image, c.ImageEncoder) and isinstance(net.text, c.TextTransformer)
+    pictures = torch.randn(2, 3, 16, 16)
+    assert c.clip_loss(*net(pictures, tok(texts)))>0
+    sims = c.similarities(net.eval(), pictures, tok(texts))
+    assert sims.shape==(2,2) and c.recall_at(sims, 2)==1
+    stored,words = c.load_clip()
+    assert stored.encode_text(words(texts)).shape[0]==2
 
 def call_core():
     from miniai.checks import core as c
