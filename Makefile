@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ARGS   ?=
+PROMPT ?= a small red star above a large blue ring
 # Tests and notebooks run in nbs/, so a relative MINIAI_DATA is made absolute here
 ifneq ($(MINIAI_DATA),)
 ifeq ($(filter /%,$(MINIAI_DATA)),)
@@ -13,7 +14,7 @@ export MINIAI_DATA
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test nbs docs bench readme clean
+.PHONY: help setup lab test demo nbs docs bench readme clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +46,10 @@ test: setup ## Run all notebooks, then the gates in tests/
 	@ls nbs/*.ipynb nbs/solutions/*.ipynb | OMP_NUM_THREADS=1 xargs -P 2 -n 1 $(BIN)/nbdev_test --timing --path
 	@echo "miniai: running the gates"
 	@$(BIN)/python -m pytest -q
+
+demo: setup ## Draw a picture from words into demo.png; PROMPT="a red star" ARGS="--n 4 --seed 3" for others
+	@echo "miniai: drawing: $(PROMPT)"
+	@$(BIN)/miniai "$(PROMPT)" -o demo.png $(ARGS)
 
 nbs: setup ## Run all notebooks in place, export, clean; ARGS=--slow runs the cells flagged slow too
 	@$(BIN)/nbdev_export

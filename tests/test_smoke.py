@@ -359,6 +359,53 @@ def call_clip():
     stored,words = c.load_clip()
     assert stored.encode_text(words(texts)).shape[0]==2
 
+def call_vae():
+    from miniai import vae as v
+    pictures = torch.rand(4, 3, 16, 16)*2-1
+    codec = v.load_codec()
+    assert codec.to_pictures(codec.to_latents(pictures)).shape==pictures.shape
+    assert v.gradient_loss(pictures, pictures)==0 and isinstance(codec.encode(pictures), v.Gaussian)
+    fresh = v.Codec((8,8), 2).eval()
+    fresh.calibrate(pictures)
+    assert fresh.to_latents(pictures).shape==(4,2,4,4)
+    assert v.codec_error(pictures, fresh(pictures)[0])
+    net = v.VAE(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), nn.Sequential(nn.Linear(2, 64), nn.Unflatten(1, (1,8,8))))
+    assert v.VAELoss()(net(x.float()), x.float())>0
+
+def call_latents():
+    from miniai import latents as t
+    from miniai.data import random_scenes
+    from miniai.karras import KarrasCB,KarrasDenoiser,karras_sigmas
+    from miniai.vae import load_codec
+    scenes,(tok,text) = random_scenes(2),t.load_text()
+    z,ids = t.scene_latents(load_codec(), scenes).float(),t.wordings(scenes, tok)
+    states = t.text_states(['a star','a ring'], tok, text)
+    net = t.load_text_unet()
+    assert isinstance(net, t.TextUNet) and isinstance(net.mid[0], t.TextBlock)
+    assert t.LatentDiffusion(net, text)(z, torch.zeros(2), ids[:,0]).shape==z.shape
+    made = t.generate_latents(KarrasDenoiser(net, 1.), states, states[:1], 2., karras_sigmas(2))
+    assert made.shape==z.shape
+    reader = t.load_reader()
+    assert isinstance(reader, t.Reader) and isinstance(reader.score(torch.randn(2, 3, 64, 64), scenes), t.Score)
+    assert t.reader_loss(reader(torch.randn(2, 3, 64, 64)), t.scene_targets(scenes))>0
+    learn = type('learn', (), dict(batch=(z, ids), training=True))
+    t.CaptionCB(KarrasCB(1.), ids[0,0]).before_batch(learn)
+    assert len(learn.batch)==4
+
+def call_stable():
+    from miniai import stable as s
+    from miniai.karras import karras_sigmas
+    pipe = s.StableDiffusion.load()
+    hole = torch.zeros(64, 64, dtype=torch.bool)
+    hole[:,32:] = True
+    before = pipe('a red star', steps=2)
+    after = pipe('a blue ring', steps=2, init=before, mask=hole)
+    assert after.dtype==torch.uint8 and torch.equal(after[...,:32], before[...,:32])
+    assert s.free_cells(hole).sum()==32 and len(s.strength_sigmas(karras_sigmas(9), .5))<10
+    z = torch.randn(1, 8, 8, 8)
+    assert torch.equal(s.Inpaint(lambda x, sigma: 0*x, z, torch.zeros(8, 8, dtype=torch.bool))(z, 1.), z)
+    assert callable(s.main)
+
 def call_core():
     from miniai.checks import core as c
     assert c.describe(3)=='3' and c.difference([1.], [2.]) and len(c.dims(2))==2
