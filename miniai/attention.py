@@ -79,7 +79,8 @@ class MultiHeadAttention(nn.Module):
         "What each position takes from those it looks at."
         q,k,v = self._heads(x, cond)
         if mask is not None: mask,causal = _allowed(mask, causal, q.shape[2], k.shape[2], q.device),False
-        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+        if q.requires_grad and q.dtype==torch.bfloat16 and q.device.type=='cpu': y = attention(q, k, v, mask, causal)
+        else: y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
         return self.out(y.transpose(1, 2).flatten(2))           # (n,heads,l,c/heads) -> (n,l,c)
 
 # %% ../nbs/23_attention.ipynb #fac5ecf8
