@@ -13,6 +13,13 @@ def test_readme_is_in_step():
 def test_readme_links_lead_somewhere():
     for target in re.findall(r'\]\((?!https?:|#)([^)#]+)', render()): assert (root/target).exists(), target
 
+def test_map_has_each_lesson_once():
+    assert re.findall(r'^\| \[.*\]\(nbs/(\d\d_.*?)\) \|', render(), re.M)==[f.name for f in lessons]
+
+@by_name
+def test_no_placeholder_is_left(file):
+    for c in cells(file, 'markdown'): assert not re.search(r'^[A-Z]+\d*$|\b(TODO|TBD|FIXME)\b', source(c), re.M), source(c)
+
 @by_name
 def test_links_lead_somewhere(file):
     for c in cells(file, 'markdown'):
