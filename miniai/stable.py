@@ -16,13 +16,13 @@ from PIL import Image,UnidentifiedImageError
 from safetensors.torch import load as load_tensors,save as save_tensors
 
 # %% ../nbs/28_stable_diffusion.ipynb #a2c561ef
-from .clip import TextTransformer,Tokenizer,load_clip
+from .clip import TextTransformer,Tokenizer
 from .conv import def_device
 from .ddpm import _fill,_replace,load_weights
 from .guidance import Guide
 from .karras import KarrasDenoiser,karras_sigmas
 from .karras import sample_dpmpp_2m,sample_euler,sample_euler_ancestral,sample_heun,sample_lms
-from .latents import TextUNet,load_text_unet,text_states
+from .latents import TextUNet,load_text,load_text_unet,text_states
 from .vae import Codec,load_codec
 
 # %% ../nbs/28_stable_diffusion.ipynb #b9217439
@@ -298,10 +298,8 @@ def save(self:StableDiffusion,
 # %% ../nbs/28_stable_diffusion.ipynb #b86fa3ec
 def _stored():
     "Tokenizer, nets and their arguments from the package's own weights."
-    clip,tokenizer = load_clip()
-    config = {k: load_weights(f'scene_{k}')[1]['config'] for k in ('unet','codec')}
-    config['text'] = dict(n_vocab=len(tokenizer), n_ctx=tokenizer.n_ctx)
-    return tokenizer,clip.text,load_text_unet(),load_codec(),config
+    config = {k: load_weights(f'scene_{k}')[1]['config'] for k in _nets}
+    return *load_text(),load_text_unet(),load_codec(),config
 
 def _checked(path, config):
     "The bytes of each file that `config` lists."
