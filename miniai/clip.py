@@ -343,13 +343,17 @@ def recall_at(
     return ((sims>=sims.diagonal()[:,None]).sum(1)<=k).float().mean().item()
 
 # %% ../nbs/26_clip.ipynb #85505bc6
+def _load_with_words(path, make):
+    "A net with stored weights, on the CPU, in evaluation mode, and the tokenizer that goes with it."
+    _,info = load_weights(path)
+    missing = [k for k in ('config','merges') if k not in info]
+    if missing: raise ValueError(f"path: the JSON of {path} lacks {missing}; expected `config` and `merges`")
+    net = make(**info['config'])
+    load_weights(path, net)
+    return net.eval().requires_grad_(False),Tokenizer(info['merges'], info['config'].get('n_ctx', 24))
+
 def load_clip(
     path='scene_clip', # As in `load_weights`: a name of the package's own weights, or a path
 ): # `(CLIP, Tokenizer)`, on the CPU, in evaluation mode
     "A CLIP of drawn scenes with stored weights, and its tokenizer."
-    _,info = load_weights(path)
-    missing = [k for k in ('config','merges') if k not in info]
-    if missing: raise ValueError(f"path: the JSON of {path} lacks {missing}; expected `config` and `merges`")
-    clip = small_clip(**info['config'])
-    load_weights(path, clip)
-    return clip.eval().requires_grad_(False),Tokenizer(info['merges'], info['config'].get('n_ctx', 24))
+    return _load_with_words(path, small_clip)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 # %% ../nbs/27_latent_diffusion.ipynb #0960a9ad
 from .attention import SpatialTransformer
-from .clip import ImageEncoder,TextTransformer,Tokenizer
+from .clip import ImageEncoder,TextTransformer,_load_with_words
 from .data import BACKGROUNDS,COLOURS,SHAPES,SIZES,Scene,Thing,caption,draw_scenes,leave_out
 from .ddpm import load_weights
 from .guidance import CondCB,Guide
@@ -55,12 +55,8 @@ def load_text(
     path='scene_text', # As in `load_weights`: a name of the package's own weights, or a path
 ): # `(Tokenizer, TextTransformer)`, on the CPU, in evaluation mode
     "The text encoder that goes with the stored net, and its vocabulary."
-    _,info = load_weights(path)
-    missing = [k for k in ('config','merges') if k not in info]
-    if missing: raise ValueError(f"path: the JSON of {path} lacks {missing}; expected `config` and `merges`")
-    net = TextTransformer(**info['config'])
-    load_weights(path, net)
-    return Tokenizer(info['merges'], len(net.positions)),net.eval().requires_grad_(False)
+    net,tokenizer = _load_with_words(path, TextTransformer)
+    return tokenizer,net
 
 # %% ../nbs/27_latent_diffusion.ipynb #828c9bad
 @torch.no_grad()
