@@ -19,9 +19,6 @@ from torch import nn
 from .learner import Callback
 from .resnet import ResBlock
 
-# %% ../nbs/15_ddpm.ipynb #c935be94
-#| exports
-
 # %% ../nbs/15_ddpm.ipynb #16f3f895
 def _as(v, x): return v.reshape(-1, *[1]*(x.ndim-1)).to(x)     # (n,) -> (n,1,1,1), in the dtype and on the device of x
 
