@@ -18,9 +18,9 @@ def deconv(
     act=nn.ReLU, # Function that makes the activation, `act()`; none if None
     norm=None, # Function that makes the normalisation, `norm(nf)`; none if None
 ): # `nn.Sequential`: (n,ni,h,w) -> (n,nf,2*h,2*w)
-    "A layer that doubles height and width: nearest-neighbour upsampling, then a convolution; doi:10.23915/distill.00003."
-    if ks%2==0: raise ValueError(f"ks: expected an odd kernel size, which keeps the size of the picture, got {ks}")
-    return nn.Sequential(nn.Upsample(scale_factor=2), *conv(ni, nf, ks=ks, stride=1, act=act, norm=norm))
+    "Nearest-neighbour upsampling to twice the size, then `conv`; doi:10.23915/distill.00003."
+    layers = conv(ni, nf, ks=ks, stride=1, act=act, norm=norm)      # an odd `ks` keeps the size
+    return nn.Sequential(nn.Upsample(scale_factor=2), *layers)
 
 # %% ../nbs/08_autoencoder.ipynb #5cc3a2ee
 class Autoencoder(nn.Module):
@@ -31,6 +31,8 @@ class Autoencoder(nn.Module):
         factor=1, # Height and width of the pictures must be multiples of it
     ):
         super().__init__()
+        if not isinstance(factor, int) or factor<1:
+            raise ValueError(f"factor: expected a whole number, 1 or more, got {factor!r}")
         self.encoder,self.decoder,self.factor = encoder,decoder,factor
 
     def encode(self,
@@ -38,7 +40,8 @@ class Autoencoder(nn.Module):
     ): # Latents
         "Squeeze the pictures."
         if any(o%self.factor for o in x.shape[-2:]):
-            raise ValueError(f"x: expected height and width divisible by {self.factor}, got {tuple(x.shape)}; pad the pictures")
+            raise ValueError(f"x: expected height and width divisible by {self.factor}, "
+                             f"got {tuple(x.shape)}; pad the pictures")
         return self.encoder(x)
 
     def decode(self,
@@ -58,32 +61,41 @@ def autoencoder(
     act=nn.ReLU, # Function that makes the activations inside
     norm=None, # Function that makes the normalisations inside, `norm(nf)`; none if None
     out=nn.Sigmoid, # Function that makes the last activation; none if None
-): # `Autoencoder`: pictures (n,ni,h,w), latents (n,nz,h/s,w/s) with s = 2**len(nfs), pictures again
-    "A convolutional autoencoder that halves and doubles height and width once for each width in `nfs`."
+): # `Autoencoder`: pictures (n,ni,h,w), latents (n,nz,h/s,w/s) with s = 2**len(nfs)
+    "A convolutional autoencoder that halves and doubles pictures once for each width in `nfs`."
     if not nfs: raise ValueError("nfs: expected one width or more, got none")
     down = [conv(a, b, act=act, norm=norm) for a,b in zip([ni,*nfs], nfs)]
     back = nfs[::-1]
     grow = [up(a, b, act=act, norm=norm) for a,b in zip(back, back[1:])]
+    first = conv(nz, nfs[-1], stride=1, act=act, norm=norm)
     return Autoencoder(nn.Sequential(*down, conv(nfs[-1], nz, stride=1, act=None)),
-                       nn.Sequential(conv(nz, nfs[-1], stride=1, act=act, norm=norm), *grow, up(nfs[0], ni, act=out)),
-                       factor=2**len(nfs))
+                       nn.Sequential(first, *grow, up(nfs[0], ni, act=out)), factor=2**len(nfs))
 
 # %% ../nbs/08_autoencoder.ipynb #3c69e7d7
 def conv_transpose2d(
     x, # Pictures, (n,ni,h,w), float
     weight, # Kernels, (ni,nf,kh,kw), float
-    bias=None, # One number a channel, (nf,), float; none if None
+    bias=None, # One number per channel, (nf,), float; none if None
     stride=1, # Distance of the patches, pixels
     padding=0, # Rows and columns cut off on each side
     output_padding=0, # Rows and columns added below and on the right; less than `stride`
 ): # (n,nf,h',w'), h' = (h-1)*stride - 2*padding + kh + output_padding
-    "Transposed convolution: zeros between the pixels, then a convolution with the flipped kernels; section 4, arXiv:1603.07285."
+    "Zeros between pixels, then a convolution, kernels flipped: arXiv:1603.07285, section 4."
     n,c,h,w = x.shape
     ni,_,kh,kw = weight.shape
-    if c!=ni: raise ValueError(f"x: expected {ni} channels, as many as the first axis of weight, got {c}")
-    if not 0<=output_padding<max(stride, 1): raise ValueError(f"output_padding: expected less than the stride {stride}, got {output_padding}")
+    if c!=ni: raise ValueError(f"x: expected {ni} channels, as weight has, got {c}")
+    given = dict(stride=(stride, 1), padding=(padding, 0), output_padding=(output_padding, 0))
+    for name,(v,least) in given.items():
+        if not isinstance(v, int) or v<least:
+            raise ValueError(f"{name}: expected a whole number, {least} or more, got {v!r}")
+    if output_padding>=stride:
+        raise ValueError(f"output_padding: expected less than the stride {stride}, "
+                         f"got {output_padding}")
+    size = [(o-1)*stride-2*padding+k+output_padding for o,k in ((h, kh), (w, kw))]
+    if min(size)<1: raise ValueError(f"padding: {padding} leaves a size of {tuple(size)}")
     spread = x.new_zeros(n, c, (h-1)*stride+1, (w-1)*stride+1)
     spread[..., ::stride, ::stride] = x
     top,left = kh-1-padding,kw-1-padding
     spread = F.pad(spread, (left, left+output_padding, top, top+output_padding))
-    return F.conv2d(spread, weight.flip(-2, -1).transpose(0, 1), bias)      # (ni,nf,kh,kw) -> (nf,ni,kh,kw)
+    # (ni,nf,kh,kw) -> (nf,ni,kh,kw)
+    return F.conv2d(spread, weight.flip(-2, -1).transpose(0, 1), bias)
