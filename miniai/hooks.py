@@ -17,12 +17,13 @@ from .loaders import get_grid,subplots
 
 # %% ../nbs/10_activations.ipynb #03e21c85
 class Hook:
-    "Calls `f` after each forward pass of `m`, until it is removed; as a context manager it always is, also after an error."
+    "Calls `f` after each forward pass of `m` until removed, which a `with` does in any case."
     def __init__(self,
         m, # Module, an `nn.Module`
-        f, # Function `f(hook, module, inputs, output)`; what it returns replaces the output, unless it is None
+        f, # `f(hook, module, inputs, output)`; its result, unless None, replaces the output
     ):
-        if not isinstance(m, nn.Module): raise TypeError(f"m: expected an nn.Module, got {m!r:.80}")
+        if not isinstance(m, nn.Module):
+            raise TypeError(f"m: expected an nn.Module, got {m!r:.80}")
         if not callable(f): raise TypeError(f"f: expected a function, got {f!r:.80}")
         self.m = m
         self.handle = m.register_forward_hook(partial(f, self))
@@ -60,9 +61,10 @@ class Hooks:
 
 # %% ../nbs/10_activations.ipynb #f5e34b50
 def _tensor(out):
-    "The first tensor in `out`, which may be a tensor or nested tuples, lists and dicts; None if there is none."
+    "The first tensor in `out`, which may be nested tuples, lists and dicts, or None."
     if isinstance(out, torch.Tensor): return out
-    parts = out.values() if isinstance(out, Mapping) else out if isinstance(out, (tuple,list)) else ()
+    parts = out.values() if isinstance(out, Mapping) else out
+    if not isinstance(out, (Mapping,tuple,list)): return None
     return next((t for t in map(_tensor, parts) if t is not None), None)
 
 def _summary(
@@ -72,30 +74,27 @@ def _summary(
     dim, # Dimension of `out` that counts the units
 ): # (4+bins,), float32: mean, deviation, share of zeros, share of dead units, counts
     "All that we keep of one output, on its device and without waiting for it."
-    x = out.detach().float()                                   # bf16 has too few digits for sums of squares
+    x = out.detach().float()  # bf16 has too few digits for sums of squares
     var,mean = torch.var_mean(x, correction=0)
     zero = x==0
-    units = zero.movedim(dim, 0).flatten(1) if x.ndim>1 else zero.reshape(1, -1)     # (units,all the rest)
+    # (units,all the rest)
+    units = zero.movedim(dim, 0).flatten(1) if x.ndim>1 else zero.reshape(1, -1)
     shares = zero.float().mean(), units.all(1).float().mean()
-    return torch.cat([torch.stack([mean, var.sqrt(), *shares]), torch.histc(x.clamp(*lims), bins, *lims)])
+    counts = torch.histc(x.clamp(*lims), bins, *lims)
+    return torch.cat([torch.stack([mean, var.sqrt(), *shares]), counts])
 
 # %% ../nbs/10_activations.ipynb #f2b77fc1
-def _is_act(m):
-    "Is `m` an activation function?"
-    return type(m).__module__=='torch.nn.modules.activation' or type(m).__name__.lower().endswith('relu')
-
 class ActivationStatsCB(Callback):
-    "Keeps mean, deviation, histogram, zeros and dead units of what modules give out, for each training batch of the last fit."
+    "Keeps statistics of what modules give out, for each training batch of the last fit."
     in_lr_find = False
     records = dict(mean=0, deviation=1, zero=2, dead=3, hist=slice(4, None))
     def __init__(self,
-        mods=None, # Modules to watch: a list of them, a class, or a predicate on modules; all activation functions if None
+        mods=None, # List of modules, class, or predicate; all activation functions if None
         bins=100, # Bins of the histograms
-        lims=(-10.,10.), # Where the histograms begin and end; the first and the last bin hold what lies outside
-        dim=1, # Dimension of an output that counts its units: 1 for (n,c,h,w) and (n,f), -1 for (n,t,f)
+        lims=(-10.,10.), # Ends of the histograms; their end bins hold what lies outside
+        dim=1, # Dimension that counts the units: 1 for (n,c,h,w) and (n,f), -1 for (n,t,f)
     ):
-        if bins<1: raise ValueError(f"bins: expected 1 or more, got {bins}")
-        if not lims[0]<lims[1]: raise ValueError(f"lims: expected two rising numbers, got {lims}")
+        _check_hist(bins, *lims)
         self.mods,self.bins,self.lims,self.dim = mods,bins,lims,dim
         self.rows,self.calls,self.hooks = {},None,()
 
@@ -106,7 +105,8 @@ class ActivationStatsCB(Callback):
         for h in self.hooks: h.name = f'{ms[h.m]} {type(h.m).__name__}'.strip()
 
     def before_batch(self, learn): self.calls = Counter() if learn.training else None
-    def after_predict(self, learn): self.calls = None         # whoever calls the model later does not count
+    # whoever calls the model later does not count
+    def after_predict(self, learn): self.calls = None
     def cleanup_batch(self, learn): self.calls = None
     def cleanup_fit(self, learn):
         for h in self.hooks: h.remove()
@@ -115,12 +115,24 @@ class ActivationStatsCB(Callback):
     def _note(self, hook, m, inputs, output):
         if self.calls is None: return
         t = _tensor(output)
-        if t is None: raise TypeError(f"mods: {hook.name} gave {type(output).__name__} without a tensor; choose other modules")
+        if t is None:
+            raise TypeError(f"mods: {hook.name} gave no tensor: {type(output).__name__}")
         self.calls[hook] += 1
-        name = hook.name if self.calls[hook]==1 else f'{hook.name}, call {self.calls[hook]}'
+        name = hook.name+f', call {self.calls[hook]}'*(self.calls[hook]>1)
         self.rows.setdefault(name, []).append(_summary(t, self.bins, self.lims, self.dim))
 
 # %% ../nbs/10_activations.ipynb #21329e45
+def _is_act(m):
+    "Is `m` an activation function?"
+    torchs = type(m).__module__=='torch.nn.modules.activation'
+    return torchs or type(m).__name__.lower().endswith('relu')
+
+def _check_hist(bins, lo, hi):
+    if not isinstance(bins, int) or bins<1:
+        raise ValueError(f"bins: expected a whole number, 1 or more, got {bins!r}")
+    if not -float('inf')<lo<hi<float('inf'):
+        raise ValueError(f"lims: expected two finite, rising numbers, got {(lo, hi)}")
+
 def _chosen(model, mods):
     "The modules of `model` that `mods` chooses, each once, with their names."
     names = {m: name for name,m in model.named_modules()}
@@ -130,23 +142,26 @@ def _chosen(model, mods):
     else: ms = [mods] if isinstance(mods, nn.Module) else list(mods)
     strange = [m for m in ms if m not in names]
     if strange: raise ValueError(f"mods: expected modules of the model, got {strange[0]!r:.80}")
-    if not ms: raise ValueError("mods: no module of the model is chosen; name some by a list or a predicate")
+    if not ms: raise ValueError("mods: no module of the model is chosen; give a list of some")
     return {m: names[m] for m in ms}
 
 @patch
 def record(self:ActivationStatsCB,
-    what, # 'mean', 'deviation', 'zero' (share of zeros), 'dead' (share of dead units) or 'hist' (counts)
+    what, # 'mean', 'deviation', 'zero' and 'dead' (shares of zeros, of dead units) or 'hist'
 ): # Dict: name of a layer -> tensor (batches,), for 'hist' (batches,bins); float32, on the CPU
     "One kind of record of all layers, in the order in which they were called."
-    if what not in self.records: raise ValueError(f"what: expected one of {list(self.records)}, got {what!r}")
-    if not self.rows: raise RuntimeError("record: there is none yet; give the callback to a fit that trains")
-    return {name: torch.stack(rows).cpu()[:, self.records[what]] for name,rows in self.rows.items()}
+    if what not in self.records:
+        raise ValueError(f"what: expected one of {list(self.records)}, got {what!r}")
+    if not self.rows: raise RuntimeError("record: there is none yet; give it to a training fit")
+    part = self.records[what]
+    return {name: torch.stack(rows).cpu()[:, part] for name,rows in self.rows.items()}
 
 # %% ../nbs/10_activations.ipynb #bf6c92c4
 @patch
 def _lines(self:ActivationStatsCB, axs, **labels):
     "Draw the records named in `labels`, one on each of `axs`."
-    axs = np.ravel(subplots(1, len(labels), figsize=(4.5*len(labels), 3))[1] if axs is None else axs)
+    if axs is None: axs = subplots(1, len(labels), figsize=(4.5*len(labels), 3))[1]
+    axs = np.ravel(axs)
     if len(axs)!=len(labels): raise ValueError(f"axs: expected {len(labels)}, got {len(axs)}")
     for ax,(what,label) in zip(axs, labels.items()):
         rows = self.record(what)
@@ -167,7 +182,7 @@ def plot_stats(self:ActivationStatsCB,
 def plot_dead(self:ActivationStatsCB,
     axs=None, # Two axes to draw on; a new figure if None
 ): # The two axes
-    "Draw the share of zeros in each layer's outputs, and the share of its units that are zero for the whole batch."
+    "Draw each layer's shares of zeros and of units that are zero for the whole batch."
     axs = self._lines(axs, zero='share of zeros', dead='share of dead units')
     for ax in axs: ax.set_ylim(-.03, 1.03)
     return axs
@@ -175,20 +190,22 @@ def plot_dead(self:ActivationStatsCB,
 # %% ../nbs/10_activations.ipynb #5a2cc554
 @patch
 def plot_hists(self:ActivationStatsCB,
-    axs=None, # One axes a layer to draw on; a new figure if None
+    axs=None, # Axes to draw on, one for each layer; a new figure if None
 ): # The axes, (layers,)
-    "Draw each layer's histograms over time: a column is a batch, up is the activation, the colour is log(1+count)."
+    "Draw each layer's histograms over time: a column for each batch, coloured by log(1+count)."
     hists,(lo,hi) = self.record('hist'),self.lims
     n,ncols = len(hists),min(4, len(hists))
     if axs is None: axs = get_grid(n, ncols=ncols, figsize=(2.2*ncols+.6, 2.3*-(-n//ncols)))[1]
     axs = np.ravel(axs)
-    if len(axs)!=n: raise ValueError(f"axs: expected {n}, one a layer, got {len(axs)}")
-    used = torch.cat(list(hists.values())).sum(0).nonzero().flatten().tolist() or [0, self.bins-1]
+    if len(axs)!=n: raise ValueError(f"axs: expected {n}, one for each layer, got {len(axs)}")
+    total = torch.cat(list(hists.values())).sum(0)
+    used = total.nonzero().flatten().tolist() or [0, self.bins-1]
     step = (hi-lo)/self.bins
     vmax = max(h.sum(1).max().log1p().item() for h in hists.values()) or 1.
     for ax,(name,h) in zip(axs, hists.items()):
-        im = ax.imshow(h.log1p().T.numpy(), origin='lower', aspect='auto', interpolation='nearest', cmap='inferno',
-                       vmin=0, vmax=vmax, extent=(0, len(h), lo, hi))
-        ax.set(title=name, xlabel='training batch', ylabel='activation', ylim=(lo+used[0]*step, lo+(used[-1]+1)*step))
+        im = ax.imshow(h.log1p().T.numpy(), origin='lower', aspect='auto', cmap='inferno',
+                       interpolation='nearest', vmin=0, vmax=vmax, extent=(0, len(h), lo, hi))
+        ax.set(title=name, xlabel='training batch', ylabel='activation',
+               ylim=(lo+used[0]*step, lo+(used[-1]+1)*step))
     axs[0].figure.colorbar(im, ax=list(axs), label='log(1 + count)')
     return axs

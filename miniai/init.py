@@ -13,32 +13,45 @@ from .hooks import Hook,Hooks
 from .learner import Callback
 
 # %% ../nbs/11_initializing.ipynb #218fd54a
-_weighted = nn.Conv1d,nn.Conv2d,nn.Conv3d,nn.Linear
+_transposed = nn.ConvTranspose1d,nn.ConvTranspose2d,nn.ConvTranspose3d
+_weighted = nn.Conv1d,nn.Conv2d,nn.Conv3d,nn.Linear,*_transposed
+
+def _fan_in(m):
+    "How many inputs one output of `m` sums over, for a transposed convolution on average."
+    if not isinstance(m, _transposed): return m.weight[0].numel()
+    return m.weight[:,0].numel()/m.groups/math.prod(m.stride)
 
 @torch.no_grad()
 def init_weights(
-    m, # Module; only a convolution or a linear layer is changed
+    m, # Module; only convolutions, transposed ones too, and linear layers are changed
     leak=0., # Slope below zero of the activation that follows: 0 for a ReLU, 1 for none
 ):
-    "Draw the weights from N(0, 2/((1+leak^2)*fan_in)), set the biases to 0: eq. 15, arXiv:1502.01852. For `model.apply`."
+    "Draw weights from N(0, 2/((1+leak^2)*fan_in)), set biases to 0: eq. 15, arXiv:1502.01852."
+    if not math.isfinite(leak): raise ValueError(f"leak: expected a finite number, got {leak}")
     if not isinstance(m, _weighted): return
-    fan_in = m.weight[0].numel()
-    m.weight.normal_(0, math.sqrt(2/((1+leak**2)*fan_in)))
+    m.weight.normal_(0, math.sqrt(2/((1+leak**2)*_fan_in(m))))
     if m.bias is not None: m.bias.zero_()
 
 # %% ../nbs/11_initializing.ipynb #641a605b
-def _as(o, x): return o.to(x) if o.ndim==0 else o.to(x).reshape(-1, *[1]*(x.ndim-2))    # (c,) -> (c,1,1)
+# (c,) -> (c,1,1)
+def _as(o, x): return o.to(x) if o.ndim==0 else o.to(x).reshape(-1, *[1]*(x.ndim-2))
 
 class Normalize:
     "A transform of batches that subtracts `mean` from the pictures and divides them by `std`."
     def __init__(self,
-        mean, # Mean of the training pictures, a number or one a channel (c,), in the units of the pictures
+        mean, # Mean of the training pictures, in their units: a number, or one per channel (c,)
         std, # Their standard deviation, in the same units and form, above 0
     ):
         self.mean,self.std = (torch.as_tensor(o, dtype=torch.float64) for o in (mean, std))
         for k in ('mean', 'std'):
-            if getattr(self, k).ndim>1: raise ValueError(f"{k}: expected a number or one a channel, got {tuple(getattr(self, k).shape)}")
-        if not (self.std>0).all(): raise ValueError(f"std: expected numbers above 0, got {self.std.tolist()}")
+            v = getattr(self, k)
+            if v.ndim>1 or not v.numel():
+                raise ValueError(f"{k}: expected a number or one per channel, got shape "
+                                 f"{tuple(v.shape)}")
+            if not v.isfinite().all():
+                raise ValueError(f"{k}: expected finite numbers, got {v.tolist()}")
+        if not (self.std>0).all():
+            raise ValueError(f"std: expected numbers above 0, got {self.std.tolist()}")
 
     def __call__(self,
         x, # Pictures (n,c,...), uint8 or float
@@ -47,7 +60,8 @@ class Normalize:
         if not x.is_floating_point(): x = x.float()
         for k in ('mean', 'std'):
             n = getattr(self, k).numel()
-            if n>1 and n!=x.shape[1]: raise ValueError(f"x: expected {n} channels, as many as {k} has, got {tuple(x.shape)}")
+            if n>1 and n!=x.shape[1]:
+                raise ValueError(f"x: expected {n} channels, like {k}, got {tuple(x.shape)}")
         return (x-_as(self.mean, x))/_as(self.std, x), *rest
 
 # %% ../nbs/11_initializing.ipynb #bac6191b
@@ -63,7 +77,8 @@ class BatchTransformCB(Callback):
     def before_batch(self, learn):
         if not (self.on_train if learn.training else self.on_valid): return
         if not isinstance(learn.batch, (tuple,list)):
-            raise TypeError(f"learn.batch: expected a tuple or list, whose parts `tfm` takes, got {type(learn.batch).__name__}")
+            raise TypeError("learn.batch: expected a tuple or list, whose parts `tfm` takes, "
+                            f"got {type(learn.batch).__name__}")
         learn.batch = self.tfm(*learn.batch)
 
 # %% ../nbs/11_initializing.ipynb #7a64e81f
@@ -88,7 +103,7 @@ class GeneralRelu(nn.Module):
 
 # %% ../nbs/11_initializing.ipynb #ff611f60
 def _mean_std(m, model, xb):
-    "Mean and deviation, two floats, of all that the module `m` gives out while `model` runs on `xb`."
+    "Mean and deviation, two floats, of all that `m` gives out while `model` runs on `xb`."
     outs = []
     with Hook(m, lambda hook,m,inp,out: outs.append(out.detach().float().flatten())): model(xb)
     out = torch.cat(outs)
@@ -97,7 +112,7 @@ def _mean_std(m, model, xb):
 def _in_order(model, xb):
     "The names of convolutions and linear layers, by module, in the order in which they run."
     names,order = {m: k for k,m in model.named_modules() if isinstance(m, _weighted)},{}
-    def _note(hook, m, inp, out): order[m] = names[m]      # returns None: the output stays as it is
+    def _note(hook, m, inp, out): order[m] = names[m]  # returns None: the output stays as it is
     with Hooks(names, _note): model(xb)
     return order
 
@@ -108,31 +123,42 @@ def _scale(m, name, model, xb, tol, max_iter):
     row = dict(layer=name, mean_before=mean, std_before=std)
     old = [o.clone() for o in m.parameters()]
     for rounds in range(max_iter+1):
-        if not 0<std<math.inf: raise ValueError(f"model: the layer {name!r} gives out numbers of deviation {std}, which no scaling makes 1")
-        if abs(std-1)<=tol and (m.bias is None or abs(mean)<=tol): return row | dict(mean=mean, std=std, rounds=rounds)
+        if not 0<std<math.inf:
+            raise ValueError(f"model: the layer {name!r} gives out numbers of deviation {std}, "
+                             "which no scaling makes 1")
+        if abs(std-1)<=tol and (m.bias is None or abs(mean)<=tol):
+            return row | dict(mean=mean, std=std, rounds=rounds)
         if rounds==max_iter: break
         if m.bias is not None: m.bias -= mean
         m.weight /= std
         mean,std = _mean_std(m, model, xb)
     for p,o in zip(m.parameters(), old): p.copy_(o)
-    warnings.warn(f"lsuv: the layer {name!r} has mean {mean:.3g} and deviation {std:.3g} after {max_iter} rounds; left as it was")
+    warnings.warn(f"lsuv: the layer {name!r} has mean {mean:.3g} and deviation {std:.3g} "
+                  f"after {max_iter} rounds; left as it was")
     return row | dict(mean=row['mean_before'], std=row['std_before'], rounds=rounds)
 
 # %% ../nbs/11_initializing.ipynb #f73fb03e
 @torch.no_grad()
 def lsuv(
-    model, # Module; its convolutions and linear layers are changed in place, its mode and buffers are kept
+    model, # Module; convolutions and linear layers are changed in place, mode and buffers kept
     xb, # One batch of inputs, as the model takes them, on its device
     tol=1e-2, # Largest distance of the deviation from 1 and, with a bias, of the mean from 0
-    max_iter=10, # Rounds a layer at most; where they do not suffice, the layer stays as it was, with a warning
-): # List of dicts, a layer each, in the order of running: layer, mean_before, std_before, mean, std, rounds
-    "Scale weights and shift biases, layer by layer, until each layer gives out mean 0 and deviation 1: arXiv:1511.06422."
-    if not (tol>0 and max_iter>=1): raise ValueError(f"tol, max_iter: expected above 0 and at least 1, got {tol}, {max_iter}")
+    max_iter=10, # Most rounds per layer; if they fail, the layer is left as it was: a warning
+): # A dict per layer, in order of running: layer, mean_before, std_before, mean, std, rounds
+    "Scale weights and shift biases until each layer's output is standard: arXiv:1511.06422."
+    if not (tol>0 and isinstance(max_iter, int) and max_iter>=1):
+        raise ValueError("tol, max_iter: expected above 0 and a whole number, 1 or more, "
+                         f"got {tol}, {max_iter}")
     drops = [m for m in model.modules() if m.training and 'dropout' in type(m).__name__.lower()]
     restore = [(b, b.clone()) for b in model.buffers()]
     weights = [(p, p.clone()) for p in model.parameters()]
     for m in drops: m.training = False          # their noise would exceed any tolerance
-    try: return [_scale(m, name, model, xb, tol, max_iter) for m,name in _in_order(model, xb).items()]
+    try:
+        order = _in_order(model, xb)
+        layers = {m: k for k,m in model.named_modules() if isinstance(m, _weighted)}
+        missed = [k for m,k in layers.items() if m not in order]
+        if missed: warnings.warn(f"lsuv: left {missed} as they were: no hook saw them run")
+        return [_scale(m, name, model, xb, tol, max_iter) for m,name in order.items()]
     except BaseException:
         restore += weights
         raise
@@ -141,20 +167,29 @@ def lsuv(
         for o,old in restore: o.copy_(old)
 
 # %% ../nbs/11_initializing.ipynb #44f73caa
-def _channels(o, x): return o.reshape(-1, *[1]*(x.ndim-2))      # (c,) -> (c,1,1), to meet `x` (n,c,h,w)
+# (c,) -> (c,1,1), to meet `x` (n,c,h,w)
+def _channels(o, x): return o.reshape(-1, *[1]*(x.ndim-2))
 
 def _wide(x): return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 def _check_channels(x, nf):
-    if x.ndim<2 or x.shape[1]!=nf: raise ValueError(f"x: expected the shape (n,{nf},...), got {tuple(x.shape)}")
+    if x.ndim<2 or x.shape[1]!=nf:
+        raise ValueError(f"x: expected the shape (n,{nf},...), got {tuple(x.shape)}")
+
+def _check_norm(nf, eps, mom=0.):
+    if not isinstance(nf, int) or nf<1:
+        raise ValueError(f"nf: expected a whole number, 1 or more, got {nf!r}")
+    if not 0<=eps<math.inf: raise ValueError(f"eps: expected a number, 0 or more, got {eps}")
+    if not 0<=mom<=1: raise ValueError(f"mom: expected a number in [0,1], got {mom}")
 
 class LayerNorm(nn.Module):
-    "Normalises each row of a batch by the mean and variance of all its numbers, then scales and shifts each channel: arXiv:1607.06450."
+    "Normalises each row of a batch, then scales and shifts each channel: arXiv:1607.06450."
     def __init__(self,
         nf, # Channels
         eps=1e-5, # Added to the variance
     ):
         super().__init__()
+        _check_norm(nf, eps)
         self.nf,self.eps = nf,eps
         self.weight,self.bias = nn.Parameter(torch.ones(nf)),nn.Parameter(torch.zeros(nf))
 
@@ -171,13 +206,14 @@ class LayerNorm(nn.Module):
 
 # %% ../nbs/11_initializing.ipynb #337c23db
 class BatchNorm(nn.Module):
-    "Normalises each channel by mean and variance over the batch, in evaluation by their running averages: alg. 1 and 2, arXiv:1502.03167."
+    "Normalises channels over the batch, in evaluation by running averages: arXiv:1502.03167."
     def __init__(self,
         nf, # Channels
         mom=0.1, # Share of the new batch in the running averages, in [0,1]
         eps=1e-5, # Added to the variance
     ):
         super().__init__()
+        _check_norm(nf, eps, mom)
         self.nf,self.mom,self.eps = nf,mom,eps
         self.weight,self.bias = nn.Parameter(torch.ones(nf)),nn.Parameter(torch.zeros(nf))
         self.register_buffer('running_mean', torch.zeros(nf))
@@ -198,7 +234,7 @@ class BatchNorm(nn.Module):
 
     @torch.no_grad()
     def _update(self, mean, var, k):
-        if k<2: raise ValueError(f"x: expected more than 1 value a channel in training, got {k}")
+        if k<2: raise ValueError(f"x: expected more than 1 value per channel, got {k}")
         self.running_mean.lerp_(mean.to(self.running_mean), self.mom)
         self.running_var.lerp_((var*k/(k-1)).to(self.running_var), self.mom)
         self.num_batches_tracked += 1

@@ -10,7 +10,7 @@ def seen(net, n=44):
     "Side of the square of pixels on which the middle output of `net` depends, by its gradient."
     x = torch.rand(1, 4, n, n, dtype=torch.float64, requires_grad=True)
     y = net.double().eval()(x)
-    g, = torch.autograd.grad(y[..., y.shape[2]//2, y.shape[3]//2].sum(), x)
+    g, = torch.autograd.grad(y[0, 0, y.shape[2]//2, y.shape[3]//2], x)             # one channel: a softmax adds up to one
     rows = g.abs().amax((0,1,3)).nonzero().flatten()
     return (rows.max()-rows.min()+1).item()
 
@@ -67,3 +67,117 @@ def test_settings_of_convolutions():
     same(conv2d(x, w, stride=np.int64(2), padding=(np.int64(1), 0)), F.conv2d(x, w, stride=2, padding=(1,0)), eps=1e-12)
     for ks in (0, 2, 4, 2.5, -1):
         with pytest.raises(ValueError, match='ks: expected an odd number'): conv(1, 2, ks)
+
+def rms(x): return x.detach().square().mean().sqrt().item()
+
+@pytest.mark.parametrize('dim,ks,stride,groups', [(1,4,2,1), (1,5,3,2), (2,4,2,1), (2,3,2,4), (2,2,2,1), (2,3,1,1), (3,2,2,1)])
+@pytest.mark.parametrize('leak', [0., .2])
+def test_transposed_convolutions_keep_the_size(dim, ks, stride, groups, leak):
+    from miniai.init import init_weights
+    torch.manual_seed(0)
+    m = getattr(nn, f'ConvTranspose{dim}d')(64, 64, ks, stride, groups=groups).apply(lambda m: init_weights(m, leak))
+    y = m(torch.randn(32 if dim<3 else 8, 64, *[{1: 60, 2: 14, 3: 8}[dim]]*dim))
+    inside = y[(..., *[slice(2*ks, y.shape[-1]-2*ks-(y.shape[-1]-4*ks)%stride)]*dim)]          # whole periods of the stride
+    same(rms(F.leaky_relu(inside, leak)), 1., eps=.08)
+    assert not m.bias.any()
+
+def test_lsuv_reaches_every_layer_or_says_so():
+    from miniai.init import GeneralRelu,lsuv
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.ConvTranspose2d(3, 8, 4, 2), GeneralRelu(.1, .4), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.ConvTranspose2d(6, 2, 3)).double()
+    x = 2+3*torch.randn(16, 3, 6, 6).double()
+    rows = lsuv(net, x)
+    assert [r['layer'] for r in rows]==['0','2','4'] and all(abs(r['std']-1)<=.01 and abs(r['mean'])<=.01 for r in rows)
+    same([net[0](x).mean().item(), net[0](x).std(correction=0).item()], [rows[0]['mean'], rows[0]['std']], eps=1e-6)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        lsuv(net, x)                                                              # all were seen: no word
+    net.spare = nn.Linear(3, 3)
+    before = net.spare.weight.clone()
+    net.forward = lambda x: net[0](x)
+    with pytest.warns(UserWarning, match=r"left \['2', '4', 'spare'\] as they were"): lsuv(net, x)
+    assert net.spare.weight.equal(before)
+
+def test_norms_with_another_eps_and_settings_out_of_range():
+    from miniai.init import BatchNorm,LayerNorm,Normalize,init_weights,lsuv
+    x = .1*torch.randn(8, 6, 5, 4).double()
+    for ours,ref in ((LayerNorm(6, .1), nn.GroupNorm(1, 6, eps=.1)), (BatchNorm(6, eps=.1), nn.BatchNorm2d(6, eps=.1))):
+        ours,ref = ours.double(),ref.double()
+        same(ours(x).detach(), ref(x).detach(), eps=1e-10)
+        same(ours.eval()(x+1).detach(), ref.eval()(x+1).detach(), eps=1e-10)
+    for make,name in ((lambda v: BatchNorm(3, mom=v), 'mom'), (lambda v: BatchNorm(3, eps=v), 'eps'), (lambda v: LayerNorm(3, v), 'eps'),
+                      (lambda v: BatchNorm(v), 'nf'), (lambda v: LayerNorm(v), 'nf')):
+        for bad in (-1, math.nan, math.inf):
+            with pytest.raises(ValueError, match=f'{name}: expected'): make(bad)
+    for args,name in (((math.nan, 1.), 'mean'), ((-math.inf, 1.), 'mean'), ((0., math.inf), 'std'), ((0., math.nan), 'std'), ((0., -1.), 'std'),
+                      (([], 1.), 'mean'), ((0., [[1.]]), 'std'), (([0., math.nan], 1.), 'mean')):
+        with pytest.raises(ValueError, match=f'{name}: expected'): Normalize(*args)
+    with pytest.raises(ValueError, match='leak'): init_weights(nn.Linear(2, 2), math.inf)
+    for kw in (dict(tol=0.), dict(tol=math.nan), dict(max_iter=0), dict(max_iter=2.5)):
+        with pytest.raises(ValueError, match='tol, max_iter: expected'): lsuv(nn.Linear(2, 2), torch.randn(4, 2), **kw)
+
+def test_batches_are_transformed_where_asked():
+    from miniai.init import BatchTransformCB
+    from miniai.learner import DeviceCB
+    assert DeviceCB.order<BatchTransformCB.order<0
+
+def test_transposed_convolution_is_torchs_or_an_error():
+    import random
+    from miniai.autoencoder import Autoencoder,autoencoder,conv_transpose2d
+    rnd = random.Random(0)
+    for _ in range(200):
+        ks,(s,p,o) = (rnd.randint(1,4),rnd.randint(1,4)),(rnd.randint(1,3),rnd.randint(0,3),rnd.randint(0,2))
+        x,w = torch.randn(rnd.randint(1,2), 2, rnd.randint(1,5), rnd.randint(1,5)).double(),torch.randn(2, 3, *ks).double()
+        try: want = F.conv_transpose2d(x, w, None, s, p, o)
+        except RuntimeError: want = None
+        if want is not None: same(conv_transpose2d(x, w, None, s, p, o), want, eps=1e-12)
+        else:
+            with pytest.raises(ValueError, match='padding'): conv_transpose2d(x, w, None, s, p, o)
+    for kw in (dict(stride=0), dict(stride=1.5), dict(padding=-1), dict(output_padding=-1), dict(stride=(2,1))):
+        with pytest.raises(ValueError, match=f'{[*kw][0]}: expected'): conv_transpose2d(x, w, **kw)
+    for bad in (0, -2, 1.5):
+        with pytest.raises(ValueError, match='factor'): Autoencoder(nn.Identity(), nn.Identity(), bad)
+    acts = [type(m) for m in autoencoder(act=nn.Tanh).modules() if type(m).__module__.endswith('activation')]
+    assert acts==[nn.Tanh]*6+[nn.Sigmoid]
+
+def test_activations_count_the_training_pass_alone():
+    from miniai.hooks import ActivationStatsCB
+    from miniai.learner import Callback,Learner,TrainCB
+    from miniai.loaders import DataLoaders
+    class Again(Callback):
+        "Runs the model once more after the prediction, as a metric or an augmentation may."
+        def after_loss(self, learn): learn.model(learn.batch[0])
+    x,y = torch.rand(16, 1, 28, 28),torch.randint(10, (16,))
+    stats = ActivationStatsCB()
+    learn = Learner(cnn(), DataLoaders.from_tensors((x, y), (x, y), bs=4), F.cross_entropy, .1, [TrainCB(), stats, Again()])
+    learn.log = lambda *args: None
+    learn.fit(2)
+    assert {k: len(v) for k,v in stats.rows.items()}=={f'{i}.1 ReLU': 8 for i in range(4)}
+    for kw,name in ((dict(bins=0), 'bins'), (dict(bins=2.5), 'bins'), (dict(lims=(1,1)), 'lims'), (dict(lims=(0,math.inf)), 'lims'),
+                    (dict(lims=(math.nan,1)), 'lims')):
+        with pytest.raises(ValueError, match=f'{name}: expected'): ActivationStatsCB(**kw)
+
+def test_checkers_refuse_what_they_once_passed():
+    from miniai.checks.hooks import check as hooks
+    from miniai.checks.init import check as init
+    from miniai.checks.conv import check as convs
+    def group_norm(x, groups, eps=1e-5):
+        h = x.reshape(len(x), groups, -1)
+        return ((h-h.mean(-1, keepdim=True))/(h.std(-1, correction=0, keepdim=True)+eps)).reshape(x.shape)
+    def separable(ni, nf, ks=3, stride=1):
+        return nn.Sequential(nn.Conv2d(ni, ni, ks, padding=ks//2, groups=ni, bias=False), nn.Conv2d(ni, nf, 1, stride))
+    def silence(model, m, unit, xb):
+        model.eval()
+        def zero(m, i, o):
+            o = o.clone()
+            o[:,unit] = 0
+            return o
+        with m.register_forward_hook(zero): return model(xb)
+    def capture(model, m, xb):
+        kept = []
+        with m.register_forward_hook(lambda m, i, o: kept.append(o.detach())): model.eval()(xb)
+        return kept[0]
+    def always_dead(outs): return (torch.cat(outs)<=0).transpose(0, 1).flatten(1).all(1).float().mean()
+    for check,f in ((init, group_norm), (convs, separable), (hooks, silence), (hooks, capture), (hooks, always_dead)):
+        passed,text = check.report(f)
+        assert not passed and 'raised' not in text, text

@@ -27,12 +27,15 @@ def _test_phase_kernels(f):
         w,x = torch.randn(3),torch.randn(1, 1, 8)
         even,odd = f(w)
         for name,k in (('even', even), ('odd', odd)):
-            assert isinstance(k, torch.Tensor) and k.shape==(3,), f"the {name} kernel should be a tensor of shape (3,), got {k!r:.80}"
-        want = F.conv1d(x.repeat_interleave(2, -1), w[None,None])[0,0]        # places 1 to 14 of 16
+            fits = isinstance(k, torch.Tensor) and k.shape==(3,)
+            assert fits, f"the {name} kernel should be a tensor of shape (3,), got {k!r:.80}"
+        want = F.conv1d(x.repeat_interleave(2, -1), w[None,None])[0,0]  # places 1 to 14 of 16
         padded = F.pad(x, (1, 1))
-        got = torch.stack([F.conv1d(padded, k[None,None])[0,0] for k in (even, odd)], -1).flatten()[1:-1]
+        both = [F.conv1d(padded, k[None,None])[0,0] for k in (even, odd)]
+        got = torch.stack(both, -1).flatten()[1:-1]
         d = difference(got, want, 1e-4)
-        assert d is None, f"case {i+1} of 5, w={[round(o, 2) for o in w.tolist()]}: the outputs, even and odd by turns, differ: {d}"
+        case = f"case {i+1} of 5, w={[round(o, 2) for o in w.tolist()]}"
+        assert d is None, f"{case}: the outputs, even and odd by turns, differ: {d}"
 
 # %% ../../nbs/solutions/08_autoencoder.ipynb #095fdfb9
 def _pixel_shuffle_args():
@@ -44,26 +47,35 @@ def _test_pca(f):
     for i in range(5):
         torch.manual_seed(i)
         n,d,k = 30,6+i,1+i
-        x = torch.randn(n, d, dtype=torch.float64)*torch.arange(1, d+1)+10*torch.randn(d, dtype=torch.float64)
+        case = f"{n} rows, d={d}, k={k}"
+        x = torch.randn(n, d).double()*torch.arange(1, d+1)+10*torch.randn(d).double()
         encode,decode = f(x, k)
         z = encode(x)
-        assert tuple(z.shape)==(n, k), f"encode: expected the shape {(n, k)}, got {tuple(z.shape)}"
+        assert tuple(z.shape)==(n, k), f"{case}: encode gave the shape {tuple(z.shape)}"
         back = decode(z)
-        assert back.shape==x.shape, f"decode: expected the shape {(n, d)}, got {tuple(back.shape)}"
+        assert back.shape==x.shape, f"{case}: decode gave the shape {tuple(back.shape)}"
         best = torch.linalg.svdvals(x-x.mean(0))[k:].pow(2).sum().item()
         got = (back-x).pow(2).sum().item()
-        assert got<best*1.001, f"{n} rows, d={d}, k={k}: the squared error is {got:.1f}, the smallest possible {best:.1f}"
-        assert got>best*.999, f"{n} rows, d={d}, k={k}: the squared error {got:.1f} is below the smallest possible {best:.1f}"
+        assert got<best*1.001, f"{case}: the squared error is {got:.1f}, the least {best:.1f}"
+        assert got>best*.999, f"{case}: the error {got:.1f} is below the least, {best:.1f}"
+        v = torch.linalg.svd(x-x.mean(0)).Vh[:k]
+        new = torch.randn(3, d).double()*d
+        want = x.mean(0)+(new-x.mean(0))@v.T@v
+        d2 = difference(decode(encode(new)), want, 1e-6)
+        assert d2 is None, f"{case}, other rows than those given: {d2}"
         d1 = difference(encode(x[:1]), z[:1], 1e-6)
         assert d1 is None, f"encode of one row alone should be as among the others: {d1}"
 
 # %% ../../nbs/solutions/08_autoencoder.ipynb #dfb92d59
 check = Checker(
     overlaps=Exercise(compare(_overlaps, _overlaps_args, n=30),
-        "Output j lies under patch i if 0 <= j-i*stride < ks and 0 <= i < n. Count the i, by two divisions or a short loop."),
+        "Output j lies under patch i if 0 <= j-i*stride < ks and 0 <= i < n. Count the i, by "
+        "two divisions or a short loop."),
     phase_kernels=Exercise(_test_phase_kernels,
-        "Write the upsampled input: x0 x0 x1 x1 x2 x2. Which inputs lie under the kernel when its middle is the first x1, and when it is the second?"),
+        "Write the upsampled input: x0 x0 x1 x1 x2 x2. Which inputs lie under the kernel when "
+        "its middle is the first x1, and when it is the second?"),
     pixel_shuffle=Exercise(compare(lambda x: F.pixel_shuffle(x, 2), _pixel_shuffle_args, n=10),
         "Reshape to (n,c,2,2,h,w), permute to (n,c,h,2,w,2), reshape again."),
     pca_codec=Exercise(_test_pca,
-        "Subtract the mean of the rows, which decode must add again. The directions are the first k rows of Vh."))
+        "Subtract the mean of the rows, which decode must add again. The directions are the "
+        "first k rows of Vh."))

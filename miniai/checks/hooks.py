@@ -11,18 +11,23 @@ from torch import nn
 from .core import Checker,Exercise,compare,difference,dims
 
 # %% ../../nbs/solutions/10_activations.ipynb #5227a0de
-def _always_dead(outs): return (torch.cat(outs)==0).transpose(0, 1).flatten(1).all(1).float().mean()
+def _always_dead(outs):
+    return (torch.cat(outs)==0).transpose(0, 1).flatten(1).all(1).float().mean()
 
 def _outs():
     k,units,h = dims(3, 2, 6)
-    outs = [torch.rand(dims(1, 1, 5)[0], units, h, h)*(torch.rand(units, 1, 1)<.4) for _ in range(k)]
+    alive = torch.rand(k, units, 1, 1)<.4
+    outs = [torch.randn(dims(1, 1, 5)[0], units, h, h)*o for o in alive]
     return [o*(torch.rand_like(o)<.8) for o in outs],
 
 def _always_dead_test(f):
     compare(_always_dead, _outs)(f)
-    flat = [torch.tensor([[0., 1.]]), torch.tensor([[0., 0.], [0., 2.]])]           # units of a linear layer
-    d = difference(f(flat), torch.tensor(.5))
-    assert d is None, f"outputs (n,units) of a linear layer: {d}"
+    # units of a linear layer
+    flat = [torch.tensor([[0., 1.]]), torch.tensor([[0., 0.], [0., 2.]])]
+    signs = [torch.tensor([[0., -1., 1.], [0., -2., -1.]])]  # below zero is not dead
+    for outs,want in ((flat, .5), (signs, 1/3)):
+        d = difference(f(outs), torch.tensor(want))
+        assert d is None, f"outputs (n,units) of a linear layer, {outs}: {d}"
 
 # %% ../../nbs/solutions/10_activations.ipynb #18e429ff
 class _Guard(nn.Module):
@@ -35,14 +40,26 @@ class _Guard(nn.Module):
 def _net():
     "A random net, one of its inner modules, and inputs."
     ni,c1,c2 = dims(3, 2, 4)
-    net = nn.Sequential(nn.Sequential(nn.Conv2d(ni, c1, 3), nn.Tanh()), nn.Sequential(nn.Conv2d(c1, c2, 3), nn.ReLU()),
+    net = nn.Sequential(nn.Sequential(nn.Conv2d(ni, c1, 3), nn.Tanh()),
+                        nn.Sequential(nn.Conv2d(c1, c2, 3), nn.ReLU()),
                         _Guard(), nn.Flatten(), nn.Linear(c2*4, 3))
     choices = [net[0][0], net[0][1], net[1], net[1][1]]
     return net,choices[dims(1, 0, 3)[0]],torch.randn(5, ni, 6, 6)
 
-def _left(net): return sum(len(m._forward_hooks)+len(m._forward_pre_hooks)+len(m._backward_hooks) for m in net.modules())
+def _left(net):
+    kinds = '_forward_hooks','_forward_pre_hooks','_backward_hooks','_backward_pre_hooks'
+    return sum(len(getattr(m, k)) for m in net.modules() for k in kinds)
 
-def _check_left(net): assert not _left(net), f"{_left(net)} hooks are left in the model"
+def _state(net):
+    return [m.training for m in net.modules()],[o.clone() for o in net.state_dict().values()]
+
+def _check_left(net, before):
+    "No hook may be left, and modes and weights must be those of `before`."
+    assert not _left(net), f"{_left(net)} hooks are left in the model"
+    (modes,weights),(old_modes,old) = _state(net),before
+    assert modes==old_modes, "the model is in another mode afterwards: training or evaluation"
+    kept = all(torch.equal(a, b) for a,b in zip(weights, old))
+    assert kept, "the model has other weights afterwards"
 
 def _after_error(f, net):
     "Run `f` on the broken net: its error must come through, and no hook may be left."
@@ -71,11 +88,12 @@ def _capture_test(f):
     for i in range(5):
         torch.manual_seed(i)
         net,m,x = _net()
+        before = _state(net.train(i%2==0))
         got = f(net, m, x)
         d = difference(got, _by_hand(net, m, x)[0])
         assert d is None, f"case {i+1} of 5, the output of {m}: {d}"
         assert not got.requires_grad, "the output still carries its graph; detach it"
-        _check_left(net)
+        _check_left(net, before)
     _after_error(lambda: f(net, m, x), net)
 
 # %% ../../nbs/solutions/10_activations.ipynb #d10452e0
@@ -83,12 +101,13 @@ def _silence_test(f):
     for i in range(5):
         torch.manual_seed(i)
         net,m,x = _net()
+        before = _state(net.train(i%2==0))
         out,preds = _by_hand(net, m, x)
         unit = dims(1, 0, out.shape[1]-1)[0]
         keep = (torch.arange(out.shape[1])!=unit).float()[:,None,None]
         d = difference(f(net, m, unit, x), _by_hand(net, m, x, lambda o: o*keep)[1])
         assert d is None, f"case {i+1} of 5, unit {unit} of {m}: {d}"
-        _check_left(net)
+        _check_left(net, before)
         d = difference(net(x), preds)
         assert d is None, f"the model answers differently afterwards: {d}"
     _after_error(lambda: f(net, m, unit, x), net)
@@ -106,19 +125,25 @@ def _gradients_test(f):
     for i in range(5):
         torch.manual_seed(i)
         net,_,x = _net()
+        before = _state(net.train(i%2==0))
         ms,y = [net[1], net[4], net[0][1]],torch.randint(3, (5,))
         want = _gradients(net, ms, F.cross_entropy, x, y)
         d = difference(f(net, ms, F.cross_entropy, x, y), want)
         assert d is None, f"case {i+1} of 5, the modules {ms}: {d}"
-        _check_left(net)
+        _check_left(net, before)
     _after_error(lambda: f(net, ms, F.cross_entropy, x, y), net)
 
 # %% ../../nbs/solutions/10_activations.ipynb #ddea0035
 check = Checker(
-    always_dead = Exercise(_always_dead_test, "A unit counts if it is zero for every picture, at every place and in every batch. "
-        "Find for each batch which units are dead, and join these answers before you take a mean."),
-    capture = Exercise(_capture_test, "Let a hook put its output somewhere. The lesson's context manager removes it in all cases."),
-    silence = Exercise(_silence_test, "What a hook returns replaces the output. Change a copy, and think of the place of the units in its shape."),
-    gradient_sizes = Exercise(_gradients_test, "The hooks are called on the way back, the last module first; the answer has the order of `ms`. "
-        "Use `try` and `finally`, or a context manager, around the forward and the backward pass."),
+    always_dead = Exercise(_always_dead_test,
+        "A unit counts if it is zero for every picture, at every place and in every batch. "
+        "Which units are dead in each batch? Join these answers before you take a mean."),
+    capture = Exercise(_capture_test,
+        "Let a hook put its output somewhere. The lesson's context manager removes it always."),
+    silence = Exercise(_silence_test,
+        "What a hook returns replaces the output. Change a copy, and think of the place of the "
+        "units in its shape. Leave the mode of the model alone."),
+    gradient_sizes = Exercise(_gradients_test,
+        "The hooks are called on the way back, the last module first; the answer has the order "
+        "of `ms`. Use `try` and `finally`, or a context manager, around both passes."),
 )

@@ -21,31 +21,41 @@ def _final_args():
     return n, std, depth, (0., .1, .5, 1.)[dims(lo=0, hi=3)[0]]
 
 def _group_args():
+    "Sizes from a thousandth up, so that `eps` weighs; sometimes another `eps`."
     n,per,groups,h,w = dims(5, 2, 5)
-    return 3*torch.randn(n, per*groups, h, w)+torch.randn(n, 1, 1, 1), groups
+    size = 10**(4*torch.rand(())-3).double()
+    x = size*(3*torch.randn(n, per*groups, h, w)+torch.randn(n, 1, 1, 1)).double()
+    return (x, groups, .01) if torch.rand(())<.5 else (x, groups)
+
+def _group_norm(x, groups, eps=1e-5): return F.group_norm(x, groups, eps=eps)
 
 # %% ../../nbs/solutions/11_initializing.ipynb #b2fbeed7
 def _layers(bias):
     ni,nf = dims(2, 1, 6)
-    conv,bn = nn.Conv2d(ni, nf, 3, stride=2, padding=1, bias=bias).double(),BatchNorm(nf).double().eval()
+    conv = nn.Conv2d(ni, nf, 3, stride=2, padding=1, bias=bias).double()
+    bn = BatchNorm(nf, eps=.1).double().eval()
     for o in (bn.weight, bn.bias, bn.running_mean): nn.init.normal_(o)
     nn.init.uniform_(bn.running_var, .1, 2)
     return conv, bn, torch.randn(4, ni, 9, 8).double()
+
+def _numbers(*ms): return [o.clone() for m in ms for o in m.state_dict().values()]
 
 def _test_fold(f):
     for i in range(6):
         torch.manual_seed(i)
         conv,bn,x = _layers(bias=i%2==1)
-        want,old = bn(conv(x)).detach(),[o.clone() for m in (conv, bn) for o in m.state_dict().values()]
+        want,old = bn(conv(x)).detach(),_numbers(conv, bn)
         res = f(conv, bn)
-        assert isinstance(res, (tuple,list)) and len(res)==2, f"expected the pair (weight, bias), got {type(res).__name__}"
+        pair = isinstance(res, (tuple,list)) and len(res)==2
+        assert pair, f"expected the pair (weight, bias), got {type(res).__name__}"
         weight,bias = res
-        d = difference(tuple(weight.shape), tuple(conv.weight.shape)) or difference(tuple(bias.shape), (len(conv.weight),))
-        assert d is None, f"shapes of weight or bias: {d}"
+        shapes = [tuple(conv.weight.shape), (len(conv.weight),)]
+        d = difference([tuple(o.shape) for o in res], shapes)
+        assert d is None, f"shapes of weight and bias: {d}"
         d = difference(F.conv2d(x, weight, bias, stride=2, padding=1), want)
-        assert d is None, f"case {i+1} of 6, {'with' if i%2 else 'without'} a bias: the output differs {d}"
-        new = [o for m in (conv, bn) for o in m.state_dict().values()]
-        assert all(torch.equal(a, b) for a,b in zip(old, new)), "the layers that were given should stay as they are"
+        assert d is None, f"case {i+1} of 6, bias={i%2==1}: the output differs {d}"
+        kept = all(torch.equal(a, b) for a,b in zip(old, _numbers(conv, bn)))
+        assert kept, "the layers that were given should stay as they are"
 
 # %% ../../nbs/solutions/11_initializing.ipynb #e33bf668
 def _test_orthogonal(f):
@@ -54,7 +64,8 @@ def _test_orthogonal(f):
         assert tuple(w.shape)==(nf,ni), f"orthogonal({nf}, {ni}) has the shape {tuple(w.shape)}"
         got = (w@w.T if nf<=ni else w.T@w).double()
         d = difference(got, torch.eye(min(nf, ni)).double(), 1e-4)
-        assert d is None, f"orthogonal({nf}, {ni}): products of {'rows' if nf<=ni else 'columns'} differ from the unit matrix {d}"
+        lines = 'rows' if nf<=ni else 'columns'
+        assert d is None, f"orthogonal({nf}, {ni}): products of {lines} are off: {d}"
     assert not torch.equal(f(5, 4), f(5, 4)), "two calls gave the same matrix"
     a,b = (f(5, 4, generator=torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(a, b), "the same generator, seeded alike, should give the same matrix"
@@ -62,10 +73,15 @@ def _test_orthogonal(f):
 # %% ../../nbs/solutions/11_initializing.ipynb #1f6b15b1
 check = Checker(
     final_size=Exercise(compare(_final_size, _final_args, n=20),
-        "One layer multiplies the mean square by n*std**2 and by the share that the leaky ReLU keeps. The root comes last."),
-    group_norm=Exercise(compare(lambda x,groups: F.group_norm(x, groups), _group_args, n=10),
-        "Reshape to (n,groups,...) first: then each group is one row, as in layer normalisation. Divide by the number of values."),
+        "One layer multiplies the mean square by n*std**2 and by the share that the leaky ReLU "
+        "keeps. The root comes last."),
+    group_norm=Exercise(compare(_group_norm, _group_args, n=20),
+        "Reshape to (n,groups,...) first: then each group is one row, as in layer "
+        "normalisation. Divide by the number of values. `eps` goes "
+        "with the variance, under the root."),
     fold=Exercise(_test_fold,
-        "bn(y) = s*y + t with s = weight/sqrt(running_var+eps). A factor on an output channel is a factor on its filter, weight[i]."),
+        "bn(y) = s*y + t with s = weight/sqrt(running_var+bn.eps). A factor on an output "
+        "channel is a factor on its filter, weight[i]."),
     orthogonal=Exercise(_test_orthogonal,
-        "The Q of `torch.linalg.qr` of a tall random matrix has orthonormal columns. A wide one is the transpose of a tall one."))
+        "The Q of `torch.linalg.qr` of a tall random matrix has orthonormal columns. A wide "
+        "one is the transpose of a tall one."))
