@@ -57,16 +57,17 @@ nbs: setup ## Run all notebooks in place, export, clean; ARGS=--slow runs the ce
 	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean
 	@$(MAKE) --no-print-directory readme
 
-readme: setup ## Write README.md from nbs/index.ipynb
+readme: setup ## Write README.md and nbs/llms.txt from nbs/index.ipynb
 	@$(BIN)/python tests/readme.py
 
 # nbdev would write README.md anew where it is older than the home page; ours is made by `make readme`
 docs: ## Build the site into _docs/; needs Quarto
-	@command -v quarto > /dev/null || { echo "make docs needs the program quarto, version 1.7 or newer: get it from quarto.org/docs/get-started"; exit 1; }
+	@command -v quarto > /dev/null || { echo "make docs needs the program quarto, version 1.9 or newer: get it from quarto.org/docs/get-started"; exit 1; }
 	@$(MAKE) --no-print-directory setup
 	@echo "miniai: building the site"
 	@rm -rf _proc _docs && touch README.md
 	@PATH="$(abspath $(BIN)):$$PATH" nbdev_docs
+	@mkdir -p _docs/notebooks/solutions && cp nbs/*.ipynb _docs/notebooks/ && cp nbs/solutions/*.ipynb _docs/notebooks/solutions/
 	@echo "miniai: open _docs/index.html"
 
 bench: setup ## Run benchmarks/*.py and write benchmarks/results/

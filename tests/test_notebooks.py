@@ -72,7 +72,7 @@ def test_exercises_check_themselves(file):
 def test_api_page_lists_every_name():
     page = ''.join(''.join(o['data'].get('text/markdown', '')) for c in cells(nbs/'api.ipynb') for o in c['outputs'] if 'data' in o)
     public = [m for m in order if m and (not m.startswith('checks.') or m=='checks.core')]
-    assert sorted(re.findall(r'\[`(\w+)`\]', page))==sorted(n for m in public for n in exports(m)), "run nbs/api.ipynb again"
+    assert sorted(re.findall(r'\[<code>(\w+)</code>\]', page))==sorted(n for m in public for n in exports(m)), "run nbs/api.ipynb again"
 
 def test_sidebar_lists_every_notebook():
     listed = set(re.findall(r'href: (\S+\.ipynb)', (nbs/'sidebar.yml').read_text(encoding='utf-8')))
