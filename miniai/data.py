@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SHAPES', 'COLOURS', 'BACKGROUNDS', 'SIZES', 'RELATIONS', 'UNSEEN', 'SEEN', 'circle', 'pixel_grid', 'coverage',
-           'segment', 'polygon', 'place', 'draw_masks', 'draw_shapes', 'hub_answers', 'decode', 'ImageData', 'get_data',
-           'get_dataset', 'Thing', 'Scene', 'caption', 'random_scenes', 'leave_out', 'draw_scenes']
+           'segment', 'polygon', 'place', 'draw_masks', 'draw_shapes', 'hub_answers', 'open_image', 'check_finite',
+           'bar_seen', 'quiet_bar', 'decode', 'ImageData', 'get_data', 'get_dataset', 'Thing', 'Scene', 'caption',
+           'random_scenes', 'leave_out', 'draw_scenes']
 
 # %% ../nbs/00_data.ipynb #b46db42a
-import io,json,math,os,uuid,warnings
+import io,json,math,os,shutil,sys,uuid,warnings
 from contextlib import suppress
 from functools import cache
 from hashlib import sha256
@@ -18,10 +19,8 @@ from typing import NamedTuple
 from unittest.mock import patch
 
 # %% ../nbs/00_data.ipynb #ea86a83b
-import datasets,huggingface_hub,platformdirs,pyarrow as pa,pyarrow.parquet as pq,torch
-from datasets import Dataset,DatasetDict
-from fastprogress.fastprogress import progress_bar
-from PIL import Image,UnidentifiedImageError
+import numpy as np,platformdirs,torch
+from fastcore.basics import IN_NOTEBOOK
 from safetensors import SafetensorError,safe_open
 from safetensors.torch import save_file
 from . import __version__
@@ -189,7 +188,8 @@ def _folder(name):
 # %% ../nbs/00_data.ipynb #4ac11f2b
 def _read_parquet(file, image):
     "Read one file as `Dataset` with the columns `image` and `label`."
-    try: ds = Dataset(pq.read_table(file))
+    import datasets,pyarrow as pa,pyarrow.parquet as pq
+    try: ds = datasets.Dataset(pq.read_table(file))
     except (pa.ArrowInvalid,OSError) as e: raise ValueError(f"{file} is damaged or no parquet file, fetch it again: {e}") from e
     if not {image,'label'}<=set(ds.column_names):
         raise ValueError(f"{file}: expected the columns {image!r} and 'label', got {ds.column_names}")
@@ -199,7 +199,8 @@ def _read_parquet(file, image):
 
 def _from_folder(folder, image):
     "The splits in `folder`."
-    res = DatasetDict()
+    import datasets
+    res = datasets.DatasetDict()
     for split in ('train','test'):
         files = sorted(folder.glob(f'{split}*.parquet'))
         if not files: raise FileNotFoundError(f"{folder} holds no {split}*.parquet; expected the hub's layout")
@@ -213,6 +214,7 @@ def hub_answers(
     timeout=8, # Seconds to wait
 ): # bool
     "Does the Hugging Face hub answer and have `repo`? Asked once in a process."
+    import huggingface_hub
     answer = []
     def ask():
         with suppress(Exception): answer.append(huggingface_hub.HfApi().dataset_info(repo, timeout=timeout))
@@ -223,6 +225,7 @@ def hub_answers(
 
 def _from_hub(repo, image):
     "The set from the hub, or from its cache where the hub does not answer; None if neither has it."
+    import datasets,huggingface_hub
     if hub_answers(repo): res = datasets.load_dataset(repo)
     else:
         with patch.object(datasets.config, 'HF_HUB_OFFLINE', True), patch.object(huggingface_hub.constants, 'HF_HUB_OFFLINE', True):
@@ -231,33 +234,145 @@ def _from_hub(repo, image):
     return res if image=='image' else res.rename_columns({image:'image'})
 
 # %% ../nbs/00_data.ipynb #7d92d3a6
-def _decode_one(i, row, size, channels):
-    try: im = Image.open(io.BytesIO(row['bytes'])).convert('L' if channels==1 else 'RGB')
-    except (UnidentifiedImageError,OSError,TypeError) as e: raise ValueError(f"picture {i} cannot be decoded: {e}") from e
-    if im.size!=(size,size): raise ValueError(f"picture {i} has {im.width}x{im.height} pixels; expected {size}x{size}")
-    return torch.frombuffer(bytearray(im.tobytes()), dtype=torch.uint8).view(size, size, channels).permute(2, 0, 1)
+def _upright(source):
+    "`(image, format)`: the first image in `source`, loaded, and turned as its EXIF orientation says."
+    from PIL import Image,ImageOps
+    if isinstance(source, Image.Image): return ImageOps.exif_transpose(source),source.format
+    if isinstance(source, (bytes,bytearray,memoryview)): source = io.BytesIO(source)
+    with Image.open(source) as im: return ImageOps.exif_transpose(im),im.format
+
+def _from_16_bits(im, format):
+    "Grey levels of 16 bits as 8 bits, in the mode LA."
+    from PIL import Image
+    v = np.asarray(im).astype(np.int64)
+    lo,hi = (v.min(),v.max()) if v.size else (0,0)
+    dark = 0<hi<256 and im.mode=='I' and format not in ('PNG','PPM')    # Are these 8 bits, or 16?
+    if lo<0 or hi>65535 or dark:
+        raise ValueError(f"mode I with values from {lo} to {hi}; expected 16 bits, 0 to 65535")
+    alpha = np.where(v==im.info.get('transparency', -1), 0, 255)
+    return Image.fromarray(np.stack([v//257, alpha], -1).astype(np.uint8))
 
 # %% ../nbs/00_data.ipynb #116f5b09
+_MODES = '1 L P RGB RGBX RGBA RGBa LA La PA CMYK YCbCr LAB HSV I I;16 I;16L I;16B I;16N'.split()
+
+def _flat(im, format, mode, background):
+    "`im` in `mode`, in 8 bits and without transparency."
+    from PIL import Image
+    if im.mode not in _MODES:
+        raise ValueError(f"mode {im.mode}; expected grey, colours or a palette, in 8 or 16 bits")
+    key = im.info.get('transparency')                    # A colour that is to be transparent
+    if isinstance(key, tuple) and max(key)>255: im.info['transparency'] = tuple(k>>8 for k in key)
+    if im.mode[0]=='I': im = _from_16_bits(im, format)
+    elif im.mode=='La': im = Image.merge('RGBa', [im.getchannel(i) for i in (0,0,0,1)])
+    elif im.mode=='LAB': im = im.convert('RGB')
+    clear = im.mode in ('RGBA','RGBa','LA','PA') or getattr(im.palette, 'mode', '')[-1:]=='A'
+    if clear or key is not None:
+        ground = Image.new('RGBA', im.size, (background,)*3+(255,))
+        im = Image.alpha_composite(ground, im.convert('RGBA')).convert('RGB')
+    return im.convert(mode)
+
+# %% ../nbs/00_data.ipynb #ba4e2a78
+def open_image(
+    source, # Path, bytes, open file or PIL image; of an animation, the first image
+    mode='RGB', # 'RGB', or 'L' for grey
+    background=255, # Grey level, 0 to 255, on which transparent parts are laid
+    name='source', # What an error calls it
+): # PIL image in `mode`
+    "An image as it is meant to be seen: upright, opaque, in 8 bits; `ValueError` if it cannot be."
+    if mode not in ('RGB','L'): raise ValueError(f"mode: expected 'RGB' or 'L', got {mode!r}")
+    if background not in range(256):
+        raise ValueError(f"background: expected a whole number from 0 to 255, got {background!r}")
+    try: return _flat(*_upright(source), mode, int(background))
+    except FileNotFoundError as e:
+        raise FileNotFoundError(f"{name}: there is no file {str(source)!r}") from e
+    except Exception as e:                               # A damaged file can raise nearly anything
+        text = 'no known format' if ' object at ' in str(e) else str(e) or type(e).__name__
+        raise ValueError(f"{name} cannot be read as an image: {text}") from e
+
+# %% ../nbs/00_data.ipynb #f0d91b6f
+def check_finite(
+    x, # Tensor of any shape and dtype
+    name, # What an error calls it
+): # `x`, as it is
+    "Return `x`; `ValueError` if it holds numbers that are nan or infinite."
+    if not (x.is_floating_point() or x.is_complex()): return x
+    finite = x.isfinite()
+    if finite.all(): return x
+    n,k = x.numel(),int(x.isnan().sum())
+    m = n - k - int(finite.sum())
+    raise ValueError(f"{name}: expected finite numbers, got {k} that are nan and {m} that are infinite of {n}")
+
+# %% ../nbs/00_data.ipynb #b71b7bcb
+def bar_seen(
+    columns=60, # Width that the bar needs in a terminal
+): # bool
+    "Is stdout a notebook, or a terminal wide enough for a progress bar?"
+    if IN_NOTEBOOK: return True
+    try: return sys.stdout.isatty() and shutil.get_terminal_size((100, 40)).columns>=columns
+    except (AttributeError,ValueError): return False     # No stdout, or one that is closed
+
+class _NoBar:
+    "Has what a progress bar has, and shows nothing."
+    def __init__(self, gen): self.gen,self.comment = gen,''
+    def __iter__(self): return iter(self.gen)
+    def update(self, val): pass
+
+def quiet_bar(
+    gen, # What to go through
+    total=None, # How many items it has; its length if None
+    display=True, # Show it at all?
+    **kwargs, # As for fastprogress's `progress_bar`, such as `leave`
+): # Iterator over `gen`, with `update(n)` for those who count themselves
+    "A progress bar where somebody can see it; elsewhere nothing, not a single character."
+    if not (display and bar_seen()): return _NoBar(gen)
+    from fastprogress.fastprogress import progress_bar
+    return progress_bar(gen, total=total, **kwargs)
+
+# %% ../nbs/00_data.ipynb #8d329e22
+def _decode_one(i, row, size, channels):
+    row,name = row or {},f'picture {i}'
+    source = row.get('path') if row.get('bytes') is None else row['bytes']
+    if source is None: raise ValueError(f"{name} is missing: it has neither bytes nor a path")
+    im = open_image(source, 'L' if channels==1 else 'RGB', name=name)
+    if im.size!=(size,size):
+        raise ValueError(f"{name} has {im.width}x{im.height} pixels; expected {size}x{size}")
+    x = torch.frombuffer(bytearray(im.tobytes()), dtype=torch.uint8)
+    return x.view(size, size, channels).permute(2, 0, 1)
+
+def _labels(ds):
+    "The column `label`, checked."
+    y,n = ds['label'][:],getattr(ds.features['label'], 'num_classes', None)
+    for i,o in enumerate(y):
+        if o is None: raise ValueError(f"picture {i} has no label")
+        if type(o) is not int: raise ValueError(f"picture {i} has the label {o!r}; expected a whole number")
+        if n and not 0<=o<n: raise ValueError(f"picture {i} has the label {o}; expected 0 to {n-1}")
+    return torch.tensor(y, dtype=torch.int64)
+
+# %% ../nbs/00_data.ipynb #0bced351
 def decode(
-    ds, # `Dataset` with a picture column `image` and a class column `label`
-    size=28, # Pixels along each side that every picture must have
+    ds, # `Dataset` with an image column `image` and a class column `label`
+    size=28, # Pixels along each side that every image must have
     channels=1, # 1 for grey, 3 for RGB
 ): # `(x, y)`: uint8 (n,channels,size,size), and int64 (n,)
-    "Decode a whole data set into memory, with a progress bar if it is large; `ValueError` for a picture that is broken or of another size."
+    "Decode a data set into memory; `ValueError` names the first image or label that is not right."
+    import datasets
     raw = ds.cast_column('image', datasets.Image(decode=False))['image']
     x = torch.empty(len(ds), channels, size, size, dtype=torch.uint8)
-    for i,row in enumerate(progress_bar(raw, total=len(ds), leave=False, display=len(ds)>1000)): x[i] = _decode_one(i, row, size, channels)
-    return x, torch.tensor(ds['label'][:], dtype=torch.int64)
+    bar = quiet_bar(raw, total=len(ds), leave=False, display=len(ds)>1000)
+    for i,row in enumerate(bar): x[i] = _decode_one(i, row, size, channels)
+    return x,_labels(ds)
 
 # %% ../nbs/00_data.ipynb #b21c83dd
 def _encode(x, y, names):
     "`Dataset` of PNG files: the inverse of `decode`."
+    import datasets
+    from PIL import Image
     def png(im):
         with io.BytesIO() as f:
             Image.fromarray(im.squeeze(-1).numpy()).save(f, 'png', compress_level=1)
             return dict(bytes=f.getvalue(), path=None)
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=list(names)))
-    return Dataset.from_dict(dict(image=[png(im) for im in x.permute(0,2,3,1)], label=y.tolist()), features=features)
+    return datasets.Dataset.from_dict(dict(image=[png(im) for im in x.permute(0,2,3,1)], label=y.tolist()), features=features)
 
 # %% ../nbs/00_data.ipynb #48e8aadd
 class ImageData(NamedTuple):
@@ -348,6 +463,7 @@ def get_dataset(
     cache=None, # As for `get_data`; used for drawn shapes only
 ): # `DatasetDict` with the splits 'train' and 'test' and the columns `image` (PIL) and `label`
     "The same pictures as a Hugging Face data set, still packed."
+    from datasets import DatasetDict
     dd,_ = _find(name)
     if dd is not None: return dd
     spec = _spec(name)

@@ -10,6 +10,7 @@ torch.manual_seed(0)
 x,y = torch.rand(40, 1, 8, 8),torch.arange(40)%10
 
 def call_data():
+    from PIL.Image import fromarray
     from miniai import data as d
     p = d.pixel_grid(28)
     for name,sdf in d.SHAPES.items(): assert sdf(p).shape==(28,28), name
@@ -26,6 +27,8 @@ def call_data():
     assert thing.size in d.SIZES and thing.colour in d.COLOURS and scenes[0].background in d.BACKGROUNDS
     assert scenes[0].relation in ('',*d.RELATIONS) and d.caption(scenes[0]).startswith('a ')
     assert d.hub_answers('no-such/name', timeout=1) is False
+    assert d.open_image(fromarray(x[0,0,:4,:5].mul(255).byte().numpy()), 'L').size==(5,4)
+    assert d.check_finite(x, 'x') is x and list(d.quiet_bar(range(3)))==[0,1,2] and d.bar_seen() in (True,False)
     assert d.draw_shapes(5)[0].dtype==torch.uint8
     data = d.get_data('fashion_mnist')
     assert isinstance(data, d.ImageData) and data.x_train.shape==(60_000,1,28,28) and len(data.names)==10
