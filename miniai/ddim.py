@@ -7,7 +7,7 @@ __all__ = ['sample_ddim', 'leading_times', 'trailing_times', 'slerp', 'invert_dd
 
 # %% ../nbs/18_ddim.ipynb #38a217c1
 import torch,torch.nn.functional as F
-from .ddpm import _check_sigmas
+from .ddpm import _check_sigmas,_finite,_whole,randn_for
 
 # %% ../nbs/18_ddim.ipynb #ba120cbe
 @torch.no_grad()
@@ -17,7 +17,7 @@ def sample_ddim(
     sigmas, # Noise levels, (k+1,), float64, descending; the last one 0, or above to stop on the way
     cb=None, # Called after each step as `cb(i, x, denoised)`
     eta=0., # Fresh noise, in [0,1]: 0 adds none, 1 is DDPM
-    generator=None, # `torch.Generator` of the noise, on the device of `x`; torch's own if None
+    generator=None, # Of the noise, see `randn_for`
 ): # Like `x`: the pictures
     "DDIM: eq. 12 and 16, arXiv:2010.02502, for any noise levels."
     if not 0<=eta<=1: raise ValueError(f"eta: expected a number in [0,1], got {eta}")
@@ -27,22 +27,18 @@ def sample_ddim(
         r = s_next/s
         fresh = eta**2*(1-r**2)            # share of the noise's variance
         x = denoised + r*(1-fresh).sqrt()*(x-denoised)
-        if eta and s_next>0:
-            noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-            x = x + s_next*fresh.sqrt()*noise
+        if eta and s_next>0: x = x + s_next*fresh.sqrt()*randn_for(x, generator)
         if cb: cb(i, x, denoised)
-    return x
+    return _finite(x)
 
 # %% ../nbs/18_ddim.ipynb #50a2d90a
-def _check_n(n_steps, n):
-    if not 1<=n<=n_steps: raise ValueError(f"n: expected 1 to {n_steps} times, got {n}")
-
 def leading_times(
     n_steps, # Number of times of the schedule, such as `len(sched)`
     n, # How many to take, 1 to n_steps
 ): # (n,), int64, descending to 0
     "Multiples of `n_steps//n`, most noise first: table 2, arXiv:2305.08891."
-    _check_n(n_steps, n)
+    n_steps = _whole('n_steps', n_steps)
+    n = _whole('n', n, 1, n_steps)
     return torch.arange(n).flip(0)*(n_steps//n)
 
 def trailing_times(
@@ -50,7 +46,8 @@ def trailing_times(
     n, # How many to take, 1 to n_steps
 ): # (n,), int64, descending from n_steps-1
     "From the last time down in steps of `n_steps/n`, most noise first: table 2, arXiv:2305.08891."
-    _check_n(n_steps, n)
+    n_steps = _whole('n_steps', n_steps)
+    n = _whole('n', n, 1, n_steps)
     return (torch.arange(n, 0, -1, dtype=torch.float64)*n_steps/n).round().long()-1
 
 # %% ../nbs/18_ddim.ipynb #17a88abb
@@ -90,4 +87,4 @@ def invert_ddim(
         denoised = denoise(x, at)
         x = x + (s_next-s)*(x-denoised)/at
         if cb: cb(i, x, denoised)
-    return x
+    return _finite(x)

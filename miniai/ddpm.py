@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['noisify', 'Schedule', 'linear_schedule', 'c_noise', 'SmallUNet', 'eps_target', 'DDPMCB', 'EMACB', 'EpsDenoiser',
-           'sample_ddpm', 'generate', 'save_weights', 'load_weights', 'load_denoiser']
+           'randn_for', 'sample_ddpm', 'generate', 'save_weights', 'load_weights', 'load_denoiser']
 
 # %% ../nbs/15_ddpm.ipynb #d109f584
-import copy,hashlib,inspect,json,os,torch,torch.nn.functional as F
+import copy,hashlib,inspect,json,operator,os,torch,torch.nn.functional as F
 from fastcore.basics import patch
 from functools import partial
 from importlib.resources import files
@@ -231,6 +231,21 @@ class EpsDenoiser:
         return x - s*eps
 
 # %% ../nbs/15_ddpm.ipynb #276221fa
+def randn_for(
+    x, # Float tensor (n,...), one image per row
+    generator=None, # `torch.Generator`, or a list of n, one per image; torch's own state if None
+): # Standard normal noise like `x`
+    "Noise for each image, from its own stream where `generator` is a list."
+    if not x.is_floating_point(): raise TypeError(f"x: expected floats, got {x.dtype}")
+    def draw(shape, g):
+        return torch.randn(shape, generator=g, dtype=torch.promote_types(x.dtype, torch.float32),
+                           device=x.device if g is None else g.device).to(x)
+    if generator is None or isinstance(generator, torch.Generator): return draw(x.shape, generator)
+    if len(generator)!=len(x):
+        raise ValueError(f"generator: expected one per image, {len(x)}, got {len(generator)}")
+    return torch.stack([draw(x.shape[1:], g) for g in generator]) if len(x) else torch.empty_like(x)
+
+# %% ../nbs/15_ddpm.ipynb #03630ef2
 def _check_sigmas(sigmas, to_zero=True):
     "`sigmas` as float64 on the CPU; a ValueError if they are no way for a sampler."
     sigmas = torch.as_tensor(sigmas, dtype=torch.float64, device='cpu')
@@ -242,13 +257,20 @@ def _check_sigmas(sigmas, to_zero=True):
     if sigmas[-1]<0: raise ValueError(f"sigmas: expected none below 0, got {sigmas[-1]:.4g}")
     return sigmas
 
+def _finite(x):
+    "`x` as it is; a FloatingPointError if a sampler ended in numbers that are not finite."
+    if x.isfinite().all(): return x
+    bad = (~x.isfinite()).reshape(len(x), -1).any(1).nonzero().flatten().tolist()
+    raise FloatingPointError(f"denoise: expected finite numbers, but {len(bad)} of {len(x)} images "
+                             f"ended as nan or infinity, the first is number {bad[0]}")
+
 @torch.no_grad()
 def sample_ddpm(
     denoise, # `denoise(x, sigma)` gives the estimate of the clean pictures, like `x`
     x, # Noise of deviation `sigmas[0]`, (n,c,h,w), float
     sigmas, # Noise levels, (k+1,), float64, descending, the last one 0
     cb=None, # Called after each step as `cb(i, x, denoised)`
-    generator=None, # `torch.Generator` of the noise, on the device of `x`; torch's own if None
+    generator=None, # Of the noise, see `randn_for`
 ): # Like `x`: the pictures
     "Ancestral sampling: algorithm 2, arXiv:2006.11239, with the posterior's variance, for any noise levels."
     sigmas = _check_sigmas(sigmas)
@@ -256,11 +278,28 @@ def sample_ddpm(
         denoised = denoise(x, s)
         keep = ((t/s)**2).item()                 # a plain number goes with tensors of any dtype and device
         x = denoised + keep*(x-denoised)
-        if t>0: x = x + t.item()*(1-keep)**.5*torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        if t>0: x = x + t.item()*(1-keep)**.5*randn_for(x, generator)
         if cb: cb(i, x, denoised)
-    return x
+    return _finite(x)
 
 # %% ../nbs/15_ddpm.ipynb #bfe06ede
+def _whole(name, n, lo=1, hi=None):
+    "`n` as an int; a ValueError if it is no whole number from `lo` to `hi`."
+    ok = not isinstance(n, bool) and hasattr(n, '__index__')
+    if ok: n = operator.index(n)
+    if not ok or n<lo or hi is not None and n>hi:
+        wanted = f"{lo} or more" if hi is None else f"from {lo} to {hi}"
+        raise ValueError(f"{name}: expected a whole number, {wanted}, got {n!r}")
+    return n
+
+def _seeds(seed, n):
+    "A seed for each of `n` images; after the largest one counting goes on at 0."
+    if isinstance(seed, (list,tuple,range)):
+        if len(seed)!=n: raise ValueError(f"seed: expected a whole number, or {n}, one per image, got {len(seed)}")
+        return [_whole('seed', s, -2**63, 2**64-1) for s in seed]
+    seed = _whole('seed', seed, -2**63, 2**64-1)
+    return [(seed+i)%2**64 for i in range(n)]
+
 def generate(
     denoise, # `denoise(x, sigma)`, see `EpsDenoiser`
     sigmas, # Noise levels, (k+1,), descending, the last one 0
@@ -268,16 +307,22 @@ def generate(
     sampler=sample_ddpm, # Called as `sampler(denoise, x, sigmas, **kw)`; with `generator=` too if it takes one
     shape=(1,28,28), # Of one picture
     bs=256, # Pictures at a time
-    seed=0, # Of all random numbers
+    seed=0, # Of the first image, the next ones count on; or a list of n, one per image
     device='cpu', # Where `denoise` works
     **kw, # More for `sampler`
 ): # (n,*shape), float32, in [-1,1], on the CPU
-    "New pictures; the same for the same `seed`, `bs` and device, and for any `bs` where the sampler draws no noise of its own."
-    if n<1 or bs<1: raise ValueError(f"n, bs: expected 1 or more, got {n} and {bs}")
-    gen = torch.Generator(device).manual_seed(seed)
-    noise = torch.randn(n, *shape, generator=gen, device=device)*float(sigmas[0])
-    if 'generator' in inspect.signature(sampler).parameters: kw['generator'] = gen
-    return torch.cat([sampler(denoise, x, sigmas, **kw).clamp(-1, 1).cpu() for x in noise.split(bs)])
+    "New pictures. Each has its own stream of noise, so its seed alone decides what it shows."
+    n,bs,seeds = _whole('n', n),_whole('bs', bs),_seeds(seed, n)
+    if 'generator' in kw: raise TypeError("generator: expected none here; `seed` gives each image its own")
+    takes = inspect.signature(sampler).parameters.values()
+    takes = any(p.name=='generator' or p.kind==p.VAR_KEYWORD for p in takes)
+    res = []
+    for i in range(0, n, bs):
+        gens = [torch.Generator().manual_seed(s) for s in seeds[i:i+bs]]
+        x = randn_for(torch.empty(len(gens), *shape), gens).to(device)*float(sigmas[0])
+        x = sampler(denoise, x, sigmas, **kw, **(dict(generator=gens) if takes else {}))
+        res.append(_finite(x.float()).clamp(-1, 1).cpu())
+    return torch.cat(res)
 
 # %% ../nbs/15_ddpm.ipynb #e9c9d98d
 _folder = Path(str(files('miniai')))/'weights'

@@ -9,7 +9,7 @@ __all__ = ['sample_euler', 'karras_sigmas', 'sample_euler_ancestral', 'sample_he
 # %% ../nbs/20_karras.ipynb #4e248df8
 import math,numpy as np,torch,torch.nn.functional as F
 from .ddim import sample_ddim
-from .ddpm import _as,_check_sigmas,_pictures,c_noise,sample_ddpm
+from .ddpm import _as,_check_sigmas,_finite,_pictures,_whole,c_noise,randn_for,sample_ddpm
 from .learner import Callback
 
 # %% ../nbs/20_karras.ipynb #5f3ae377
@@ -18,6 +18,7 @@ def sample_euler(
     x, # Noise of deviation `sigmas[0]`, (n,c,h,w), float
     sigmas, # Noise levels, (k+1,), float64, descending, the last one 0
     cb=None, # Called after each step as `cb(i, x, denoised)`
+    generator=None, # Not used: no noise is drawn
 ): # Like `x`: the pictures, after k calls of `denoise`
     "Euler's method for the probability-flow ODE, eq. 3, arXiv:2206.00364: the same step as DDIM with eta=0."
     return sample_ddim(denoise, x, _check_sigmas(sigmas), cb)
@@ -30,7 +31,7 @@ def karras_sigmas(
     rho=7., # Above 0; the larger, the more levels with little noise
 ): # (n+1,), float64, descending, the last one 0
     "Noise levels for sampling: eq. 5, arXiv:2206.00364."
-    if n<1: raise ValueError(f"n: expected 1 step or more, got {n}")
+    n = _whole('n', n)
     if not 0<sigma_min<sigma_max<math.inf:
         raise ValueError(f"sigma_min, sigma_max: expected 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
     if not 0<rho<math.inf: raise ValueError(f"rho: expected a number above 0, got {rho}")
@@ -43,7 +44,7 @@ def sample_euler_ancestral(
     x, # Noise of deviation `sigmas[0]`, (n,c,h,w), float
     sigmas, # Noise levels, (k+1,), float64, descending, the last one 0
     cb=None, # Called after each step as `cb(i, x, denoised)`
-    generator=None, # `torch.Generator` of the noise, on the device of `x`; torch's own if None
+    generator=None, # Of the noise, see `randn_for`
 ): # Like `x`: the pictures, after k calls of `denoise`
     "Euler's step to a level below the next one, and fresh noise on top: the same as DDPM, algorithm 2, arXiv:2006.11239."
     return sample_ddpm(denoise, x, _check_sigmas(sigmas), cb, generator)
@@ -55,6 +56,7 @@ def sample_heun(
     x, # Noise of deviation `sigmas[0]`, (n,c,h,w), float
     sigmas, # Noise levels, (k+1,), float64, descending, the last one 0
     cb=None, # Called after each step as `cb(i, x, denoised)`, with the estimate at the step's beginning
+    generator=None, # Not used: no noise is drawn
 ): # Like `x`: the pictures, after 2k-1 calls of `denoise`
     "Heun's method of second order: algorithm 1, arXiv:2206.00364."
     sigmas = _check_sigmas(sigmas)
@@ -65,7 +67,7 @@ def sample_heun(
         if t>0: new = x + (t-s)/2*(slope + (new-denoise(new, t))/t)
         x = new
         if cb: cb(i, x, denoised)
-    return x
+    return _finite(x)
 
 # %% ../nbs/20_karras.ipynb #444edd2b
 def _lms_weights(sigmas, i, order):
@@ -89,16 +91,17 @@ def sample_lms(
     sigmas, # Noise levels, (k+1,), float64, descending, the last one 0
     cb=None, # Called after each step as `cb(i, x, denoised)`
     order=4, # Number of slopes that are used, 1 or more; 1 is Euler
+    generator=None, # Not used: no noise is drawn
 ): # Like `x`: the pictures, after k calls of `denoise`
     "Linear multistep method, Adams-Bashforth for uneven levels; as in Katherine Crowson's k-diffusion."
-    if not isinstance(order, int) or order<1: raise ValueError(f"order: expected a whole number, 1 or more, got {order!r}")
+    order = _whole('order', order)
     sigmas,slopes = _check_sigmas(sigmas),[]
     for i,s in enumerate(sigmas[:-1]):
         denoised = denoise(x, s)
         slopes = [(x-denoised)/s, *slopes[:order-1]]
         x = x + sum(w*d for w,d in zip(_lms_weights(sigmas, i, order), slopes))
         if cb: cb(i, x, denoised)
-    return x
+    return _finite(x)
 
 # %% ../nbs/20_karras.ipynb #b48a8666
 @torch.no_grad()
@@ -107,6 +110,7 @@ def sample_dpmpp_2m(
     x, # Noise of deviation `sigmas[0]`, (n,c,h,w), float
     sigmas, # Noise levels, (k+1,), float64, descending, the last one 0
     cb=None, # Called after each step as `cb(i, x, denoised)`
+    generator=None, # Not used: no noise is drawn
 ): # Like `x`: the pictures, after k calls of `denoise`
     "DPM-Solver++(2M), multistep of second order: algorithm 2, arXiv:2211.01095; the last step, to 0, is of first order."
     sigmas,last = _check_sigmas(sigmas),None
@@ -118,7 +122,7 @@ def sample_dpmpp_2m(
         x = ahead + t/s*(x-ahead)
         last = denoised,h
         if cb: cb(i, x, denoised)
-    return x
+    return _finite(x)
 
 # %% ../nbs/20_karras.ipynb #10412030
 def precondition(
