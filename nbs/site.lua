@@ -52,7 +52,7 @@ local function buttons(doc)
   local name = here:match("[^/]+$")
   local parts = {
     '<a href="https://colab.research.google.com/github/miniai/miniai/blob/main/nbs/'..here..'"><i class="bi bi-play-circle"></i> Open in Colab</a>',
-    '<a href="'..root..'/notebooks/'..here..'" download><i class="bi bi-download"></i> Download the notebook</a>'}
+    '<a href="'..root..'/notebooks/'..here:gsub("%.ipynb$", ".json")..'" download="'..here:match("[^/]+$")..'"><i class="bi bi-download"></i> Download the notebook</a>'}
   local page = name:gsub("^%d%d%w?_", ""):gsub("%.ipynb$", ".html")
   if here:match("^solutions/%d%d") then table.insert(parts, '<a href="../'..page..'"><i class="bi bi-book"></i> The lesson</a>')
   elseif here:match("^%d%d_") then table.insert(parts, '<a href="solutions/'..page..'"><i class="bi bi-check2-square"></i> Solutions</a>') end
