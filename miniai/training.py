@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['accuracy', 'log_softmax', 'nll', 'cross_entropy', 'Module', 'Linear', 'ReLU', 'ModuleList', 'Sequential', 'SGD',
            'Dataset', 'SequentialSampler', 'RandomSampler', 'BatchSampler', 'collate', 'WorkerError', 'DataLoader',
-           'get_dls', 'fit']
+           'find_generators', 'loader_state', 'load_loader_state', 'length', 'get_dls', 'fit']
 
 # %% ../nbs/04_minibatch_training.ipynb #a1936032
-import io,math,pickle,random,signal,sys,time,traceback
+import functools,io,math,pickle,random,signal,sys,time,traceback,types
 import dill,torch
 import multiprocessing as mp
 import numpy as np
@@ -392,6 +392,71 @@ class DataLoader:
         if not self.n_workers: return (self.collate_fn([self.ds[i] for i in idxs]) for idxs in self.batch_sampler)
         seed = _draw_seed(self.generator)
         return _parallel(self.ds, self.batch_sampler, self.collate_fn, self.n_workers, seed, self.context)
+
+# %% ../nbs/04_minibatch_training.ipynb #483ffeb9
+_foreign = random.Random,np.random.Generator,np.random.RandomState,np.random.BitGenerator
+_global = random._inst,np.random.mtrand._rand       # saved with the training, like torch's own
+
+def _parts(o):
+    "What the object `o` holds, by name."
+    if isinstance(o, (torch.Tensor,torch.Generator,np.ndarray,type,types.ModuleType)): return {}
+    if isinstance(o, functools.partial): return dict(func=o.func, args=o.args, keywords=o.keywords)
+    if isinstance(o, types.MethodType): return {'__self__': o.__self__}
+    if isinstance(o, types.FunctionType):
+        names = {k: o.__globals__.get(k) for k in o.__code__.co_names}
+        return {**{k: v for k,v in names.items() if isinstance(v, (torch.Generator,*_foreign))},
+                **{k: c.cell_contents for k,c in zip(o.__code__.co_freevars, o.__closure__ or ())}}
+    if isinstance(o, (list,tuple)): return dict(enumerate(o)) if len(o)<=100 else {}     # longer is data
+    held = o if isinstance(o, dict) else getattr(o, '__dict__', {})
+    of_torch = type(o).__module__.startswith('torch.utils.data')    # its private parts are copies
+    return {k: v for k,v in held.items() if not (of_torch and str(k).startswith('_'))}
+
+def find_generators(
+    o, # Loader, ours or torch's; or a part of one: sampler, dataset, function...
+): # Dict: path in `o`, such as 'batch_sampler.sampler.generator' -> `torch.Generator`, each once
+    "All generators that `o` holds; a random source of another kind is a TypeError that names its path."
+    found,seen,stack = {},set(map(id, _global)),[('',o)]
+    while stack:
+        path,x = stack.pop()
+        if id(x) in seen: continue
+        seen.add(id(x))
+        if isinstance(x, _foreign):
+            raise TypeError(f"{path}: expected a torch.Generator, whose state can be kept, got {type(x).__name__}")
+        if isinstance(x, torch.Generator): found[path] = x
+        stack += [(f'{path}.{k}'.lstrip('.'), v) for k,v in _parts(x).items()]
+    return dict(sorted(found.items()))
+
+# %% ../nbs/04_minibatch_training.ipynb #63df90a4
+def loader_state(
+    o, # Loader, ours or torch's, or a sampler
+): # Dict: path of a generator in `o` -> its state, a tensor of uint8; empty if it holds none
+    "The random state of a loader: before a loop, what repeats this loop and those after it."
+    return {k: g.get_state() for k,g in find_generators(o).items()}
+
+def load_loader_state(
+    o, # Loader, ours or torch's, or a sampler, built like the one that gave `state`
+    state, # Dict from `loader_state`
+):
+    "Put the random state of a loader back."
+    gens = find_generators(o)
+    if set(gens)!=set(state):
+        raise ValueError(f"state: expected generators at {list(gens)}, got {list(state)}")
+    old = loader_state(o)
+    try:
+        for k,g in gens.items(): g.set_state(state[k])
+    except (RuntimeError,TypeError) as e:
+        for k,g in gens.items(): g.set_state(old[k])
+        raise ValueError(f"state: no state of the generator at {k}: {e}") from None
+
+for _cls in (SequentialSampler,RandomSampler,BatchSampler,DataLoader):
+    _cls.state_dict,_cls.load_state_dict = loader_state,load_loader_state
+
+def length(
+    dl, # Loader of batches, any iterable
+): # int; None if it has no length or does not know it
+    "The number of batches of `dl`, asked for by calling `len`: torch's loaders have the method even where it fails."
+    try: return len(dl)
+    except (TypeError,NotImplementedError): return None
 
 # %% ../nbs/04_minibatch_training.ipynb #1da78255
 def get_dls(
