@@ -40,11 +40,20 @@ end
 
 local function code(el)
   el.text = unlink(el.text)
-  if el.classes:includes("cell-code") and el.attributes["code-summary"] == "Exported source" then
-    el.attributes["code-fold"] = "true"
-    if only_imports(el.text) then el.attributes["code-summary"] = "Imports" end
+  if el.classes:includes("cell-code") then
+    local imports = el.text:match("%S") and only_imports(el.text)
+    if imports or el.attributes["code-summary"] == "Exported source" then el.attributes["code-fold"] = "true" end
+    if imports then el.attributes["code-summary"] = "Imports" end
   end
   return el
+end
+
+-- The words of an image in the text are its alternative text too, where it has a caption
+local function described(el)
+  if not el.attributes["fig-alt"] and not el.attributes["alt"] and #el.caption > 0 then
+    el.attributes["fig-alt"] = pandoc.utils.stringify(el.caption)
+    return el
+  end
 end
 
 local function buttons(doc)
@@ -62,6 +71,6 @@ end
 
 return {
   {Pandoc = function(doc) find_page(); return nil end},
-  {Link = link, CodeBlock = code},
+  {Link = link, CodeBlock = code, Image = described},
   {Pandoc = buttons},
 }
