@@ -257,7 +257,8 @@ class EMACB(Callback):
 # %% ../nbs/15_ddpm.ipynb #98ab961e
 def _levels(sigma, x):
     "The noise levels as (n,1,1,1), in float32 at least."
-    return _wide(torch.as_tensor(sigma, device=x.device).expand(len(x)), x)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return _wide(torch.as_tensor(sigma, dtype=wide, device=x.device).expand(len(x)), x)
 
 def _ask(model, x, sigma, cond):
     "The noise levels (n,1,1,1), and what the network says to pictures of moderate variance."
