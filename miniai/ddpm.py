@@ -31,7 +31,7 @@ def _wide(v, x): # The same in float32 at least: half precision loses 1-abar and
 def _factors(abar, x):
     "sqrt(abar) and sqrt(1-abar), (n,1,1,1) like `x`, computed in float64."
     if not isinstance(abar, torch.Tensor): abar = torch.as_tensor(abar, dtype=torch.float64)
-    if abar.shape not in ((), x.shape[:1]):
+    if abar.shape not in ((), x.shape[:1], (*x.shape[:1], *[1]*(x.ndim-1))):
         raise ValueError(f"abar: expected a number or one a picture, ({len(x)},), "
                          f"got the shape {tuple(abar.shape)}")
     if not ((abar>=0)&(abar<=1)).all():
@@ -257,7 +257,8 @@ class EMACB(Callback):
 # %% ../nbs/15_ddpm.ipynb #98ab961e
 def _levels(sigma, x):
     "The noise levels as (n,1,1,1), in float32 at least."
-    return _wide(torch.as_tensor(sigma, device=x.device).expand(len(x)), x)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return _wide(torch.as_tensor(sigma, dtype=wide, device=x.device).expand(len(x)), x)
 
 def _ask(model, x, sigma, cond):
     "The noise levels (n,1,1,1), and what the network says to pictures of moderate variance."

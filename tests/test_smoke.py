@@ -228,6 +228,7 @@ def call_ddpm():
     assert isinstance(sched, d.Schedule)
     x_t,eps = d.noisify(x, sched.abar(sched.draw(len(x))))
     assert x_t.shape==eps.shape==x.shape and torch.equal(d.eps_target(x, eps, None), eps)
+    assert d.randn_for(x, torch.Generator()).shape==x.shape
     net,ema = d.SmallUNet((4,8)),d.EMACB()
     l.Learner(net, dls(), lr=1e-3, cbs=[l.TrainCB(n_inp=2), d.DDPMCB(sched), ema]).fit(1)
     denoise = d.EpsDenoiser(ema.model)
