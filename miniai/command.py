@@ -87,7 +87,7 @@ def _png_path(o):
     except FileNotFoundError: kind = stat.S_IFREG
     except OSError as e: raise ValueError(f"o: cannot write {o}: {e.strerror}") from None
     if kind==stat.S_IFDIR: raise ValueError(f"o: expected a file name, but {o} is a folder")
-    if kind!=stat.S_IFREG: raise ValueError(f"o: expected a file name, but {o} is no plain file")
+    if kind!=stat.S_IFREG: raise ValueError(f"o: expected a file name, but {o} is none")
     if not path.parent.is_dir():
         raise ValueError(f"o: there is no folder {path.parent} to write {path.name} into")
     try:
