@@ -274,3 +274,8 @@ def test_ctrl_c(after, tmp_path):
     time.sleep(after)
     p.send_signal(signal.SIGINT)
     assert p.communicate(timeout=60)[1]=='miniai: interrupted\n' and p.returncode==130 and not list(tmp_path.iterdir())
+
+def test_a_drawing_imports_no_more_than_it_needs(tmp_path):
+    code = "import sys,miniai.stable; print([m for m in ('matplotlib','datasets','pandas','miniai.loaders','IPython') if m in sys.modules])"
+    r = python('-c', code, cwd=tmp_path, env={'PYTHONPATH': os.environ.get('PYTHONPATH', '')})
+    assert r.returncode==0 and r.stdout.strip()=='[]', r.stdout+r.stderr
