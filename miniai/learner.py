@@ -9,7 +9,7 @@ __all__ = ['CancelBatch', 'CancelEpoch', 'CancelFit', 'Callback', 'Average', 'Wh
 
 # %% ../nbs/09_learner.ipynb #6fe4f5c4
 import contextlib,copy,difflib,inspect,itertools,math,random,sys,time,types,warnings
-import matplotlib.pyplot as plt,numpy as np,torch,torch.nn.functional as F
+import numpy as np,torch,torch.nn.functional as F
 from collections import deque
 from collections.abc import Mapping
 from fastcore.basics import patch
@@ -543,6 +543,7 @@ def _bars_seen():
 class _LivePlot:
     "Losses of training batches and of validation passes, redrawn in place."
     def __init__(self):
+        import matplotlib.pyplot as plt                    # here: most who train do not draw
         from IPython.display import display
         self.fig,self.ax = plt.subplots(figsize=(5, 2.8), layout='constrained')
         # it is shown by its handle; nothing stays open, whatever happens
@@ -737,6 +738,7 @@ def plot(self:LRFinderCB,
 ): # The axes
     "The loss against the learning rate, and the suggestion."
     lr,smooth = self.suggest() if lr is None else lr,self.smooth()
+    import matplotlib.pyplot as plt
     if ax is None: ax = plt.subplots(figsize=(5, 3), layout='constrained')[1]
     ax.semilogx(self.lrs, self.losses, '.', color='0.6', label='each batch')
     ax.semilogx(self.lrs, smooth, label='median of seven')

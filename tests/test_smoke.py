@@ -408,7 +408,11 @@ def call_stable():
     assert s.free_cells(hole).sum()==32 and len(s.strength_sigmas(karras_sigmas(9), .5))<10
     z = torch.randn(1, 8, 8, 8)
     assert torch.equal(s.Inpaint(lambda x, sigma: 0*x, z, torch.zeros(8, 8, dtype=torch.bool))(z, 1.), z)
-    assert callable(s.main)
+
+def call_command():
+    from miniai.command import main
+    with pytest.raises(SystemExit) as e: main(['a star', '--steps', '0'])
+    assert e.value.code==2
 
 def call_core():
     from miniai.checks import core as c
