@@ -140,6 +140,7 @@ def state_dict(self:Optimizer): # Dict of `state`, by numbers of parameters, and
     return dict(state={numbers[p]: deepcopy(s) for p,s in self.state.items()},
                 param_groups=groups)
 
+# %% ../nbs/12_accel_sgd.ipynb #7a3f1203
 @patch
 def load_state_dict(self:Optimizer,
     state_dict, # What `state_dict` returned, of an optimizer with such parameters in this order
@@ -212,7 +213,7 @@ class RMSProp(Optimizer):
 
 # %% ../nbs/12_accel_sgd.ipynb #cc5d0605
 class Adam(Optimizer):
-    "Averages of gradients and of squares, without bias: algorithm 1, arXiv:1412.6980; as torch's."
+    "Averages of gradients and squares without bias: algorithm 1, arXiv:1412.6980; as torch's."
     def __init__(self,
         params, # Tensors, or groups of them as dicts
         lr=1e-3, # Learning rate, 0 or more: about the length of a step
@@ -378,20 +379,22 @@ class RecorderCB(Callback):
             self.values[k].append(v.item() if hasattr(v, 'dtype') and v.ndim==0
                                   and not isinstance(v, torch.Tensor) else v)
 
-    def numbers(self,
-        name, # Name of a field
-    ): # (n,), float64, on the CPU
-        "The values of a field, one per training batch."
-        values = self.values[name]
-        if not values or not isinstance(values[0], torch.Tensor):
-            return torch.tensor(values, dtype=torch.float64)
-        return torch.stack([o.reshape(()) for o in values]).cpu().double()
-
     def state_dict(self): # Dict of tensors and lists, for a checkpoint
-        def _packed(o): return torch.stack(o) if o and isinstance(o[0], torch.Tensor) else list(o)
-        return {k: _packed(o) for k,o in self.values.items()}
+        return {k: torch.stack(o) if o and isinstance(o[0], torch.Tensor) else list(o)
+                for k,o in self.values.items()}
     def load_state_dict(self, state_dict): # What `state_dict` returned
         self.values = {k: list(o) for k,o in state_dict.items()}
+
+# %% ../nbs/12_accel_sgd.ipynb #7a3f1204
+@patch
+def numbers(self:RecorderCB,
+    name, # Name of a field
+): # (n,), float64, on the CPU
+    "The values of a field, one per training batch."
+    values = self.values[name]
+    if not values or not isinstance(values[0], torch.Tensor):
+        return torch.tensor(values, dtype=torch.float64)
+    return torch.stack([o.reshape(()) for o in values]).cpu().double()
 
 # %% ../nbs/12_accel_sgd.ipynb #d68e7758
 @patch
@@ -417,7 +420,7 @@ def plot(self:RecorderCB,
 class _SchedCB(Callback):
     order,in_lr_find = 60,False
     def __init__(self,
-        sched_func, # Makes a schedule from `(opt, total_steps=n)`: `partial(OneCycle, max_lr=.01)`
+        sched_func, # Makes one of `(opt, total_steps=n)`, as `partial(OneCycle, max_lr=.01)`
     ):
         if not callable(sched_func):
             raise TypeError(f"sched_func: expected a function, got {type(sched_func).__name__}")
