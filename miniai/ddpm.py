@@ -151,14 +151,12 @@ class SmallUNet(nn.Module):
         patch=1, # Side of the squares of pixels that become channels; 2: a quarter of the work
     ):
         super().__init__()
-        if not len(nfs):
-            raise ValueError("nfs: expected at least one number of channels, got none")
+        if not len(nfs): raise ValueError("nfs: expected at least one number, got none")
         block = partial(ResBlock, act=nn.SiLU, norm=norm)
         self.patch,self.stem = patch,nn.Conv2d(ni*patch**2+1, nfs[0], 3, padding=1)
-        self.downs,self.ups,nf = nn.ModuleList(),nn.ModuleList(),nfs[0]
-        for i,n in enumerate(nfs):
-            self.downs.append(nn.Sequential(block(nf, n, stride=2 if i else 1), block(n, n)))
-            nf = n
+        self.downs,self.ups,nf = nn.ModuleList(),nn.ModuleList(),nfs[-1]
+        for i,(a,b) in enumerate(zip((nfs[0],*nfs), nfs)):
+            self.downs.append(nn.Sequential(block(a, b, stride=2 if i else 1), block(b, b)))
         self.mid = block(nf, nf)
         for n in reversed(nfs):
             self.ups.append(block(nf+n, n))
@@ -172,8 +170,7 @@ class SmallUNet(nn.Module):
     ): # Like `x`
         "The estimate for each pixel, such as its noise."
         if c.shape!=x.shape[:1]:
-            raise ValueError(f"c: expected one number a picture, ({len(x)},), "
-                             f"got {tuple(c.shape)}")
+            raise ValueError(f"c: expected one a picture, ({len(x)},), got {tuple(c.shape)}")
         x = F.pixel_unshuffle(x, self.patch)  # (n,ni,h,w) -> (n,ni*patch**2,h/patch,w/patch)
         x,saved = self.stem(torch.cat([x, _as(c, x).expand_as(x[:,:1])], 1)),[]
         for down in self.downs:
@@ -410,6 +407,7 @@ def _halved(name, v):
         raise ValueError(f"model: {name} has numbers that half precision cannot hold")
     return w
 
+# %% ../nbs/15_ddpm.ipynb #88a1efff
 def save_weights(
     model, # `nn.Module`; of one from `torch.compile` the plain net is saved
     path, # A path that ends in .safetensors; a bare name stands for a file of the package's own
@@ -456,6 +454,7 @@ def _read_weights(path, beside):
     if bad: raise ValueError(f"{path}: expected finite numbers, {bad[0]} has nan or infinity")
     return w,info
 
+# %% ../nbs/15_ddpm.ipynb #c1880fb1
 def load_weights(
     path, # As in `save_weights`
     model=None, # `nn.Module` to load the weights into; none if None

@@ -7,7 +7,7 @@ __all__ = ['scaled_linear_schedule', 'cosine_abar', 'cosine_schedule', 'Continuo
            'v_target', 'x0_target', 'X0Denoiser', 'VDenoiser', 'LevelNet', 'LevelCB', 'BlindDenoiser']
 
 # %% ../nbs/19_schedules.ipynb #48dccc06
-import math,torch
+import contextlib,math,torch
 from fastcore.basics import patch
 from typing import NamedTuple
 from torch import nn
@@ -184,12 +184,14 @@ class LevelNet(nn.Module):
 
     def forward(self,
         x, # Pictures with noise, (n,ni,h,w), float, none of them all zero
-    ): # Their levels log(sigma)/4, (n,), float32
+    ): # Their levels log(sigma)/4, (n,), float32 at least
         # bfloat16 would round weak noise away
-        with torch.autocast(x.device.type, enabled=False):
-            x = x.float()
+        cast = torch.amp.is_autocast_available(x.device.type)
+        with torch.autocast(x.device.type, enabled=False) if cast else contextlib.nullcontext():
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
             rms = x.square().mean((1,2,3), keepdim=True).sqrt()
-            return rms.flatten().log()/4 + self.body(x/rms)[:,0]
+            seen = self.body((x/rms).to(self.body[0].weight.dtype))
+            return rms.flatten().log()/4 + seen[:,0]
 
 # %% ../nbs/19_schedules.ipynb #659ef19f
 class LevelCB(Callback):
