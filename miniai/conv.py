@@ -7,6 +7,7 @@ __all__ = ['def_device', 'conv_size', 'conv2d', 'conv', 'cnn', 'to_device', 'to_
 
 # %% ../nbs/07_convolutions.ipynb #85b6fc4a
 from collections.abc import Mapping
+from numbers import Integral
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -19,13 +20,16 @@ def conv_size(
     padding=0, # Zeros put at each end
     dilation=1, # Pixels from one number of the kernel to the next
 ): # int, at least 1
-    "Size of a convolution's output along one side: the places of the kernel (arXiv:1603.07285, chapters 2 and 5)."
+    "Size of a convolution's output along one side: arXiv:1603.07285, chapters 2 and 5."
     least = dict(n=0, ks=1, stride=1, padding=0, dilation=1)
     for (name,lo),v in zip(least.items(), (n, ks, stride, padding, dilation)):
-        if not isinstance(v, int) or v<lo: raise ValueError(f"{name}: expected a whole number, {lo} or more, got {v!r}")
+        if not isinstance(v, Integral) or v<lo:
+            raise ValueError(f"{name}: expected a whole number, {lo} or more, got {v!r}")
     span,room = dilation*(ks-1)+1,n+2*padding
-    if span>room: raise ValueError(f"ks: a kernel that spans {span} pixels does not fit into {room}, padding included")
-    return (room-span)//stride + 1
+    if span>room:
+        raise ValueError(f"ks: a kernel that spans {span} pixels does not fit into {room}, "
+                         "padding included")
+    return int((room-span)//stride + 1)
 
 # %% ../nbs/07_convolutions.ipynb #4a940972
 def _pair(
@@ -34,13 +38,19 @@ def _pair(
     least, # Smallest that is allowed
 ):
     p = tuple(v) if isinstance(v, (tuple,list)) else (v, v)
-    if len(p)!=2 or not all(isinstance(o, int) and o>=least for o in p):
-        raise ValueError(f"{name}: expected a whole number, {least} or more, or a pair of them, got {v!r}")
+    if len(p)!=2 or not all(isinstance(o, Integral) and o>=least for o in p):
+        raise ValueError(f"{name}: expected a whole number, {least} or more, or a pair, "
+                         f"got {v!r}")
     return p
+
+def _pairs(stride, padding, dilation):
+    given = dict(stride=(stride, 1), padding=(padding, 0), dilation=(dilation, 1))
+    return [_pair(name, v, least) for name,(v,least) in given.items()]
 
 def _pad(x, padding):
     top,left = padding
-    return F.pad(x, (left, left, top, top)) if top or left else x       # torch takes the last dimension first
+    # the last dimension comes first
+    return F.pad(x, (left, left, top, top)) if top or left else x
 
 # %% ../nbs/07_convolutions.ipynb #ab0cebfa
 def _patches(
@@ -49,7 +59,7 @@ def _patches(
     stride,
     dilation,
 ): # View of the memory of `x`, (n,ni,ho,wo,kh,kw)
-    "All squares under a kernel, copying nothing."
+    "All windows under a kernel, copying nothing."
     for dim,k,s,d in zip((2,3), ks, stride, dilation): x = x.unfold(dim, d*(k-1)+1, s)[..., ::d]
     return x
 
@@ -58,16 +68,19 @@ def _check_conv(x, weight, bias, groups):
     if x.ndim!=4 or weight.ndim!=4:
         raise ValueError("expected x (n,ni,h,w) and weight (nf,ni/groups,kh,kw), "
                          f"got {tuple(x.shape)} and {tuple(weight.shape)}")
-    if x.dtype!=weight.dtype: raise TypeError(f"weight: expected {x.dtype} like x, got {weight.dtype}")
-    if not isinstance(groups, int) or groups<1:
+    if x.dtype!=weight.dtype:
+        raise TypeError(f"weight: expected {x.dtype} like x, got {weight.dtype}")
+    if not isinstance(groups, Integral) or groups<1:
         raise ValueError(f"groups: expected a whole number, 1 or more, got {groups!r}")
-    if len(weight)%groups:
-        raise ValueError(f"groups: expected a divisor of the {len(weight)} filters of weight, got {groups}")
-    if x.shape[1]!=weight.shape[1]*groups:
-        raise ValueError(f"x: expected {weight.shape[1]*groups} channels, since weight has {weight.shape[1]} for each "
+    nf,nc = weight.shape[:2]
+    if nf%groups:
+        raise ValueError(f"groups: expected a divisor of the {nf} filters, got {groups}")
+    if x.shape[1]!=nc*groups:
+        raise ValueError(f"x: expected {nc*groups} channels, since weight has {nc} for each "
                          f"of {groups} groups, got {x.shape[1]}")
-    if bias is not None and bias.shape!=weight.shape[:1]:
-        raise ValueError(f"bias: expected one number a filter, {tuple(weight.shape[:1])}, got {tuple(bias.shape)}")
+    if bias is not None and bias.shape!=(nf,):
+        raise ValueError(f"bias: expected one number per filter, {(nf,)}, "
+                         f"got {tuple(bias.shape)}")
 
 # %% ../nbs/07_convolutions.ipynb #bf8969c3
 def conv2d(
@@ -77,16 +90,18 @@ def conv2d(
     stride=1, # Pixels from one place of a kernel to the next; an int, or a pair (rows,columns)
     padding=0, # Zeros put at each side; int or pair
     dilation=1, # Pixels from one number of a kernel to the next; int or pair
-    groups=1, # Parts into which channels and filters are split, each filter seeing only its own part
+    groups=1, # Parts of channels and filters; a filter sees the channels of its part only
 ): # (n,nf,ho,wo), like `x`
     "Convolution as one product over a view of all patches; agrees with `F.conv2d`."
     _check_conv(x, weight, bias, groups)
-    stride,padding,dilation = _pair('stride', stride, 1),_pair('padding', padding, 0),_pair('dilation', dilation, 1)
-    for o in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation): conv_size(*o)   # an error if it does not fit
-    p = _patches(_pad(x, padding), weight.shape[2:], stride, dilation)     # (n,ni,ho,wo,kh,kw), a view
-    p = p.unflatten(1, (groups, -1))                                       # (n,groups,ni/groups,ho,wo,kh,kw)
-    w = weight.unflatten(0, (groups, -1))                                  # (groups,nf/groups,ni/groups,kh,kw)
-    y = torch.einsum('ngcijuv,gfcuv->ngfij', p, w).flatten(1, 2)           # (n,nf,ho,wo)
+    stride,padding,dilation = _pairs(stride, padding, dilation)
+    per_side = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    for o in per_side: conv_size(*o)  # an error if it does not fit
+    # (n,ni,ho,wo,kh,kw), a view
+    p = _patches(_pad(x, padding), weight.shape[2:], stride, dilation)
+    p = p.unflatten(1, (groups, -1))                        # (n,groups,ni/groups,ho,wo,kh,kw)
+    w = weight.unflatten(0, (groups, -1))                   # (groups,nf/groups,ni/groups,kh,kw)
+    y = torch.einsum('ngcijuv,gfcuv->ngfij', p, w).flatten(1, 2)        # (n,nf,ho,wo)
     return y if bias is None else y+bias.reshape(-1, 1, 1)
 
 # %% ../nbs/07_convolutions.ipynb #223efb41
@@ -100,6 +115,8 @@ def conv(
     bias=None, # Add a bias? If None, only where there is no `norm`
 ): # `nn.Sequential` that maps (n,ni,h,w) to (n,nf,ceil(h/stride),ceil(w/stride))
     "A convolution with padding `ks//2`, then `norm`, then `act`."
+    if not isinstance(ks, Integral) or ks<1 or ks%2==0:
+        raise ValueError(f"ks: expected an odd number, 1 or more, got {ks!r}")
     if bias is None: bias = norm is None
     layers = [nn.Conv2d(ni, nf, ks, stride=stride, padding=ks//2, bias=bias)]
     if norm: layers.append(norm(nf))
@@ -114,21 +131,25 @@ def cnn(
     act=nn.ReLU, # As for `conv`
     norm=None, # As for `conv`; the last layer has none
 ): # `nn.Sequential` that maps (n,ni,h,w), h and w at most 2**(len(nfs)+1), to scores (n,n_out)
-    "A classifier of small pictures: a `conv` of stride 2 for each of `nfs`, one more to the classes, flattened."
+    "A classifier of small pictures: a `conv` of stride 2 for each of `nfs`, one to classes."
     chans = [ni,*nfs]
-    layers = [conv(a, b, ks=5 if i==0 else 3, act=act, norm=norm) for i,(a,b) in enumerate(zip(chans, chans[1:]))]
+    layers = [conv(a, b, ks=5 if i==0 else 3, act=act, norm=norm)
+              for i,(a,b) in enumerate(zip(chans, chans[1:]))]
     return nn.Sequential(*layers, conv(chans[-1], n_out, act=None), nn.Flatten())
 
 # %% ../nbs/07_convolutions.ipynb #c618dd23
+# Apple's GPUs are called mps
 def_device = ('cuda' if torch.cuda.is_available() else
-              'mps' if torch.backends.mps.is_available() else 'cpu')     # Apple's GPUs are called mps
+              'mps' if torch.backends.mps.is_available() else 'cpu')
 
 def _nested(x, f):
     "`x` with `f` applied to every tensor in its tuples, lists and dicts."
     if isinstance(x, torch.Tensor): return f(x)
     if isinstance(x, Mapping): return {k: _nested(v, f) for k,v in x.items()}
-    if isinstance(x, tuple) and hasattr(x, '_fields'): return type(x)(*(_nested(o, f) for o in x))     # named tuple
-    if isinstance(x, (tuple,list)): return type(x)(_nested(o, f) for o in x)
+    if isinstance(x, (tuple,list)):
+        parts = [_nested(o, f) for o in x]
+        # a named tuple, or another
+        return type(x)(*parts) if hasattr(x, '_fields') else type(x)(parts)
     return x
 
 # %% ../nbs/07_convolutions.ipynb #b895422c
@@ -137,13 +158,14 @@ def to_device(
     device=def_device, # A `torch.device` or its name
 ): # Like `x`; mappings become dicts, and what is no tensor stays as it is
     "`x` with every tensor inside moved to `device`."
-    wait = torch.device(device).type!='cuda'        # a copy to the CPU must be complete before it is read
+    # a copy to the CPU must be complete before it is read
+    wait = torch.device(device).type!='cuda'
     return _nested(x, lambda t: t.to(device, non_blocking=not wait))
 
 # %% ../nbs/07_convolutions.ipynb #7b7780a5
 def to_cpu(
     x, # As for `to_device`
-): # Like `x`: tensors on the CPU, without gradients, float16 and bfloat16 as float32; mappings become dicts
+): # Like `x`: on the CPU, without gradients, 16-bit floats as float32; mappings become dicts
     "`x` with every tensor inside detached and on the CPU, half precision back to float."
     def _back(t):
         t = t.detach().cpu()
@@ -151,35 +173,56 @@ def to_cpu(
     return _nested(x, _back)
 
 # %% ../nbs/07_convolutions.ipynb #3e06259c
-_see_all = nn.Linear,nn.AdaptiveAvgPool2d,nn.AdaptiveMaxPool2d,nn.Upsample,nn.ConvTranspose2d
+_windows = tuple(getattr(nn, f'{k}{d}d') for k in ('Conv','MaxPool','AvgPool','LPPool')
+                 for d in (1,2,3))
 
 def _square(layer, name):
     v = getattr(layer, name, 1)
+    if v is None: v = layer.kernel_size  # a pooling that moves on by its own size
     v = v if isinstance(v, (tuple,list)) else (v,)
     if len(set(v))!=1:
-        raise ValueError(f"layers: expected the same {name} for rows and columns, got {tuple(v)} in {layer}")
+        raise ValueError(f"layers: expected one {name} for all sides, got {v} in {layer}")
     return v[0]
 
-def _spans(layers):
+def _acts_alone(m):
+    "Does `m`, if it is a layer of torch's, leave places apart? (A batch norm: in evaluation.)"
+    where,kind = type(m).__module__.removeprefix('torch.nn.modules.'),type(m)
+    if where in ('batchnorm','instancenorm'): return m.running_mean is not None
+    if where=='activation': return kind!=nn.MultiheadAttention and getattr(m, 'dim', 1)==1
+    return where in ('dropout','padding') or kind in (nn.Identity,nn.Flatten,nn.ChannelShuffle)
+
+def _leaves(layers):
+    for m in [layers] if isinstance(layers, nn.Module) else layers:
+        plain = isinstance(m, nn.Sequential) and type(m).forward is nn.Sequential.forward
+        yield from _leaves(list(m)) if plain else [m]
+
+def _spans(layers, alone):
     "`(ks,stride,dilation)` of each layer that looks at more than one place."
-    for o in layers:
-        if isinstance(o, nn.Sequential): yield from _spans(o)
-        elif isinstance(o, _see_all) or (isinstance(o, nn.Module) and any(o.children())):
-            raise ValueError("layers: expected convolutions, pooling and layers that act on each place alone, "
-                             f"got {type(o).__name__}")
-        elif hasattr(o, 'kernel_size'): yield tuple(_square(o, k) for k in ('kernel_size','stride','dilation'))
-        elif not isinstance(o, nn.Module): yield o
+    flat = False
+    for m in _leaves(layers):
+        n = m.downscale_factor if type(m) is nn.PixelUnshuffle else None
+        looks = any(isinstance(m, k) and type(m).forward is k.forward for k in _windows)
+        if not isinstance(m, nn.Module): yield m
+        elif n and not flat: yield n,n,1
+        elif looks and not flat:
+            yield [_square(m, k) for k in ('kernel_size','stride','dilation')]
+        elif not (isinstance(m, alone) or _acts_alone(m)):
+            raise ValueError("layers: expected convolutions, pooling and layers that act on "
+                             f"each place alone, got {type(m).__name__}{' after Flatten'*flat}")
+        flat = flat or isinstance(m, nn.Flatten)
 
 # %% ../nbs/07_convolutions.ipynb #d0ae5903
 def receptive_field(
-    layers, # `nn.Sequential` of convolutions, or a list of `(ks,stride,dilation)`, from the picture on
+    layers, # `nn.Sequential` of layers or list of `(ks,stride,dilation)`, from the picture on
+    alone=(), # Further classes of layers that act on each place alone
 ): # int, at least 1
-    "Side of the square of pixels, the padding's included, that one output sees (doi:10.23915/distill.00021)."
+    "Side of the square that one output sees, padding included; doi:10.23915/distill.00021."
     size,step = 1,1
-    for o in _spans(layers):
-        if not isinstance(o, (tuple,list)) or len(o)!=3:
-            raise ValueError(f"layers: expected (ks,stride,dilation) for each, got {o!r}")
+    for o in _spans(layers, tuple(alone)):
+        whole = isinstance(o, (tuple,list)) and all(isinstance(v, Integral) and v>0 for v in o)
+        if not whole or len(o)!=3:
+            raise ValueError(f"layers: expected (ks,stride,dilation), whole numbers, got {o!r}")
         ks,stride,dilation = o
         size += (ks-1)*dilation*step
         step *= stride
-    return size
+    return int(size)

@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from PIL import Image
 from torch.utils.data import DataLoader,TensorDataset,default_collate
+from .training import load_loader_state,loader_state
 
 # %% ../nbs/05_datasets.ipynb #9fc0e20d
 def _pixels(im):
@@ -262,3 +263,7 @@ def from_tensors(cls:DataLoaders,
     "Make both loaders from tensors in memory."
     return cls(BatchLoader(*train, bs=bs, shuffle=True, drop_last=drop_last, generator=generator, **kwargs),
                BatchLoader(*valid, bs=2*bs, **kwargs))
+
+# %% ../nbs/05_datasets.ipynb #1b8c73ea
+for _cls in (BatchLoader,_OnDevice):
+    _cls.state_dict,_cls.load_state_dict = loader_state,load_loader_state

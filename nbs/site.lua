@@ -40,11 +40,20 @@ end
 
 local function code(el)
   el.text = unlink(el.text)
-  if el.classes:includes("cell-code") and el.attributes["code-summary"] == "Exported source" then
-    el.attributes["code-fold"] = "true"
-    if only_imports(el.text) then el.attributes["code-summary"] = "Imports" end
+  if el.classes:includes("cell-code") then
+    local imports = el.text:match("%S") and only_imports(el.text)
+    if imports or el.attributes["code-summary"] == "Exported source" then el.attributes["code-fold"] = "true" end
+    if imports then el.attributes["code-summary"] = "Imports" end
   end
   return el
+end
+
+-- The words of an image in the text are its alternative text too, where it has a caption
+local function described(el)
+  if not el.attributes["fig-alt"] and not el.attributes["alt"] and #el.caption > 0 then
+    el.attributes["fig-alt"] = pandoc.utils.stringify(el.caption)
+    return el
+  end
 end
 
 local function buttons(doc)
@@ -52,7 +61,7 @@ local function buttons(doc)
   local name = here:match("[^/]+$")
   local parts = {
     '<a href="https://colab.research.google.com/github/miniai/miniai/blob/main/nbs/'..here..'"><i class="bi bi-play-circle"></i> Open in Colab</a>',
-    '<a href="'..root..'/notebooks/'..here..'" download><i class="bi bi-download"></i> Download the notebook</a>'}
+    '<a href="'..root..'/notebooks/'..here:gsub("%.ipynb$", ".json")..'" download="'..here:match("[^/]+$")..'"><i class="bi bi-download"></i> Download the notebook</a>'}
   local page = name:gsub("^%d%d%w?_", ""):gsub("%.ipynb$", ".html")
   if here:match("^solutions/%d%d") then table.insert(parts, '<a href="../'..page..'"><i class="bi bi-book"></i> The lesson</a>')
   elseif here:match("^%d%d_") then table.insert(parts, '<a href="solutions/'..page..'"><i class="bi bi-check2-square"></i> Solutions</a>') end
@@ -62,6 +71,6 @@ end
 
 return {
   {Pandoc = function(doc) find_page(); return nil end},
-  {Link = link, CodeBlock = code},
+  {Link = link, CodeBlock = code, Image = described},
   {Pandoc = buttons},
 }

@@ -4,7 +4,7 @@ import json,re
 from pathlib import Path
 
 root = Path(__file__).parent.parent
-site = 'https://miniai.github.io/miniai/'
+site,raw = 'https://miniai.github.io/miniai/','https://raw.githubusercontent.com/miniai/miniai/main/nbs/'
 
 def text():
     "The home page's text cells."
@@ -20,7 +20,7 @@ def llms():
     title,summary = re.match(r'# (.+)\n\n> (.+)', text()).groups()
     rows = re.findall(r'^\| \[(.*?)\]\((\S+\.ipynb)\) \| (.*) \|$', text(), re.M)
     def page(file): return site+re.sub(r'^\d+_', '', file).replace('.ipynb', '.html')
-    lessons = [f'- [{name}]({page(file)}): {what} (source: {site}notebooks/{file})' for name,file,what in rows]
+    lessons = [f'- [{name}]({page(file)}): {what} (notebook: {raw}{file})' for name,file,what in rows]
     more = [f'- [Every exported name]({site}api.html)', f'- [Notation]({site}notation.html)']
     return '\n'.join([f'# {title}', '', f'> {summary}', '', '## Lessons', '', *lessons, '', '## Reference', '', *more, ''])
 

@@ -228,6 +228,7 @@ def call_ddpm():
     assert isinstance(sched, d.Schedule)
     x_t,eps = d.noisify(x, sched.abar(sched.draw(len(x))))
     assert x_t.shape==eps.shape==x.shape and torch.equal(d.eps_target(x, eps, None), eps)
+    assert d.randn_for(x, torch.Generator()).shape==x.shape
     net,ema = d.SmallUNet((4,8)),d.EMACB()
     l.Learner(net, dls(), lr=1e-3, cbs=[l.TrainCB(n_inp=2), d.DDPMCB(sched), ema]).fit(1)
     denoise = d.EpsDenoiser(ema.model)
@@ -407,7 +408,11 @@ def call_stable():
     assert s.free_cells(hole).sum()==32 and len(s.strength_sigmas(karras_sigmas(9), .5))<10
     z = torch.randn(1, 8, 8, 8)
     assert torch.equal(s.Inpaint(lambda x, sigma: 0*x, z, torch.zeros(8, 8, dtype=torch.bool))(z, 1.), z)
-    assert callable(s.main)
+
+def call_command():
+    from miniai.command import main
+    with pytest.raises(SystemExit) as e: main(['a star', '--steps', '0'])
+    assert e.value.code==2
 
 def call_core():
     from miniai.checks import core as c

@@ -41,47 +41,60 @@ class _Largest(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         res = func(*args, **(kwargs or {}))
         for o in res if isinstance(res, (tuple,list)) else [res]:
-            size = o.untyped_storage().nbytes()//o.element_size() if isinstance(o, torch.Tensor) else 0
+            if not isinstance(o, torch.Tensor): continue
+            size = o.untyped_storage().nbytes()//o.element_size()
             if size>self.most: self.most,self.name = size,func.__name__
         return res
 
 def _shifts_args():
     n,ni,nf,kh,kw = *dims(3, 1, 4),*dims(2, 1, 4)
-    return torch.randn(n, ni, *(o+6 for o in dims(2))).double(), torch.randn(nf, ni, kh, kw).double()
+    x,w = torch.randn(n, ni, *(o+6 for o in dims(2))),torch.randn(nf, ni, kh, kw)
+    return x.double(), w.double()
 
 def _test_shifts(f):
     compare(F.conv2d, _shifts_args, n=10)(f)
     x,w = torch.randn(2, 4, 20, 20),torch.randn(4, 4, 3, 3)
     limit = max(x.numel(), F.conv2d(x, w).numel())
     with torch.no_grad(), _Largest() as seen: f(x, w)
-    assert seen.most<=limit, f"x has {x.numel()} numbers, and {seen.name} made a tensor of {seen.most}"
+    assert seen.most<=limit, f"x has {x.numel()} numbers, {seen.name} made one of {seen.most}"
 
 # %% ../../nbs/solutions/07_convolutions.ipynb #5d7d5129
+def _expect(case, what, got, want):
+    assert got==want, f"{case}: expected {what} {want}, got {got}"
+
 def _test_separable(f):
     for i in range(6):
         torch.manual_seed(i)
         ni,nf = dims(2, 2, 8)
         ks,stride = 2*dims(1, 0, 2)[0]+1,dims(1, 1, 2)[0]
         net,case = f(ni, nf, ks, stride),f"separable({ni}, {nf}, {ks}, {stride})"
-        assert isinstance(net, nn.Sequential), f"{case}: expected an nn.Sequential, got {type(net).__name__}"
-        assert [type(o) for o in net]==[nn.Conv2d]*2, f"{case}: expected two nn.Conv2d, got {[type(o).__name__ for o in net]}"
+        _expect(case, "an nn.Sequential:", isinstance(net, nn.Sequential), True)
+        _expect(case, "two layers", [type(o).__name__ for o in net], ['Conv2d']*2)
         x = torch.randn(2, ni, 9, 8)
-        got,want = tuple(net(x).shape),tuple(nn.Conv2d(ni, nf, ks, stride, ks//2)(x).shape)
-        assert got==want, f"{case}: {tuple(x.shape)} became {got}, expected {want}"
-        got,want = [sum(p.numel() for p in o.parameters()) for o in net],[ni*ks*ks, ni*nf+nf]
-        assert got==want, f"{case}: expected {want[0]} and {want[1]} parameters in the two layers, got {got[0]} and {got[1]}"
-        got = receptive_field(net)
-        assert got==ks, f"{case}: expected a receptive field of {ks}, got {got}"
+        want = tuple(nn.Conv2d(ni, nf, ks, stride, ks//2)(x).shape)
+        _expect(case, f"{tuple(x.shape)} to become", tuple(net(x).shape), want)
+        params = [sum(p.numel() for p in o.parameters()) for o in net]
+        _expect(case, "the numbers of parameters", params, [ni*ks*ks, ni*nf+nf])
+        _expect(case, "the kernels", [o.kernel_size for o in net], [(ks,ks), (1,1)])
+        _expect(case, "the strides", [o.stride for o in net], [(stride,stride), (1,1)])
+        _expect(case, "the groups", [o.groups for o in net], [ni, 1])
+        _expect(case, "biases", [o.bias is not None for o in net], [False, True])
+        _expect(case, "a receptive field of", receptive_field(net), ks)
 
 # %% ../../nbs/solutions/07_convolutions.ipynb #ebc2ea27
 check = Checker(
     layer_cost=Exercise(compare(_layer_cost, _cost_args, n=30),
-        "The weight has the shape (nf, ni/groups, ks, ks). Each number of the output costs as many multiplications as one filter has weights."),
+        "The weight has the shape (nf, ni/groups, ks, ks). Each number of the output costs as "
+        "many multiplications as one filter has weights."),
     conv1d=Exercise(compare(_conv1d, _conv1d_args, n=20),
-        "`x.unfold(2, ks, stride)` gives (n,ni,places,ks). Then sum over the channels and the places in the kernel."),
+        "`x.unfold(2, ks, stride)` gives (n,ni,places,ks). Then sum over the channels and the "
+        "places in the kernel."),
     max_pool=Exercise(compare(F.max_pool2d, _pool_args, n=20),
-        "Unfold dimension 2, then dimension 3; the squares are the last two dimensions, and `amax` takes both."),
+        "Unfold dimension 2, then dimension 3; the windows are the last two dimensions, and "
+        "`amax` takes both."),
     conv_shifts=Exercise(_test_shifts,
-        "For u, v the slice is x[:, :, u:u+ho, v:v+wo]. Start from zeros of the output's shape and add."),
+        "For u, v the slice is x[:, :, u:u+ho, v:v+wo]. Start from zeros of the output's shape "
+        "and add."),
     separable=Exercise(_test_separable,
-        "With groups=ni and as many filters as channels, the weight is (ni,1,ks,ks)."))
+        "With groups=ni and as many filters as channels, the weight is (ni,1,ks,ks). The "
+        "stride belongs to this layer."))
