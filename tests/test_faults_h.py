@@ -301,3 +301,13 @@ def test_a_run_starts_from_the_picture_and_its_noise(pipe):
         assert got['sigmas'][0].item()==pytest.approx(start)
         left = got['x']-start*pipe.noise([3])
         assert (left-(pipe.latents(init) if start<80 else 0)).abs().max()<1e-4*start
+
+@pytest.mark.skipif(os.name!='posix', reason='pipes of POSIX')
+def test_nobody_reads_the_output(tmp_path):
+    "A pipe that is closed, and no output at all: the picture is written, and nothing is said."
+    r,w = os.pipe()
+    os.close(r)
+    for k,out in enumerate((dict(stdout=w), dict(preexec_fn=lambda: os.close(1)))):
+        p = subprocess.run([sys.executable, *command, 'a star', '--steps', '1', '-o', f'{k}.png'], cwd=tmp_path, stderr=subprocess.PIPE, text=True, **out)
+        assert p.returncode==0 and not p.stderr and (tmp_path/f'{k}.png').is_file(), p.stderr
+    os.close(w)
