@@ -151,6 +151,7 @@ def _given(init, mask, size):
         raise ValueError(f"mask: expected {want}, got {got}")
     return kw | dict(mask=_bytes(m, size)[...,0]>127)
 
+# %% ../nbs/appendix/28x_command.ipynb #5d0c1b01
 def _write_png(x, path, zoom):
     "Pictures (n,3,h,w), uint8, side by side, as one file; returns its width and height."
     import torch

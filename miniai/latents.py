@@ -292,7 +292,8 @@ def _load(make, path):
     "A net with stored weights, on the CPU, in evaluation mode."
     _,info = load_weights(path)
     if 'config' not in info: raise ValueError(f"path: the JSON of {path} lacks `config`")
-    net = make(**info['config'])
+    # its random start is not kept, so torch's random state is
+    with torch.random.fork_rng([]): net = make(**info['config'])
     load_weights(path, net)
     return net.eval().requires_grad_(False)
 

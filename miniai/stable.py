@@ -446,7 +446,8 @@ def _described(self:StableDiffusion):
         raise ValueError(f"config: expected the arguments of the nets {[*_nets]}, got {got}")
     for k,make in _nets.items():
         try:
-            with torch.device('meta'): net = make(**json.loads(json.dumps(self.config[k])))
+            args = json.loads(json.dumps(self.config[k]))
+            with torch.random.fork_rng([]), torch.device('meta'): net = make(**args)
         except Exception as e:
             raise ValueError(f"config: {k} cannot be built from it: {e}") from e
         if _shapes(net)!=_shapes(getattr(self, k)):
@@ -514,7 +515,8 @@ def _checked(path, config):
 
 def _filled(make, args, raw, file):
     "A net built from `args`, with the weights in the bytes `raw`."
-    try: net,w = make(**args),load_tensors(raw)
+    try:
+        with torch.random.fork_rng([]): net,w = make(**args),load_tensors(raw)
     except Exception as e:
         raise ValueError(f"path: {file} or its part of config.json: {e}") from e
     has = net.state_dict()

@@ -84,7 +84,7 @@ class VAE(nn.Module):
     def forward(self, x): # Pictures, (n,c,h,w), float
         "`(pictures, Gaussian)`, for `VAELoss`: one draw decoded, and what it was drawn from."
         q = self.encode(x)
-        return self.decode(q.sample()),q
+        return self.decode(q.sample().to(x.dtype)),q
 
 # %% ../nbs/25_vae.ipynb #8f008804
 class Codec(nn.Module):
@@ -155,7 +155,7 @@ def forward(self:Codec,
 ): # `(pictures, Gaussian)`, for `VAELoss`
     "What is decoded from one draw of the latents, and their distribution."
     q = self.encode(x)
-    return self.decode(q.sample()),q
+    return self.decode(q.sample().to(x.dtype)),q
 
 # %% ../nbs/25_vae.ipynb #0fbd0ca4
 def _same_shape(x, target):
@@ -215,7 +215,8 @@ def to_pictures(self:Codec,
     z, # Latents, as `to_latents` gives them; numbers that are not finite are an error
 ): # (n,ni,h,w), float32 or float64, in [-1,1]
     "The pictures of such latents."
-    x = self.decode(check_finite(z, 'z')*self.scale+self.shift)
+    z = check_finite(z, 'z')*self.scale + self.shift
+    x = self.decode(z.to(self.scale.dtype))
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     return check_finite(x, 'pictures').clamp(-1, 1)
 
@@ -227,6 +228,7 @@ def load_codec(
     info = load_weights(name)[1]
     if 'config' not in info:
         raise ValueError(f"name: {name} does not tell its model: expected `config` in its JSON")
-    codec = Codec(**info['config'])
+    # its random start is not kept, so torch's random state is
+    with torch.random.fork_rng([]): codec = Codec(**info['config'])
     load_weights(name, codec)
     return codec.eval().requires_grad_(False).to(memory_format=torch.channels_last)

@@ -279,3 +279,35 @@ def test_a_drawing_imports_no_more_than_it_needs(tmp_path):
     code = "import sys,miniai.stable; print([m for m in ('matplotlib','datasets','pandas','miniai.loaders','IPython') if m in sys.modules])"
     r = python('-c', code, cwd=tmp_path, env={'PYTHONPATH': os.environ.get('PYTHONPATH', '')})
     assert r.returncode==0 and r.stdout.strip()=='[]', r.stdout+r.stderr
+
+# ---- what goes where
+
+def test_prompts_and_negatives_keep_their_rows(pipe):
+    kw = dict(steps=2, amp=False, bs=3)
+    words,without = ['a red star','a blue ring'],['a star','a ring on a white background']
+    many = pipe(words, n=2, negative=without, seed=[5, 6, 7, 8], **kw)
+    for i,(p,o) in enumerate(zip(words, without)): assert same_picture(pipe(p, n=2, negative=o, seed=5+2*i, **kw), many[2*i:2*i+2])
+    assert not same_picture(pipe(words, n=2, seed=5, **kw), many)
+
+def test_a_run_starts_from_the_picture_and_its_noise(pipe):
+    init,got,mask = pipe('a blue ring', steps=3),{},torch.zeros(64, 64, dtype=torch.bool)
+    mask[:,32:] = True
+    def spy(denoise, x, sigmas, cb=None):
+        got.update(x=x, sigmas=sigmas)
+        return torch.zeros_like(x)
+    for kw,start in ((dict(strength=.5), 1.), (dict(), math.tan(.4*math.pi)), (dict(mask=mask, strength=.5), 1.),
+                     (dict(strength=1), 80.), (dict(mask=mask), 80.)):
+        pipe('a red star', seed=3, init=init, sampler=spy, amp=False, **kw)
+        assert got['sigmas'][0].item()==pytest.approx(start)
+        left = got['x']-start*pipe.noise([3])
+        assert (left-(pipe.latents(init) if start<80 else 0)).abs().max()<1e-4*start
+
+@pytest.mark.skipif(os.name!='posix', reason='pipes of POSIX')
+def test_nobody_reads_the_output(tmp_path):
+    "A pipe that is closed, and no output at all: the picture is written, and nothing is said."
+    r,w = os.pipe()
+    os.close(r)
+    for k,out in enumerate((dict(stdout=w), dict(preexec_fn=lambda: os.close(1)))):
+        p = subprocess.run([sys.executable, *command, 'a star', '--steps', '1', '-o', f'{k}.png'], cwd=tmp_path, stderr=subprocess.PIPE, text=True, **out)
+        assert p.returncode==0 and not p.stderr and (tmp_path/f'{k}.png').is_file(), p.stderr
+    os.close(w)
