@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ARGS   ?=
+NOTEBOOKS ?= $(wildcard nbs/*.ipynb nbs/appendix/*.ipynb nbs/solutions/*.ipynb)
+LESSON ?= 12
 PROMPT ?= a small red star above a large blue ring
 # Tests and notebooks run in nbs/, so a relative MINIAI_DATA is made absolute here
 ifneq ($(MINIAI_DATA),)
@@ -14,7 +16,7 @@ export MINIAI_DATA
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test demo nbs docs bench readme clean
+.PHONY: help setup lab test demo nbs docs bench mutate readme clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -43,7 +45,7 @@ lab: setup ## Open JupyterLab on the course; ARGS="--no-browser --port 9000" are
 # Two at a time, so one thread each
 test: setup ## Run all notebooks, then the gates in tests/
 	@echo "miniai: running the notebooks, two at a time; data: $${MINIAI_DATA:-no folder given, the hub or drawn shapes}"
-	@ls nbs/*.ipynb nbs/solutions/*.ipynb | OMP_NUM_THREADS=1 xargs -P 2 -n 1 $(BIN)/nbdev_test --timing --path
+	@printf '%s\n' $(NOTEBOOKS) | OMP_NUM_THREADS=1 xargs -P 2 -n 1 $(BIN)/nbdev_test --timing --path
 	@echo "miniai: running the gates"
 	@$(BIN)/python -m pytest -q
 
@@ -53,24 +55,28 @@ demo: setup ## Draw a picture from words into demo.png; PROMPT="a red star" ARGS
 
 nbs: setup ## Run all notebooks in place, export, clean; ARGS=--slow runs the cells flagged slow too
 	@$(BIN)/nbdev_export
-	@$(BIN)/python tests/execute.py $(ARGS) nbs/solutions/checking.ipynb nbs/*.ipynb nbs/solutions/[0-9]*.ipynb
+	@$(BIN)/python tests/execute.py $(ARGS) nbs/solutions/checking.ipynb $(filter-out %/checking.ipynb,$(NOTEBOOKS))
 	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean
 	@$(MAKE) --no-print-directory readme
 
-readme: setup ## Write README.md from nbs/index.ipynb
+readme: setup ## Write README.md and nbs/llms.txt from nbs/index.ipynb
 	@$(BIN)/python tests/readme.py
 
 # nbdev would write README.md anew where it is older than the home page; ours is made by `make readme`
 docs: ## Build the site into _docs/; needs Quarto
-	@command -v quarto > /dev/null || { echo "make docs needs the program quarto, version 1.7 or newer: get it from quarto.org/docs/get-started"; exit 1; }
+	@command -v quarto > /dev/null || { echo "make docs needs the program quarto, version 1.9 or newer: get it from quarto.org/docs/get-started"; exit 1; }
 	@$(MAKE) --no-print-directory setup
 	@echo "miniai: building the site"
 	@rm -rf _proc _docs && touch README.md
 	@PATH="$(abspath $(BIN)):$$PATH" nbdev_docs
+	@cd nbs && for f in *.ipynb */*.ipynb; do mkdir -p ../_docs/notebooks/$$(dirname $$f) && cp $$f ../_docs/notebooks/$${f%.ipynb}.json; done
 	@echo "miniai: open _docs/index.html"
 
 bench: setup ## Run benchmarks/*.py and write benchmarks/results/
 	@for f in benchmarks/[!_]*.py; do [ $$f = benchmarks/common.py ] || { echo "miniai: $$f"; $(BIN)/python $$f || exit 1; }; done
+
+mutate: setup ## Change the exported code of LESSON=12 here and there and see which tests notice; ARGS="--n 40"
+	@$(BIN)/python tests/mutate.py $(LESSON) $(ARGS)
 
 clean: ## Remove the environment and everything built
 	rm -rf $(VENV) _proc _docs build dist *.egg-info nbs/nbdev.yml

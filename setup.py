@@ -16,5 +16,5 @@ setup(
     package_data=dict(miniai=['weights/*']),
     python_requires='>='+cfg['min_python'], install_requires=cfg['requirements'].split(),
     extras_require=dict(dev=cfg['dev_requirements'].split()),
-    entry_points=dict(nbdev=['miniai=miniai._modidx:d'], console_scripts=['miniai=miniai.stable:main']),
+    entry_points=dict(nbdev=['miniai=miniai._modidx:d'], console_scripts=['miniai=miniai.command:main']),
 )

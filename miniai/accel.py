@@ -7,12 +7,15 @@ __all__ = ['LossScaler', 'MixedPrecisionCB', 'AccumulateCB', 'ClipCB', 'Accelera
            'load_checkpoint', 'CheckpointCB']
 
 # %% ../nbs/16_accel.ipynb #54ceb27a
-import hashlib,json,math,os,random,re,shutil,warnings
+import collections,errno,hashlib,importlib,inspect,itertools,json,math,os,random,re,shutil,socket
+import sys,types,warnings
 import numpy as np,torch
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from fastcore.basics import patch
 from safetensors.torch import load_file,save_file
+from torch import nn
 
 # %% ../nbs/16_accel.ipynb #02760623
 from .conv import _nested
@@ -21,7 +24,8 @@ from .optim import BatchSchedCB,EpochSchedCB,RecorderCB
 
 # %% ../nbs/16_accel.ipynb #33071ea3
 class LossScaler:
-    "A factor of the loss that keeps float16 gradients in range: section 3.2, arXiv:1710.03740; the rules of `torch.amp.GradScaler`."
+    """A factor of the loss that keeps float16 gradients in range: section 3.2, arXiv:1710.03740;
+    the rules of `torch.amp.GradScaler`."""
     def __init__(self,
         scale=2.**16, # First scale, above 0; powers of two round nothing
         growth=2., # Factor after `interval` good steps, 1 or more
@@ -44,14 +48,14 @@ class LossScaler:
             if p.grad is None: continue
             p.grad *= 1/self.scale
             finite.append(p.grad.isfinite().all())
-        return all(torch.stack(finite).tolist()) if finite else True        # one wait for a GPU, not one a tensor
+        return all(torch.stack(finite).tolist()) if finite else True     # a GPU is waited for once
 
     def update(self,
         ok, # Was the step good?
     ):
         "Set the scale of the next step."
         self.good = self.good+1 if ok else 0
-        if not ok: self.scale *= self.backoff
+        if not ok: self.scale = max(self.scale*self.backoff, 2.**-126)      # never 0: it divides
         elif self.good==self.interval:
             self.good = 0
             if self.scale*self.growth<=torch.finfo(torch.float32).max: self.scale *= self.growth
@@ -60,23 +64,30 @@ class LossScaler:
     def load_state_dict(self, state_dict): vars(self).update(state_dict) # What `state_dict` returned
 
 # %% ../nbs/16_accel.ipynb #f23e08e0
-def _float(x): return _nested(x, lambda t: t.float() if t.dtype in (torch.float16,torch.bfloat16) else t)
+def _float(x):
+    "`x` with its tensors of 16 bits in float32."
+    return _nested(x, lambda t: t.float() if t.dtype in (torch.float16,torch.bfloat16) else t)
 
 class MixedPrecisionCB(TrainCB):
-    "`TrainCB` with products in 16 bits; with float16 the loss is scaled, and a step with infinite gradients is left out."
+    "`TrainCB` with products in 16 bits; float16 scales the loss and leaves out steps that are not finite."
     def __init__(self,
         dtype=torch.float16, # float16 or bfloat16
         n_inp=1, # Parts of a batch that the model takes; the others go to the loss
         keys=None, # Entries of a dict batch to use, in order; all if None
         scaler=None, # `LossScaler`; one with its defaults if None. bfloat16 uses none
     ):
-        if dtype not in (torch.float16,torch.bfloat16): raise ValueError(f"dtype: expected torch.float16 or bfloat16, got {dtype}")
-        if scaler and dtype!=torch.float16: raise ValueError("scaler: bfloat16 has the range of float32 and needs none")
+        if dtype not in (torch.float16,torch.bfloat16):
+            raise ValueError(f"dtype: expected torch.float16 or bfloat16, got {dtype}")
+        if scaler and dtype!=torch.float16:
+            raise ValueError("scaler: bfloat16 has the range of float32 and needs none")
         super().__init__(n_inp, keys)
-        self.dtype,self.skipped,self.ok = dtype,0,True         # steps left out so far; was the last batch good?
+        self.dtype,self.ok = dtype,True              # was the last batch good?
+        self.skipped,self.in_row = 0,0               # steps left out so far, and since the last good one
         self.scaler = (scaler or LossScaler()) if dtype==torch.float16 else None
 
-    def _autocast(self, learn): return torch.autocast(next(learn.model.parameters()).device.type, self.dtype)
+    def _autocast(self, learn):
+        p = next(iter(learn.model.parameters()), None)
+        return nullcontext() if p is None else torch.autocast(p.device.type, self.dtype)
 
     def predict(self, learn):
         with self._autocast(learn): super().predict(learn)
@@ -87,25 +98,42 @@ class MixedPrecisionCB(TrainCB):
         learn.loss = _float(learn.loss)
 
     def backward(self, learn): (learn.loss*self.scaler.scale if self.scaler else learn.loss).backward()
-    def after_backward(self, learn): self.ok = not self.scaler or self.scaler.unscale(learn.model.parameters())
 
-    def step(self, learn):
-        if self.ok: learn.opt.step()
-        else: self.skipped += 1
-        if self.scaler: self.scaler.update(self.ok)
+    def after_backward(self, learn):
+        self.ok = not self.scaler or self.scaler.unscale(learn.model.parameters())
 
-    def state_dict(self): return dict(skipped=self.skipped, scaler=self.scaler and self.scaler.state_dict())
-    def load_state_dict(self, state_dict):
-        self.skipped = state_dict['skipped']
-        if self.scaler: self.scaler.load_state_dict(state_dict['scaler'])
+# %% ../nbs/16_accel.ipynb #8f698cbd
+@patch
+def step(self:MixedPrecisionCB, learn):
+    if self.ok: learn.opt.step()
+    self.skipped,self.in_row = self.skipped+(not self.ok),0 if self.ok else self.in_row+1
+    if self.scaler: self.scaler.update(self.ok)
+    if self.in_row>=30 and self.scaler.scale<1:
+        where = f"epoch {learn.epoch}, batch {learn.iter}"
+        raise FloatingPointError(f"the loss or its gradients are not finite at any scale: {self.in_row} steps in "
+                                 f"a row were left out up to {where}; the loss is {learn.loss.item()}")
+
+@patch
+def state_dict(self:MixedPrecisionCB): # Dict
+    return dict(skipped=self.skipped, in_row=self.in_row, scaler=self.scaler and self.scaler.state_dict())
+
+@patch
+def load_state_dict(self:MixedPrecisionCB, state_dict): # What `state_dict` returned
+    self.skipped,self.in_row = state_dict['skipped'],state_dict.get('in_row', 0)
+    if self.scaler: self.scaler.load_state_dict(state_dict['scaler'])
 
 # %% ../nbs/16_accel.ipynb #150273e6
 def _wrap(learn, name, f):
     "Until the end of the fit, `learn.name(...)` is `f(learn, before, ...)`, where `before` is what it was."
     setattr(learn, name, partial(f, learn, getattr(learn, name)))
 
+def _length(dl):
+    "Batches of a pass; None where the loader does not know."
+    try: return len(dl)
+    except (TypeError,NotImplementedError): return None
+
 class AccumulateCB(Callback):
-    "A step of the optimizer after every `n` batches only, with the gradient of all their rows; the rest of an epoch makes a smaller group."
+    "One step for every `n` batches, with the gradient of all their rows; the rest of a pass makes a smaller group."
     def __init__(self,
         n, # Batches a step, 1 or more
     ):
@@ -117,20 +145,20 @@ class AccumulateCB(Callback):
 
     def before_fit(self, learn):
         if 'train' not in learn.phases: return
-        if not hasattr(learn.dls.train, '__len__'): raise TypeError("dls.train: expected a loader with a length, to know the last group")
+        if _length(learn.dls.train) is None:
+            raise TypeError("dls.train: expected a loader with a length, to know the last group")
         self.params = list(learn.model.parameters())
-        for k in ('zero_grad','backward','step','callback'): _wrap(learn, k, getattr(self, '_'+k))
+        for k in ('zero_grad','backward','step'): _wrap(learn, k, getattr(self, '_'+k))
+        _wrap(learn, 'callback', self._events)
 
     def cleanup_fit(self, learn):
         for k in ('zero_grad','backward','step','callback'): vars(learn).pop(k, None)
 
     def before_epoch(self, learn): self._reset()
 
-    def _callback(self, learn, callback, event):
-        if self.full or event not in ('after_backward','after_step'): callback(event)
-
     def state_dict(self): # Dict of numbers, and of the gradients of an incomplete group
-        return dict(count=self.count, first=self.first, total=self.total, grads=[p.grad for p in self.params] if self.count else [])
+        grads = [p.grad for p in self.params] if self.count else []
+        return dict(count=self.count, first=self.first, total=self.total, grads=grads)
 
     def load_state_dict(self, state_dict): # What `state_dict` returned
         self.count,self.first,self.total = (state_dict[k] for k in ('count','first','total'))
@@ -146,19 +174,36 @@ def _step(self:AccumulateCB, learn, step):
     if self.full: step()
 
 @patch
-def _backward(self:AccumulateCB, learn, backward):
-    n,loss = _rows((learn.batch, learn.preds)),learn.loss
-    if self.count==0: self.first = n
-    w = n/self.first
-    learn.loss = scaled = loss*w
-    backward()
-    learn.loss = loss if learn.loss is scaled else learn.loss/w       # AccelerateCB puts another in its place
-    self.count,self.total = self.count+1,self.total+w
-    self.full = self.count==self.n or learn.iter+1>=len(learn.dl)
-    if not self.full: return
+def _average(self:AccumulateCB):
+    "The sum of the gradients becomes their average: the group is complete, or as complete as it gets."
+    self.full = self.total>0
     for p in self.params:
-        if p.grad is not None: p.grad /= self.total
+        if self.full and p.grad is not None: p.grad /= self.total
     self.count,self.total = 0,0.
+
+@patch
+def _backward(self:AccumulateCB, learn, backward):
+    n,loss = _rows((learn.preds, learn.batch)),learn.loss
+    n = 1 if n is None else n
+    if not self.total: self.first = n
+    if n:                                                   # an empty batch adds nothing
+        w = n/self.first
+        learn.loss = scaled = loss*w
+        backward()
+        learn.loss = loss if learn.loss is scaled else learn.loss/w     # AccelerateCB puts another in its place
+        self.total += w
+    self.count,self.full = self.count+1,False
+    if self.count==self.n or learn.iter+1==_length(learn.dl): self._average()
+
+# %% ../nbs/16_accel.ipynb #4e5497ba
+@patch
+def _events(self:AccumulateCB, learn, callback, event):
+    if self.count and event in ('after_epoch','cancel_epoch','cancel_fit') and learn.training:
+        self._average()
+        callback('after_backward')
+        learn.step()
+        callback('after_step')
+    if self.full or event not in ('after_backward','after_step'): callback(event)
 
 # %% ../nbs/16_accel.ipynb #b6c29a0d
 class ClipCB(Callback):
@@ -173,7 +218,8 @@ class ClipCB(Callback):
     @torch.no_grad()
     def after_backward(self, learn):
         grads = [p.grad for p in learn.model.parameters() if p.grad is not None]
-        self.norm = torch.stack([torch.linalg.vector_norm(g) for g in grads]).norm()
+        if not grads: self.norm = torch.zeros(())
+        else: self.norm = torch.stack([torch.linalg.vector_norm(g) for g in grads]).norm()
         factor = (self.max_norm/(self.norm+1e-6)).clamp(max=1)      # no `if`: a GPU need not be asked
         for g in grads: g *= factor
 
@@ -229,30 +275,54 @@ def backward(self:AccelerateCB, learn):
     learn.loss = self.accelerator.reduce(loss.detach(), 'mean')
 
 # %% ../nbs/16_accel.ipynb #899b6681
+_kinds = dict(tuple=tuple, set=set, frozenset=frozenset)
+
+def _refuse(name, x):
+    what = "expected tensors, arrays, numbers, texts, paths, lists, tuples, sets or dicts"
+    raise TypeError(f"{name}: {what}, got {x if isinstance(x, str) else type(x).__name__}")
+
+def _note(t, tensors, name):
+    "Put the tensor `t` into `tensors`, and say under which name."
+    if t.layout!=torch.strided or t.is_meta or t.is_quantized: _refuse(name, f"a tensor that is {t.layout}")
+    if t.dtype==torch.complex128: _refuse(name, "a tensor of complex128")
+    while name in tensors: name += '_'
+    t = t.detach().resolve_conj().resolve_neg()
+    tensors[name] = t.cpu().clone(memory_format=torch.contiguous_format)
+    return {'__tensor__': name, 'device': t.device.type}
+
 def _split(x, tensors, name='state'):
     "`x` as JSON can hold it; its tensors are put into the dict `tensors`."
-    if isinstance(x, torch.Tensor):
-        while name in tensors: name += '_'
-        tensors[name] = x.detach().cpu().clone(memory_format=torch.contiguous_format)
-        return {'__tensor__': name, 'device': x.device.type}
-    if isinstance(x, dict):
-        pairs = [(k, _split(v, tensors, f'{name}.{k}')) for k,v in x.items()]
-        if all(isinstance(k, str) and not k.startswith('__') for k in x): return dict(pairs)
+    def _inner(v, k): return _split(v, tensors, f'{name}.{k}')
+    if isinstance(x, np.generic): x = x.item()
+    if isinstance(x, torch.Tensor): return _note(x, tensors, name)
+    if isinstance(x, np.ndarray):
+        if x.dtype.kind not in 'biuf' or x.itemsize>8: _refuse(name, f"an array of {x.dtype}")
+        return {'__array__': _note(torch.from_numpy(x.astype(x.dtype.newbyteorder('='), 'C')), tensors, name)}
+    if type(x) in (dict,collections.OrderedDict):
+        pairs = [(k, _inner(v, k)) for k,v in x.items()]
+        if all(type(k) is str and not k.startswith('__') for k in x): return dict(pairs)
         return {'__dict__': [[_split(k, tensors, name), v] for k,v in pairs]}
+    if isinstance(x, Path): return {'__path__': [str(x)]}
+    if isinstance(x, (set,frozenset)): return {f'__{type(x).__name__}__': [_inner(o, 'item') for o in x]}
     if isinstance(x, (list,tuple)):
-        items = [_split(o, tensors, f'{name}.{i}') for i,o in enumerate(x)]
+        items = [_inner(o, i) for i,o in enumerate(x)]
         return {'__tuple__': items} if isinstance(x, tuple) else items
     if x is None or isinstance(x, (bool,int,float,str)): return x
-    raise TypeError(f"{name}: expected tensors, numbers, texts, lists, tuples or dicts, got {type(x).__name__}")
+    _refuse(name, x)
 
+# %% ../nbs/16_accel.ipynb #ac77d011
 def _join(x, tensors, device):
     "What `_split` was given; tensors that were not on the CPU go to `device`."
-    if isinstance(x, list): return [_join(o, tensors, device) for o in x]
+    def _inner(v): return _join(v, tensors, device)
+    if isinstance(x, list): return [_inner(o) for o in x]
     if not isinstance(x, dict): return x
     if '__tensor__' in x: return tensors[x['__tensor__']].to('cpu' if x['device']=='cpu' else device)
-    if '__tuple__' in x: return tuple(_join(x['__tuple__'], tensors, device))
-    if '__dict__' in x: return {_join(k, tensors, device): _join(v, tensors, device) for k,v in x['__dict__']}
-    return {k: _join(v, tensors, device) for k,v in x.items()}
+    if '__array__' in x: return tensors[x['__array__']['__tensor__']].numpy()
+    if '__dict__' in x: return {_inner(k): _inner(v) for k,v in x['__dict__']}
+    if '__path__' in x: return Path(*x['__path__'])
+    for k in _kinds:
+        if f'__{k}__' in x: return _kinds[k](_inner(x[f'__{k}__']))
+    return {k: _inner(v) for k,v in x.items()}
 
 # %% ../nbs/16_accel.ipynb #be5d7405
 class DamagedCheckpoint(ValueError): "A checkpoint that is incomplete, or not what was written."
@@ -268,65 +338,129 @@ def _to_disk(path):
     try: os.fsync(fd)
     finally: os.close(fd)
 
-def save_checkpoint(
-    path, # Folder to make, as a path; one of this name is replaced
-    state, # Dict of tensors, numbers, texts, None, and lists, tuples, dicts of them; the dict under 'model' has weights by name
-): # The path
-    "Write `state` so that the folder, once it has its name, is whole."
-    path = Path(path)
-    tmp,old = (path.with_name(f'.tmp-{k}{path.name}') for k in ('','old-'))
-    for o in (tmp,old): shutil.rmtree(o, ignore_errors=True)
-    tmp.mkdir(parents=True)
-    tensors,model = {},{k: v for k,v in state.get('model', {}).items() if isinstance(v, torch.Tensor)}
-    tree = _split({**state, 'model': {k: v for k,v in state.get('model', {}).items() if k not in model}}, tensors)
-    save_file({k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k,v in model.items()}, tmp/_files[0])
-    save_file(tensors, tmp/_files[1])
-    (tmp/_files[2]).write_text(json.dumps(tree), encoding='utf-8')
-    (tmp/'sha256.json').write_text(json.dumps({k: _sha256(tmp/k) for k in _files}, indent=1), encoding='utf-8')
-    for f in (*tmp.iterdir(), tmp): _to_disk(f)
-    if path.exists(): path.rename(old)
-    tmp.rename(path)
-    _to_disk(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
-    return path
-
-# %% ../nbs/16_accel.ipynb #c3f14723
 def _check_files(path):
     "Raise a `DamagedCheckpoint` that names the first file that is not as it was written."
     note = path/'sha256.json'
     try: wanted = json.loads(note.read_text(encoding='utf-8'))
     except FileNotFoundError: raise DamagedCheckpoint(f"{note}: the file is missing") from None
     except ValueError as e: raise DamagedCheckpoint(f"{note}: the file is damaged: {e}") from None
-    if not isinstance(wanted, dict) or set(wanted)!=set(_files): raise DamagedCheckpoint(f"{note}: expected the names {_files}")
+    if not isinstance(wanted, dict) or set(wanted)!=set(_files):
+        raise DamagedCheckpoint(f"{note}: expected the names {_files}")
     for k in _files:
         if not (path/k).is_file(): raise DamagedCheckpoint(f"{path/k}: the file is missing")
         if _sha256(path/k)!=wanted[k]:
-            raise DamagedCheckpoint(f"{path/k}: the file is damaged: its sha256 is not the one in {note.name} ({(path/k).stat().st_size} bytes)")
+            size = (path/k).stat().st_size
+            raise DamagedCheckpoint(f"{path/k}: the file is damaged: its sha256 is not the one in {note.name} "
+                                    f"({size} bytes)")
+
+# %% ../nbs/16_accel.ipynb #c3f14723
+def _beside(path):
+    "Where a checkpoint is written, and where the one before it waits for the moment of the renames."
+    return path.with_name('.tmp-'+path.name),path.with_name('.tmp-old-'+path.name)
+
+def _is_ours(path):
+    "Does the folder hold nothing but what `save_checkpoint` writes?"
+    if path.is_symlink() or not path.is_dir(): return False
+    return all(o.name in (*_files,'sha256.json') or o.name.startswith('.tmp') for o in path.iterdir())
+
+def _remove(path):
+    "Delete a folder of ours; anything else stays."
+    if _is_ours(path): shutil.rmtree(path, ignore_errors=True)
+
+def _standing(path):
+    "The folder that holds the checkpoint `path`, which may be waiting beside an empty place."
+    if os.path.lexists(path): return path
+    for o in _beside(path):
+        try:
+            if o.is_dir(): _check_files(o)
+            else: continue
+        except DamagedCheckpoint: continue
+        return o
+    return path
+
+def _free_place(path):
+    "Bring back what a killed save left waiting, and refuse a place that holds something else."
+    found = _standing(path)
+    if found!=path: found.rename(path)
+    if not os.path.lexists(path): return
+    whole = _is_ours(path) and {'sha256.json','state.json'}<={o.name for o in path.iterdir()}
+    if not whole and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(f"path: {path} holds something else than a checkpoint, and is never replaced")
+
+# %% ../nbs/16_accel.ipynb #27424e6c
+def _write_files(path, state):
+    "Write the four files of a checkpoint into the new folder `path`."
+    tensors,model = {},{}
+    if isinstance(state.get('model'), dict):
+        model = {k: v for k,v in state['model'].items() if type(k) is str and isinstance(v, torch.Tensor)}
+        state = {**state, 'model': {k: v for k,v in state['model'].items() if k not in model}}
+    weights = {}
+    for k,v in model.items(): _note(v, weights, k)
+    tree = json.dumps(_split(state, tensors))              # an error before anything is written
+    path.mkdir(parents=True)
+    save_file(weights, path/_files[0])
+    save_file(tensors, path/_files[1])
+    (path/_files[2]).write_text(tree, encoding='utf-8')
+    sums = json.dumps({k: _sha256(path/k) for k in _files}, indent=1)
+    (path/'sha256.json').write_text(sums, encoding='utf-8')
+    for f in (*path.iterdir(), path): _to_disk(f)
+
+def save_checkpoint(
+    path, # Folder to make, as a path; a checkpoint of this name is replaced, anything else is an error
+    state, # Dict of tensors, arrays, numbers, texts, paths, None, and lists, tuples, sets, dicts of them
+): # The path
+    "Write `state` so that the folder, once it has its name, is whole; weights by name stand under 'model'."
+    path = Path(path).expanduser().resolve()               # a link is followed
+    if not isinstance(state, dict): raise TypeError(f"state: expected a dict, got {type(state).__name__}")
+    tmp,old = _beside(path)
+    _free_place(path)
+    for o in (tmp,old): _remove(o)
+    try:
+        _write_files(tmp, state)
+        if path.exists(): path.rename(old)
+        try: tmp.rename(path)
+        except OSError:
+            if old.exists(): old.rename(path)
+            raise
+    finally: _remove(tmp)
+    _to_disk(path.parent)
+    _remove(old)
+    return path
 
 def load_checkpoint(
     path, # Folder that `save_checkpoint` made
     device='cpu', # Where tensors go that were not on the CPU
 ): # Dict like `state` there
     "Read a checkpoint, after its checksums; a damaged one raises `DamagedCheckpoint`."
-    path = Path(path)
+    path = _standing(Path(path).expanduser().resolve())
     if not path.is_dir(): raise FileNotFoundError(f"path: there is no checkpoint {path}")
     _check_files(path)
-    state = _join(json.loads((path/_files[2]).read_text(encoding='utf-8')), load_file(path/_files[1]), device)
-    state['model'] |= {k: v.to(device) for k,v in load_file(path/_files[0]).items()}
+    tree = json.loads((path/_files[2]).read_text(encoding='utf-8'))
+    state = _join(tree, load_file(path/_files[1]), device)
+    model = load_file(path/_files[0])
+    if model or 'model' in state: state['model'] = {**state['model'], **{k: v.to(device) for k,v in model.items()}}
     return state
 
 # %% ../nbs/16_accel.ipynb #38674172
 def _pack(values): return torch.stack([v.reshape(()) for v in values]) if values and isinstance(values[0], torch.Tensor) else list(values)
 
-_kept = 'values','ns','parts'          # what Average and Whole gather in a pass
+def _has_state(x): return callable(getattr(x, 'state_dict', None)) and callable(getattr(x, 'load_state_dict', None))
 
-def _metrics_state(cb):
-    metrics = {k: {a: _pack(v) if a=='values' else v for a,v in vars(m).items() if a in _kept} for k,m in cb.metrics.items()}
-    return dict(row=cb.row, open=cb.open, metrics=metrics)
+def _metric_state(m):
+    "What a metric has gathered in a pass: its `state_dict`, or all its attributes that are no functions."
+    if _has_state(m): return m.state_dict()
+    kept = {k: v for k,v in vars(m).items() if not callable(v) and k!='__name__'}
+    return {k: _pack(v) if k=='values' and isinstance(v, list) else v for k,v in kept.items()}
 
+def _load_metric(m, state):
+    if _has_state(m): m.load_state_dict(state)
+    else: vars(m).update({k: list(v) if k=='values' else v for k,v in state.items()})
+
+def _metrics_state(cb): return dict(row=cb.row, open=getattr(cb, 'open', False),
+                                    metrics={k: _metric_state(m) for k,m in cb.metrics.items()})
 def _load_metrics(cb, state):
     cb.row,cb.open = state['row'],state['open']
-    for k,kept in state['metrics'].items(): vars(cb.metrics[k]).update({a: list(v) for a,v in kept.items()})
+    for k,kept in state['metrics'].items(): _load_metric(cb.metrics[k], kept)
 
 def _recorder_state(cb): return {k: _pack(v) for k,v in cb.values.items()}
 def _load_recorder(cb, state): cb.values = {k: list(v) for k,v in state.items()}
@@ -336,69 +470,322 @@ def _load_sched(cb, state):
     cb.left = state['left']
     cb.sched.load_state_dict(state['sched'])
 
-MetricsCB.state_dict,MetricsCB.load_state_dict = _metrics_state,_load_metrics
-RecorderCB.state_dict,RecorderCB.load_state_dict = _recorder_state,_load_recorder
-for _cls in (BatchSchedCB,EpochSchedCB): _cls.state_dict,_cls.load_state_dict = _sched_state,_load_sched
-
-
+for _cls,*_fs in ((MetricsCB, _metrics_state, _load_metrics), (RecorderCB, _recorder_state, _load_recorder),
+                  (BatchSchedCB, _sched_state, _load_sched), (EpochSchedCB, _sched_state, _load_sched)):
+    if not hasattr(_cls, 'state_dict'): _cls.state_dict,_cls.load_state_dict = _fs
 
 # %% ../nbs/16_accel.ipynb #1d8dce1c
-def _random_state(generators):
-    "All random states, with those of `generators`."
-    kind,keys,*rest = np.random.get_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return dict(torch=torch.get_rng_state(), cuda=cuda, python=random.getstate(), numpy=(kind, keys.tolist(), *rest),
-                generators=[g.get_state() for g in generators])
+_rngs = torch.Generator,random.Random,np.random.Generator,np.random.RandomState
+_leaves = type(None),bool,int,float,str,bytes,torch.Tensor,np.ndarray,type,types.ModuleType
+_foreign = {'datasets','pyarrow','pandas','PIL','matplotlib','threading','multiprocessing','accelerate'}
+_libraries = {'torch','numpy','scipy','sklearn','fastcore','safetensors','IPython'} | _foreign | sys.stdlib_module_names
 
-def _set_random_state(state, generators):
-    kind,keys,*rest = state['numpy']
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+def _root(x): return str(getattr(x, '__module__', None) or '').split('.')[0]
+
+def _closed(x):
+    "Is `x` a thing of a library in which no generator of ours can be?"
+    kind = type(x).__module__
+    if kind.startswith('torch'): return not kind.startswith(('torch.utils.data','torch.nn','torch._dynamo'))
+    return kind.split('.')[0] in _foreign
+
+def _globals(f):
+    "Generators and functions that `f` uses by their names in its module."
+    if _root(f) in _libraries: return {}
+    used = {k: f.__globals__[k] for k in f.__code__.co_names if k in f.__globals__}
+    return {k: v for k,v in used.items() if isinstance(v, _rngs) or callable(v) and not isinstance(v, type)}
+
+def _inside(x):
+    "Pairs of a name and a thing that `x` holds."
+    if isinstance(x, _rngs): return []
+    if isinstance(x, (list,tuple)): return [(i, o) for i,o in enumerate(x[:1000])]
+    if isinstance(x, dict):
+        return [(k if type(k) in (str,int) else i, o) for i,(k,o) in enumerate(itertools.islice(x.items(), 1000))]
+    if isinstance(x, partial): return [('func', x.func), ('args', x.args), ('keywords', x.keywords)]
+    if isinstance(x, types.MethodType): return [('self', x.__self__), ('func', x.__func__)]
+    if isinstance(x, types.FunctionType):
+        try: caught = inspect.getclosurevars(x).nonlocals
+        except (TypeError,ValueError): caught = {}
+        return [*caught.items(), *enumerate(x.__defaults__ or ()), *(x.__kwdefaults__ or {}).items(), *_globals(x).items()]
+    if _closed(x): return list(getattr(x, '_format_kwargs', {}).items())         # of `datasets`
+    return [(k, v) for k,v in getattr(x, '__dict__', {}).items() if k!='_iterator']
+
+def _walk(x, name, seen, depth=0):
+    "All things inside `x`, each once, with the way that leads to it."
+    if isinstance(x, _leaves) or id(x) in seen or depth>20 or len(seen)>200_000: return
+    seen[id(x)] = x
+    yield name,x
+    for k,o in _inside(x): yield from _walk(o, f'{name}.{k}', seen, depth+1)
+
+# %% ../nbs/16_accel.ipynb #0b0e47d4
+class _Sources:
+    "The places in a learner and its loaders on which the order of batches and the random numbers hang."
+    def __init__(self, learn, cbs, more=()):
+        self.rngs,self.own,self.counting,seen = {},{},{},{id(learn.history): 0, id(learn.opt): 0}
+        loaders = [(f'dls.{k}', getattr(learn.dls, k, None)) for k in learn.phases]
+        cbs = [(f'cbs.{k}', cb) for k,cb in _named(cbs)]
+        skip = 'dls','cbs','history','opt','_made','_on','batch','preds','inputs','targets','loss','dl'
+        rest = [(k, v) for k,v in vars(learn).items() if k not in skip]
+        for root,o in [*loaders, *cbs, *rest, ('generators', list(more))]:
+            for name,x in _walk(o, root, seen): self._note(name, x)
+        self.before = {k: self._numbers(x) for k,x in self.counting.items()}
+
+    def _note(self, name, x):
+        if isinstance(x, random.SystemRandom): raise TypeError(f"{name}: SystemRandom has no state to save")
+        if isinstance(x, _rngs): self.rngs[name] = x
+        if not name.startswith('dls.') or isinstance(x, (*_rngs,nn.Module,types.FunctionType)): return
+        if isinstance(x, collections.abc.Iterator) and type(x).__module__ in ('builtins','itertools'):
+            raise TypeError(f"{name}: a Python iterator ({type(x).__name__}) cannot be saved, and a resumed run "
+                            "would get other batches")
+        if _closed(x) or _root(type(x))=='torchdata': return
+        if _has_state(x) and _root(type(x))!='miniai': self.own[name] = x
+        elif hasattr(x, '__dict__'): self.counting[name] = x
+
+    def _numbers(self, x): return {k: v for k,v in vars(x).items() if v is None or type(v) in (bool,int,float)}
+
+# %% ../nbs/16_accel.ipynb #6001da59
+def _rng_state(g):
+    if isinstance(g, (torch.Generator,np.random.RandomState)): return g.get_state()
+    return g.getstate() if isinstance(g, random.Random) else g.bit_generator.state
+
+def _set_rng(g, state):
+    if isinstance(g, (torch.Generator,np.random.RandomState)): g.set_state(state)
+    elif isinstance(g, random.Random): g.setstate(state)
+    else: g.bit_generator.state = state
+
+@patch
+def state(self:_Sources): # Dict
+    "All random states, and what else decides the next batches."
+    now = {k: self._numbers(x) for k,x in self.counting.items()}
+    changed = {k: {a: v for a,v in o.items() if a not in self.before[k] or self.before[k][a]!=v} for k,o in now.items()}
+    return dict(torch=torch.get_rng_state(), python=random.getstate(), numpy=np.random.get_state(),
+                cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+                rngs={k: _rng_state(g) for k,g in self.rngs.items()}, own={k: x.state_dict() for k,x in self.own.items()},
+                numbers={k: o for k,o in changed.items() if o})
+
+@patch
+def load(self:_Sources, state, own=True):
+    "Put back what `state` returned; what objects save themselves only if `own`."
+    if own:
+        for k,x in self.own.items(): x.load_state_dict(state['own'][k])
+    for k,o in state['numbers'].items():
+        vars(self.counting[k]).update(o)
+        for a in o: self.before[k].pop(a, None)                        # it moves, so it is saved from now on
+    for k,g in self.rngs.items(): _set_rng(g, state['rngs'][k])
     random.setstate(state['python'])
+    np.random.set_state(state['numpy'])
     torch.set_rng_state(state['torch'])
     if state['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(state['cuda'])
-    for g,s in zip(generators, state['generators']): g.set_state(s)
 
-# %% ../nbs/16_accel.ipynb #4af16320
+# %% ../nbs/16_accel.ipynb #cde89ba9
+def _named(cbs):
+    "Pairs of a name and a callback; the second of a class is `Name 2`."
+    seen = collections.Counter()
+    for cb in cbs:
+        k = type(cb).__name__
+        seen[k] += 1
+        yield k if seen[k]==1 else f'{k} {seen[k]}',cb
+
+# %% ../nbs/16_accel.ipynb #944cb2e8
+_free = {'self','device','generator','num_workers','n_workers','pin_memory','pin_memory_device','context','timeout',
+         'multiprocessing_context','persistent_workers','prefetch_factor','worker_init_fn','in_order'}
+
+def _hash(*xs): return hashlib.sha256(repr(xs).encode('utf-8', 'backslashreplace')).hexdigest()[:12]
+
+def _digest(t):
+    "Checksum of a tensor; of 4,096 of its rows, evenly spread, if it is large."
+    t = t.detach()
+    if t.layout!=torch.strided or t.is_meta: return _hash(t.layout, tuple(t.shape))
+    if t.numel()*t.element_size()>2**26 and t.ndim and len(t)>4096: t = t[torch.linspace(0, len(t)-1, 4096).long().to(t.device)]
+    raw = t.cpu().contiguous().reshape(-1).view(torch.uint8).numpy() if t.numel() else b''
+    return hashlib.sha256(raw).hexdigest()[:12]
+
+def _code(c):
+    "Checksum of what a function does; the files and lines where it stands do not count."
+    consts = [_code(o) if isinstance(o, types.CodeType) else o for o in c.co_consts]
+    return _hash(c.co_code, c.co_names, consts)
+
+def _text(x):
+    "A setting as a text that is the same in every process; None for an object that has settings of its own."
+    if isinstance(x, np.generic): x = x.item()
+    if x is None or isinstance(x, (bool,int,float,str,bytes,torch.dtype,Path)): res = repr(x)
+    elif isinstance(x, torch.Tensor): return f'tensor {tuple(x.shape)} {str(x.dtype)[6:]} #{_digest(x)}'
+    elif isinstance(x, np.ndarray): return f'array {x.shape} {x.dtype} #{_hash(x.tobytes())}'
+    elif isinstance(x, type): return x.__qualname__
+    elif isinstance(x, types.MethodType): return f'{type(x.__self__).__qualname__}.{_text(x.__func__)}'
+    elif isinstance(x, types.FunctionType):
+        cells = [c.cell_contents for c in x.__closure__ or () if c!=types.CellType()]
+        caught = [_text(o) for o in cells if isinstance(o, (bool,int,float,str,torch.Tensor))]
+        return f'{x.__qualname__}@{_code(x.__code__)}' + (f' with {caught}' if caught else '')
+    elif isinstance(x, types.BuiltinFunctionType): return x.__qualname__
+    elif isinstance(x, partial): return f'{_text(x.func)} with {_text([*x.args, x.keywords])}'
+    elif isinstance(x, (list,tuple,dict,range)):
+        pairs = [_text(o) for o in itertools.islice(itertools.chain(*x.items()) if isinstance(x, dict) else x, 100_000)]
+        res = repr([len(x), *pairs] if None not in pairs else [len(x), [type(o).__name__ for o in x]])
+    else: return None
+    return res if len(res)<=80 else f'{res[:60]}... #{_hash(res)}'
+
+# %% ../nbs/16_accel.ipynb #f5ea952e
+def _given(x):
+    "The attributes of `x` that its constructor was given, by name."
+    try: names = inspect.signature(type(x).__init__).parameters
+    except (TypeError,ValueError): return {}
+    has = getattr(x, '__dict__', {})
+    return {k: has[a] for k in names if k not in _free for a in (k,'_'+k) if a in has}
+
+def _settings(x, name, out, depth=0, state=True):
+    "Fill the dict `out` with the settings of `x` and of all that it was made of."
+    text = _text(x)
+    if text is not None: out[name] = text
+    if text is not None or isinstance(x, _rngs): return
+    size = '' if _length(x) is None else f' of {_length(x)}'
+    out[name] = f'{type(x).__qualname__}{size}'
+    if isinstance(x, nn.Module): out[name] += f' #{_hash(_layers(x), [_digest(o) for o in x.state_dict().values()])}'
+    table = getattr(x, '_data', None)                    # a `datasets.Dataset`
+    if _root(type(x))=='datasets' and hasattr(table, 'slice'): out[name] += f' #{_hash(table.slice(0, 8).to_pydict())}'
+    if depth>8 or isinstance(x, nn.Module) or (depth and not state and _has_state(x)): return
+    for k,o in ({'dl': x.dl} if type(x).__name__=='_OnDevice' else _given(x)).items():
+        parts = o.items() if isinstance(o, dict) and _text(o) is None else [(k, o)]
+        for a,b in parts: _settings(b, f'{name}.{a}', out, depth+1, state)
+
+def _plain(name):
+    "The name of a weight in the net that was not compiled."
+    return name.replace('_orig_mod.', '')
+
+def _layers(model):
+    "Names, kinds and settings of all layers, and shapes of all weights; a compiled net has those of the plain one."
+    if not isinstance(model, nn.Module): return [(tuple(p.shape), p.dtype) for p in model.parameters()]
+    mods = [(_plain(f'{k}.').strip('.'), type(m).__name__, m.extra_repr().split(' at 0x')[0], {a: _text(o) for a,o in _given(m).items()
+             if not isinstance(o, (torch.Tensor,nn.Module))}) for k,m in model.named_modules() if type(m).__name__!='OptimizedModule']
+    return mods, [(_plain(k), tuple(p.shape), str(p.dtype)) for k,p in model.named_parameters()]
+
+# %% ../nbs/16_accel.ipynb #e11b6a9b
+_watching = {'ProgressCB','NaNStopCB','DeviceCB','ActivationStatsCB','CheckpointCB'}
+
+def _stateful(learn):
+    "Callbacks that take part, by name."
+    return {k: cb for k,cb in _named(learn.cbs) if _has_state(cb)}
+
+def _about(learn):
+    "What makes this training: texts by the names of the settings."
+    kind = type(getattr(learn.model, '_orig_mod', learn.model)).__qualname__
+    out = dict(n_epochs=repr(learn.n_epochs), phases=' and '.join(learn.phases), lr=repr(float(learn.fit_lr)),
+               learner=type(learn).__qualname__, model=f'{kind} #{_hash(_layers(learn.model))}',
+               optimizer=type(learn.opt).__qualname__)
+    for i,g in enumerate(learn.opt.param_groups):
+        for k,v in g.items(): out[f'optimizer.{i}.{k}'] = f'{len(v)} parameters' if k=='params' else _text(v) or type(v).__name__
+    _settings(learn.loss_func, 'loss_func', out)
+    for k in learn.phases: _settings(getattr(learn.dls, k), f'dls.{k}', out)
+    ours = [(k, cb) for k,cb in _named(learn.cbs) if _root(type(cb))=='miniai' and type(cb).__name__ not in _watching]
+    out['callbacks'] = ', '.join(sorted({*_stateful(learn), *(k for k,_ in ours)}))
+    for k,cb in ours: _settings(cb, k, out, state=False)
+    return out
+
+def _differences(was, now, same_python):
+    "Sentences on what differs between two descriptions."
+    def _same(a, b): return a==b or not same_python and re.sub('@\\w+', '', a or '')==re.sub('@\\w+', '', b or '')
+    return [f"{k} was {was.get(k, 'not there')} and is {now.get(k, 'not there')}" for k in {**was, **now}
+            if not _same(was.get(k), now.get(k))]
+
+# %% ../nbs/16_accel.ipynb #f90d32b1
+def _weights(model):
+    "`(weights, rest)`: all tensors of a model by their plain names, and what else it is to be put back to."
+    if not isinstance(model, nn.Module):
+        return {str(i): p.detach() for i,p in enumerate(model.parameters())},{}
+    w = {_plain(k): v for k,v in model.state_dict().items()}
+    more = {_plain(k): b for k,b in model.named_buffers() if _plain(k) not in w}
+    return w,dict(buffers=more, frozen=[_plain(k) for k,p in model.named_parameters() if not p.requires_grad])
+
+@torch.no_grad()
+def _put_weights(model, w, rest):
+    if not isinstance(model, nn.Module):
+        for i,p in enumerate(model.parameters()): p.copy_(w[str(i)])
+        return
+    w = {**w, **rest['buffers']}
+    for k,m in model.named_modules():
+        for a,b in m._buffers.items():
+            new = w.get(_plain(f'{k}.{a}' if k else a))
+            if isinstance(new, torch.Tensor) and (b is None or b.shape!=new.shape or _plain(f'{k}.{a}') in rest['buffers']):
+                m._buffers[a] = new.clone() if b is None else new.to(b)
+    model.load_state_dict({k: w[_plain(k)] for k in model.state_dict()})
+    for k,p in model.named_parameters(): p.requires_grad_(_plain(k) not in rest['frozen'])
+
+def _fingerprint(model): return _hash([(k, _digest(v)) for k,v in _weights(model)[0].items() if isinstance(v, torch.Tensor)])
+
+# %% ../nbs/16_accel.ipynb #6cc83da3
+_held = set()
+
+def _lock(folder):
+    "The file `.lock` in `folder`, opened and locked for this process; a RuntimeError if another run has it."
+    def _taken(who=''): return RuntimeError(f"folder: another run {who}uses {folder}; give this one a folder of its own")
+    key = os.getpid(),str(folder.resolve())
+    if key in _held: raise _taken('of this process ')
+    f = open(folder/'.lock', 'a+')
+    try:
+        if os.name=='posix':
+            fcntl = importlib.import_module('fcntl')
+            fcntl.lockf(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
+        else:
+            f.seek(0)
+            importlib.import_module('msvcrt').locking(f.fileno(), 2, 1)       # LK_NBLCK
+    except OSError as e:
+        who = '' if os.name!='posix' else f.seek(0) or f.read(200).strip()
+        if e.errno in (errno.EACCES,errno.EAGAIN,errno.EDEADLK):
+            f.close()
+            raise _taken(f'({who}) ' if who else '') from None         # other errors: a disk that knows no locks
+    if os.name=='posix':
+        f.truncate(0)
+        print(f'process {os.getpid()} on {socket.gethostname()}', file=f, flush=True)
+    _held.add(key)
+    return f,key
+
+def _unlock(lock):
+    lock[0].close()
+    _held.discard(lock[1])
+
+# %% ../nbs/16_accel.ipynb #7cd20aad
 class CheckpointCB(Callback):
-    "Saves the whole state of a training under way; a fit with the same folder goes on from the newest checkpoint that is sound."
+    "Saves the whole state of a training under way; a fit with the same folder goes on from the newest sound one."
     order,in_lr_find = -200,False
     def __init__(self,
         folder, # Where the checkpoints of this run are kept, of no other run
         every=None, # Training batches from one to the next; there is one at the end of each epoch in any case
         keep=2, # So many are kept, 1 or more
-        generators=(), # `torch.Generator`s to be saved besides those of the loaders, such as one of a transform
+        generators=(), # More random generators to be saved; those inside the learner are found without it
     ):
         if every is not None and every<1: raise ValueError(f"every: expected 1 or more, or None, got {every}")
         if keep<1: raise ValueError(f"keep: expected 1 or more, got {keep}")
-        self.folder,self.every,self.keep,self.generators = Path(folder),every,keep,list(generators)
+        self.folder,self.every,self.keep,self.generators = Path(folder).expanduser(),every,keep,list(generators)
+        self.lock = self.saved = self.sources = None
+        self.wrapped = False
 
     def before_fit(self, learn):
         if 'train' not in learn.phases: return
         if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size()>1:
             raise RuntimeError("CheckpointCB saves the state of one process; there are several")
-        found = [getattr(dl, 'generator', None) for dl in (learn.dls.train, getattr(learn.dls, 'valid', None))]
-        self.gens = list({id(g): g for g in (*found, *self.generators) if isinstance(g, torch.Generator)}.values())
+        if sum(isinstance(cb, CheckpointCB) for cb in learn.cbs)>1:
+            raise ValueError("cbs: there are two CheckpointCB; one fit has one")
+        if not _has_state(learn.opt): raise TypeError(f"opt_func: {type(learn.opt).__name__} has no state_dict")
         self.folder.mkdir(parents=True, exist_ok=True)
-        for o in self.folder.glob('.tmp-*'): shutil.rmtree(o, ignore_errors=True)       # left by a killed run
-        self.done,self.skip,self.saved = 0,0,self._newest(learn)
+        self.lock = _lock(self.folder)
+        others = [cb for cb in learn.cbs if cb is not self]
+        self.sources = _Sources(learn, others, self.generators)
+        self.about,self.began = _about(learn),_fingerprint(learn.model)
+        self._clean()
+        self.done,self.skip,self.tried,self.warned,self.start = 0,0,0,set(),None
+        self.saved = self._newest(learn)
         for k in ('callback','one_epoch'): _wrap(learn, k, getattr(self, '_'+k))
+        self.wrapped = True
 
     def cleanup_fit(self, learn):
         for k in ('callback','one_epoch'): vars(learn).pop(k, None)
-        self.saved = None
+        if self.wrapped: learn._checkpointed = _fingerprint(learn.model)
+        if self.lock is not None: _unlock(self.lock)
+        self.lock = self.saved = self.sources = None
+        self.wrapped = False
 
-# %% ../nbs/16_accel.ipynb #944cb2e8
-def _length(dl): return len(dl) if hasattr(dl, '__len__') else None
-def _versions(): return dict(torch=torch.__version__, numpy=np.__version__)
-def _stateful(learn):
-    "Callbacks that take part, by name."
-    named,seen = {},{}
-    for cb in learn.cbs:
-        if not (hasattr(cb, 'state_dict') and hasattr(cb, 'load_state_dict')): continue
-        k = type(cb).__name__
-        seen[k] = seen.get(k, 0)+1
-        named[k if seen[k]==1 else f'{k} {seen[k]}'] = cb
-    return named
+# %% ../nbs/16_accel.ipynb #6ee64349
+def _versions():
+    return dict(torch=torch.__version__, numpy=np.__version__, python='.'.join(map(str, sys.version_info[:2])))
 
 @patch
 def _all(self:CheckpointCB):
@@ -407,36 +794,93 @@ def _all(self:CheckpointCB):
     return [o for _,o in sorted(((int(m[1]), int(m[2])), o) for m,o in named if m)]
 
 @patch
+def _clean(self:CheckpointCB):
+    "Finish or remove what a killed run left half done."
+    for o in sorted(self.folder.glob('.tmp-*')):
+        m = re.fullmatch(r'\.tmp-(old-|gone-)?(epoch\d+-batch\d+)', o.name)
+        if not m: continue                                       # not ours
+        path = self.folder/m[2]
+        if m[1]!='gone-' and _standing(path)!=path: _standing(path).rename(path)
+        _remove(o)
+
+@patch
+def _set_aside(self:CheckpointCB, path, error):
+    "Rename a damaged checkpoint, so that it is not tried again; nothing is deleted."
+    names = (path.with_name(f'{path.name}.damaged{i or ""}') for i in itertools.count())
+    aside = next(o for o in names if not os.path.lexists(o))
+    try:
+        path.rename(aside)
+        what = f"set aside as {aside.name}"
+    except OSError as e: what = f"it could not be set aside: {e}"
+    warnings.warn(f"CheckpointCB: {error}; {what}", stacklevel=3)
+
+# %% ../nbs/16_accel.ipynb #895ccd00
+@patch
 def _newest(self:CheckpointCB, learn):
     "The state of the newest sound checkpoint; None if there is none."
-    found = self._all()
+    found,p = self._all(),next(iter(learn.model.parameters()), None)
     for path in reversed(found):
-        try: state = load_checkpoint(path, next(learn.model.parameters()).device)
+        try: state = load_checkpoint(path, 'cpu' if p is None else p.device)
         except DamagedCheckpoint as e:
-            aside = path.with_name(path.name+'.damaged')
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
-            warnings.warn(f"CheckpointCB: {e}; set aside as {aside.name}", stacklevel=2)
+            self._set_aside(path, e)
             continue
-        now = dict(n_epochs=learn.n_epochs, batches=_length(learn.dls.train), callbacks=sorted(_stateful(learn)))
-        was = {**{k: state[k] for k in ('n_epochs','batches')}, 'callbacks': sorted(state['callbacks'])}
-        if now!=was: raise ValueError(f"folder: {path} is of another training: expected {now}, got {was}; give a new folder")
+        self._check(learn, path, state)
         other = '' if state['versions']==_versions() else f", made with {state['versions']}: bits may differ"
         print(f"CheckpointCB: goes on from {path.name}{other}" if state['epoch']<learn.n_epochs else
               f"CheckpointCB: {path.name} is the end of this training; nothing is left to do", flush=True)
         return state
     if found: print("CheckpointCB: no sound checkpoint is left; starts from the beginning", flush=True)
 
+@patch
+def _check(self:CheckpointCB, learn, path, state):
+    "An error if `state` is of another training, or if the weights in memory would be lost by it."
+    lacks = [k for k in _parts if k not in state]
+    if lacks: raise ValueError(f"folder: {path} is of another version of miniai, or of another program: it lacks {lacks}")
+    differ = _differences(state['about'], self.about, state['versions'].get('python')==_versions()['python'])
+    mine = dict(rngs=self.sources.rngs, own=self.sources.own, numbers=self.sources.counting)
+    for k,o in mine.items():
+        was = state['random'][k].keys()
+        lost = sorted(was-o.keys() if k=='numbers' else was^o.keys())
+        differ += [f"{a} is saved on one side only" for a in lost]
+    if differ:
+        more = f" (and {len(differ)-3} more)" if len(differ)>3 else ''
+        raise ValueError(f"folder: {path} is of another training: {'; '.join(differ[:3])}{more}; give a new folder")
+    trained = bool(learn.history) or bool(getattr(learn.opt, 'state', None))
+    if trained and self.began not in (state['began'], getattr(learn, '_checkpointed', None)):
+        raise ValueError(f"folder: this Learner was trained since it left {path}, and that would be lost; "
+                         "give a new folder, or a new Learner to go on from there")
+
 # %% ../nbs/16_accel.ipynb #3c14485a
+_parts = 'model','rest','opt','history','extra','grads','random','epoch_start','callbacks','epoch','batch','done','about','began','versions'
+
+def _keeps_grads(learn):
+    "May gradients live on from batch to batch, since `zero_grad` is not the usual one?"
+    f = learn._on.get('zero_grad', [learn.zero_grad])[0]
+    usual = {'TrainCB.zero_grad','TrainLearner.zero_grad','AccelerateCB.zero_grad'}
+    return getattr(f, '__qualname__', '') not in usual and not callable(getattr(learn, 'extra_state', None))
+
+@patch
+def _state(self:CheckpointCB, learn, epoch, batch):
+    "All that the next batch depends on."
+    w,rest = _weights(learn.model)
+    grads = [p.grad for p in learn.model.parameters()] if _keeps_grads(learn) else []
+    return dict(model=w, rest=rest, opt=learn.opt.state_dict(), history=learn.history, grads=grads,
+                extra=learn.extra_state() if callable(getattr(learn, 'extra_state', None)) else {},
+                random=self.sources.state(), epoch_start=self.start,
+                callbacks={k: cb.state_dict() for k,cb in _stateful(learn).items()},
+                epoch=epoch, batch=batch, done=self.done, about=self.about, began=self.began, versions=_versions())
+
 @patch
 def _restore(self:CheckpointCB, learn):
     s,self.saved,self.skip = self.saved,None,0
-    learn.model.load_state_dict(s['model'])
+    _put_weights(learn.model, s['model'], s['rest'])
     learn.opt.load_state_dict(s['opt'])
     learn.history[:] = s['history']
+    for p,g in zip(learn.model.parameters(), s['grads']): p.grad = None if g is None else g.to(p)
+    if callable(getattr(learn, 'load_extra_state', None)): learn.load_extra_state(s['extra'])
     for k,cb in _stateful(learn).items(): cb.load_state_dict(s['callbacks'][k])
-    self.done = s['done']
-    _set_random_state(s['random'], self.gens)
+    self.done,self.began = s['done'],s['began']
+    self.sources.load(s['random'], own=s['batch']==0)
 
 @patch
 def _one_epoch(self:CheckpointCB, learn, one_epoch, phase):
@@ -447,7 +891,7 @@ def _one_epoch(self:CheckpointCB, learn, one_epoch, phase):
                 if isinstance(cb, ProgressCB): cb.bar.update(learn.epoch)
             return
         self.skip = s['batch']
-        if self.skip: _set_random_state(s['epoch_start'], self.gens)     # the loader draws the same order
+        if self.skip: self.sources.load(s['epoch_start'])                # the loader draws the same order
         else: self._restore(learn)
     one_epoch(phase)
 
@@ -455,23 +899,39 @@ def _one_epoch(self:CheckpointCB, learn, one_epoch, phase):
 @patch
 def _callback(self:CheckpointCB, learn, callback, event):
     if event=='after_fit' and self.saved: self._restore(learn)          # all epochs were done
-    if event=='before_epoch' and learn.training: self.start = _random_state(self.gens)
+    if event=='before_epoch' and learn.training: self.start = self.sources.state()
     if event=='before_batch' and self.skip:
         if learn.iter+1==self.skip: self._restore(learn)                # the next batch is new
         raise CancelBatch
+    if event=='before_batch' and learn.training and not self.tried: self._try(learn)
     callback(event)
     if event=='after_batch' and learn.training:
         self.done += 1
+        if self.tried==1: self._try(learn)
         if self.every and self.done%self.every==0: self._save(learn, learn.epoch, learn.iter+1)
     if event in ('after_epoch','cancel_epoch') and learn.phase==learn.phases[-1]: self._save(learn, learn.epoch+1, 0)
 
 @patch
+def _try(self:CheckpointCB, learn):
+    "Notice now what could not be saved later."
+    if not self.tried: self.vars = {k: self._memory(cb) for k,cb in _named(learn.cbs)}
+    self.tried += 1
+    json.dumps(_split(self._state(learn, 0, 0), {}))
+
+@patch
+def _memory(self:CheckpointCB, cb):
+    return {k: _text(v) for k,v in vars(cb).items() if isinstance(v, (int,float,torch.Tensor,list,dict))}
+
+@patch
 def _save(self:CheckpointCB, learn, epoch, batch):
-    state = dict(model=learn.model.state_dict(), opt=learn.opt.state_dict(), history=learn.history, epoch=epoch, batch=batch, done=self.done,
-                 n_epochs=learn.n_epochs, batches=_length(learn.dls.train), random=_random_state(self.gens), epoch_start=self.start,
-                 callbacks={k: cb.state_dict() for k,cb in _stateful(learn).items()}, versions=_versions())
-    save_checkpoint(self.folder/f'epoch{epoch:04}-batch{batch:06}', state)
+    for k,cb in _named(learn.cbs):
+        if _has_state(cb) or _root(type(cb))=='miniai' or k in self.warned: continue
+        new = [a for a,v in self._memory(cb).items() if self.vars.get(k, {}).get(a)!=v]
+        if new: warnings.warn(f"CheckpointCB: {k} has no state_dict, so what it keeps in {', '.join(new)} is not saved", stacklevel=2)
+        if new: self.warned.add(k)
+    save_checkpoint(self.folder/f'epoch{epoch:04}-batch{batch:06}', self._state(learn, epoch, batch))
     for o in self._all()[:-self.keep]:
-        gone = o.with_name('.tmp-'+o.name)
+        if not _is_ours(o): continue
+        gone = o.with_name('.tmp-gone-'+o.name)
         o.rename(gone)                           # at once, so that no half-deleted one is ever taken for whole
-        shutil.rmtree(gone, ignore_errors=True)
+        _remove(gone)

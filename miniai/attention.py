@@ -13,14 +13,17 @@ from fastcore.basics import patch
 from torch import nn
 
 # %% ../nbs/23_attention.ipynb #b0bf860d
-def _allowed(mask, causal, n_q, n_k, device):
-    "What may be looked at, bool, (...,n_q,n_k); None for everything."
-    past = torch.ones(n_q, n_k, dtype=torch.bool, device=device).tril() if causal else None
+def _allowed(mask, causal, shape, device):
+    "What may be looked at, bool, like the scores of this `shape`; None for everything."
+    past = torch.ones(shape[-2:], dtype=torch.bool, device=device).tril() if causal else None
     if mask is None: return past
-    if mask.dtype!=torch.bool: raise ValueError(f"mask: expected bool, True where a query may look, got {mask.dtype}")
-    if any(a not in (1,b) for a,b in zip(mask.shape[::-1], (n_k, n_q))):
-        raise ValueError(f"mask: expected a shape that fits (...,{n_q},{n_k}), got {tuple(mask.shape)}")
-    return mask&past if causal else mask.expand(torch.broadcast_shapes(mask.shape, (n_q, n_k)))
+    kind = getattr(mask, 'dtype', type(mask).__name__)
+    if not isinstance(mask, torch.Tensor) or kind!=torch.bool:
+        raise ValueError(f"mask: expected a bool tensor, True where it may look, got {kind}")
+    got,want = tuple(mask.shape),tuple(shape)
+    if len(got)>len(want) or any(a not in (1,b) for a,b in zip(got[::-1], want[::-1])):
+        raise ValueError(f"mask: expected a shape that fits {want}, got {got}")
+    return mask&past if causal else mask.expand(torch.broadcast_shapes(mask.shape, shape[-2:]))
 
 def attention_weights(
     q, # Queries, (...,l,d), float
@@ -30,11 +33,14 @@ def attention_weights(
 ): # (...,l,m), in [0,1]; rows sum to 1, or are 0 where nothing may be looked at
     "How much each query takes from each key: the softmax in eq. 1, arXiv:1706.03762."
     if q.shape[-1]!=k.shape[-1]:
-        raise ValueError(f"q, k: expected vectors of one length, got {q.shape[-1]} and {k.shape[-1]} numbers")
-    scores = q@k.transpose(-1, -2)/q.shape[-1]**.5
-    allowed = _allowed(mask, causal, *scores.shape[-2:], q.device)
-    if allowed is None: return scores.softmax(-1)
-    return scores.masked_fill(~allowed, -torch.inf).softmax(-1).masked_fill(~allowed, 0.)
+        raise ValueError("q, k: expected vectors of one length, "
+                         f"got {q.shape[-1]} and {k.shape[-1]} numbers")
+    # float16 ends at 65,504, so its scores and their softmax are computed in float32
+    wide = torch.float32 if q.dtype==torch.float16 else q.dtype
+    scores = (q.to(wide)/q.shape[-1]**.5)@k.to(wide).transpose(-1, -2)
+    allowed = _allowed(mask, causal, scores.shape, q.device)
+    if allowed is None: return scores.softmax(-1).to(q)
+    return scores.masked_fill(~allowed, -torch.inf).softmax(-1).masked_fill(~allowed, 0.).to(q)
 
 # %% ../nbs/23_attention.ipynb #0ea11fc7
 def attention(
@@ -45,7 +51,8 @@ def attention(
     causal=False, # May query i look at keys 0 to i only?
 ): # (...,l,dv)
     "For each query the weighted mean of the values: eq. 1, arXiv:1706.03762."
-    if k.shape[-2]!=v.shape[-2]: raise ValueError(f"v: expected one for each of {k.shape[-2]} keys, got {v.shape[-2]}")
+    if k.shape[-2]!=v.shape[-2]:
+        raise ValueError(f"v: expected one for each of {k.shape[-2]} keys, got {v.shape[-2]}")
     return attention_weights(q, k, mask, causal)@v
 
 # %% ../nbs/23_attention.ipynb #fb4989a0
@@ -58,28 +65,37 @@ class MultiHeadAttention(nn.Module):
         bias=True, # Do the layers of queries, keys and values have a bias? `out` always has one
     ):
         super().__init__()
-        if n%n_heads: raise ValueError(f"n_heads: expected a divisor of n, {n}, got {n_heads}")
+        if n_heads<1 or n%n_heads:
+            raise ValueError(f"n_heads: expected a divisor of n, {n}, got {n_heads}")
         self.n_heads = n_heads
-        self.q,self.kv,self.out = nn.Linear(n, n, bias=bias),nn.Linear(n_cond or n, 2*n, bias=bias),nn.Linear(n, n)
+        self.q,self.kv = nn.Linear(n, n, bias=bias),nn.Linear(n_cond or n, 2*n, bias=bias)
+        self.out = nn.Linear(n, n)
 
     def _heads(self, x, cond):
         "Queries, keys and values, each (n,n_heads,l,n/n_heads)."
         cond = x if cond is None else cond
-        if cond.shape[-1]!=self.kv.in_features:
-            raise ValueError(f"cond: expected the shape (n,m,{self.kv.in_features}), got {tuple(cond.shape)}")
+        for name,o,m in (('x', x, self.q), ('cond', cond, self.kv)):
+            if o.ndim!=3 or o.shape[-1]!=m.in_features:
+                wanted = f"(n,{'l' if name=='x' else 'm'},{m.in_features})"
+                raise ValueError(f"{name}: expected the shape {wanted}, got {tuple(o.shape)}")
+        if len(cond)!=len(x):
+            raise ValueError(f"cond: expected {len(x)} rows, as in x, got {len(cond)}")
         qkv = self.q(x),*self.kv(cond).chunk(2, -1)
-        return [o.unflatten(-1, (self.n_heads,-1)).transpose(1, 2) for o in qkv]      # (n,l,c) -> (n,heads,l,c/heads)
+        # (n,l,c) -> (n,heads,l,c/heads)
+        return [o.unflatten(-1, (self.n_heads,-1)).transpose(1, 2) for o in qkv]
 
     def forward(self,
         x, # What asks, (n,l,n), float
         cond=None, # What is asked, (n,m,n_cond); `x` itself if None
-        mask=None, # bool, broadcast to (n,n_heads,l,m): True where it may look, such as (n,1,1,m) for padding
+        mask=None, # bool, fits (n,n_heads,l,m), such as (n,1,1,m): True where it may look
         causal=False, # May position i look at 0 to i only?
     ): # (n,l,n)
         "What each position takes from those it looks at."
         q,k,v = self._heads(x, cond)
-        if mask is not None: mask,causal = _allowed(mask, causal, q.shape[2], k.shape[2], q.device),False
-        if q.requires_grad and q.dtype==torch.bfloat16 and q.device.type=='cpu': y = attention(q, k, v, mask, causal)
+        if mask is not None:
+            mask,causal = _allowed(mask, causal, (*q.shape[:3], k.shape[2]), q.device),False
+        if q.requires_grad and q.dtype==torch.bfloat16 and q.device.type=='cpu':
+            y = attention(q, k, v, mask, causal)
         else: y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
         return self.out(y.transpose(1, 2).flatten(2))           # (n,heads,l,c/heads) -> (n,l,c)
 
@@ -100,7 +116,9 @@ def sinusoidal_positions(
     length, # Number of positions
     n, # Numbers for each, even, 2 or more
 ): # (length,n), float32, in [-1,1]
-    "Sine and cosine in turn of each position, at `n/2` frequencies from 1 down: section 3.5, arXiv:1706.03762."
+    "Sine and cosine in turn, at `n/2` frequencies from 1 down: section 3.5, arXiv:1706.03762."
+    if not hasattr(length, '__index__') or length<0:
+        raise ValueError(f"length: expected a whole number, 0 or more, got {length!r}")
     if n<2 or n%2: raise ValueError(f"n: expected an even number, 2 or more, got {n}")
     freqs = 1e-4**(torch.arange(n//2, dtype=torch.float64)/(n//2))
     angles = torch.arange(length)[:,None]*freqs                   # (length,n/2)
@@ -108,7 +126,7 @@ def sinusoidal_positions(
 
 # %% ../nbs/23_attention.ipynb #c989d3a1
 class FeedForward(nn.Module):
-    "Two linear layers with a GELU between, on each position alone; gated, it is the GEGLU of arXiv:2002.05202."
+    "Two linear layers with a GELU between, at each position; gated: GEGLU, arXiv:2002.05202."
     def __init__(self,
         n, # Numbers a position, in and out
         mult=4, # Times `n`: the numbers between the layers
@@ -128,11 +146,11 @@ class FeedForward(nn.Module):
 
 # %% ../nbs/23_attention.ipynb #0055f4cc
 class TransformerBlock(nn.Module):
-    "Attention, on `cond` too where there is one, and a feed-forward net, each pre-norm and added: arXiv:2002.04745."
+    "Attention, also on `cond`, and a feed-forward net, each pre-norm: arXiv:2002.04745."
     def __init__(self,
         n, # Numbers a position, in and out
         n_heads, # Heads; a divisor of `n`
-        n_cond=None, # Numbers a position of what is asked in cross-attention; None for a block without it
+        n_cond=None, # Features per position of `cond`; None for a block without cross-attention
         causal=False, # May position i look at 0 to i only?
         mult=4, # Width of the feed-forward net, times `n`
         gated=False, # GEGLU instead of GELU?
@@ -148,33 +166,37 @@ class TransformerBlock(nn.Module):
     def forward(self,
         x, # (n,l,n), float
         cond=None, # What is asked, (n,m,n_cond); None where `n_cond` is
-        mask=None, # bool, broadcast to (n,n_heads,l,m): what may be looked at of `cond`, or of `x` in a block without
+        mask=None, # bool, fits (n,n_heads,l,m): what may be seen of `cond`, without it of `x`
     ): # (n,l,n)
         "`x`, and what the parts add to it."
-        if cond is None and self.cross is not None: raise ValueError("cond: expected one, as the block has n_cond")
-        if cond is not None and self.cross is None: raise ValueError("cond: expected none, as the block has no n_cond")
-        x = x + self.attend(self.norm1(x), mask=mask if self.cross is None else None, causal=self.causal)
+        if cond is None and self.cross is not None:
+            raise ValueError("cond: expected one, as the block has n_cond")
+        if cond is not None and self.cross is None:
+            raise ValueError("cond: expected none, as the block has no n_cond")
+        x = x + self.attend(self.norm1(x), mask=mask if self.cross is None else None,
+                            causal=self.causal)
         if self.cross is not None: x = x + self.cross(self.norm2(x), cond, mask)
         return x + self.ff(self.norm3(x))
 
 # %% ../nbs/23_attention.ipynb #c7c88007
 class SpatialTransformer(nn.Module):
-    "A transformer block over the places of a feature map, added to it (arXiv:2112.10752); a fresh one changes nothing."
+    "A transformer block over the places of a feature map (arXiv:2112.10752); fresh: no change."
     def __init__(self,
         nf, # Channels
         n_heads, # Heads; a divisor of `nf`
-        n_cond=None, # Numbers a position of what is asked, such as words; None for attention on itself alone
-        norm=nn.BatchNorm2d, # Makes a normalisation, as `norm(n)`, such as `partial(nn.GroupNorm, 8)`; None for none
+        n_cond=None, # Features per position of `cond`, such as words; None for none
+        norm=nn.BatchNorm2d, # As `norm(nf)`, such as `partial(nn.GroupNorm, 8)`; None for none
     ):
         super().__init__()
         self.norm,self.into = (norm or nn.Identity)(nf),nn.Linear(nf, nf)
-        self.block,self.back = TransformerBlock(nf, n_heads, n_cond, gated=True, bias=False),nn.Linear(nf, nf)
+        self.block,self.back = TransformerBlock(nf, n_heads, n_cond, gated=True,
+                                                bias=False),nn.Linear(nf, nf)
         for p in self.back.parameters(): nn.init.zeros_(p)
 
     def forward(self,
         x, # Feature map, (n,nf,h,w), float
         cond=None, # What is asked, (n,l,n_cond); None where `n_cond` is
-        mask=None, # bool, broadcast to (n,n_heads,h*w,l): what may be looked at, such as (n,1,1,l) for padding
+        mask=None, # bool, fits (n,n_heads,h*w,l), such as (n,1,1,l): what may be looked at
     ): # Like `x`
         "The map, and what its places take from each other and from `cond`."
         h = self.norm(x).flatten(2).transpose(1, 2)             # (n,c,h,w) -> (n,h*w,c)

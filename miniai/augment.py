@@ -32,27 +32,35 @@ def capture_preds(
     learn, # `Learner`
     dl=None, # Loader of the pictures and targets; the Learner's `dls.valid` if None
     cbs=(), # More callbacks, for this pass alone
-): # `(preds, targets)`: all rows in the loader's order, on the CPU; a tuple in place of `targets` if there are several
-    "Predict in evaluation mode, by one validation pass without the callbacks that only watch (`in_lr_find=False`)."
-    kept,modes,capture = dict(vars(learn)),{m: m.training for m in learn.model.modules()},_Capture()
-    try:
-        learn.dls = SimpleNamespace(valid=learn.dls.valid if dl is None else dl)
-        learn.cbs = [cb for cb in learn.cbs if cb.in_lr_find]
-        learn.fit(1, train=False, cbs=[*cbs, capture])
-    finally:
-        vars(learn).clear()
+): # `(preds, targets)`, all rows in order, on the CPU; several targets are a tuple
+    "Predict by one validation pass without the callbacks that only watch (`in_lr_find=False`)."
+    kept,modes,capture = dict(vars(learn)),{m: m.training
+                                            for m in learn.model.modules()},_Capture()
+    def _back():
         vars(learn).update(kept)
+        for k in vars(learn).keys()-kept.keys(): delattr(learn, k)
         for m,mode in modes.items(): m.training = mode
+    try:
+        try:
+            learn.dls = SimpleNamespace(valid=learn.dls.valid if dl is None else dl)
+            learn.cbs = [cb for cb in learn.cbs if cb.in_lr_find]
+            learn.fit(1, train=False, cbs=[*cbs, capture])
+        finally: _back()
+    finally: _back()               # again, if a Ctrl-C came in between
     preds,*targets = _joined(capture.parts)
     return preds, targets[0] if len(targets)==1 else tuple(targets)
 
 # %% ../nbs/14_augment.ipynb #fef12be2
 def _check_probs(probs, y):
     if not isinstance(probs, torch.Tensor) or probs.ndim!=2 or not len(probs):
-        raise ValueError(f"probs: expected a tensor (n,k), got {getattr(probs, 'shape', type(probs).__name__)}")
-    if tuple(y.shape)!=(len(probs),): raise ValueError(f"y: expected the shape {(len(probs),)}, got {tuple(y.shape)}")
-    if not ((probs>=0).all() and ((probs.float().sum(1)-1).abs()<=.01).all()):       # NaN fails it, too
-        raise ValueError("probs: expected probabilities, each row with the sum 1, got something else; logits need softmax(1) first")
+        raise ValueError("probs: expected a tensor (n,k), got "
+                         f"{getattr(probs, 'shape', type(probs).__name__)}")
+    if tuple(y.shape)!=(len(probs),):
+        raise ValueError(f"y: expected the shape {(len(probs),)}, got {tuple(y.shape)}")
+    # NaN fails it, too
+    if not ((probs>=0).all() and ((probs.float().sum(1)-1).abs()<=.01).all()):
+        raise ValueError("probs: expected probabilities, each row with the sum 1, got "
+                         "something else; logits need softmax(1) first")
 
 def confident_mistakes(
     probs, # Probabilities, (n,k), float in [0,1]
@@ -68,8 +76,10 @@ def confident_mistakes(
 # %% ../nbs/14_augment.ipynb #5017218e
 def _check(x, floating=False, **shares):
     if not isinstance(x, torch.Tensor) or x.ndim!=4:
-        raise ValueError(f"x: expected a batch of pictures (b,c,h,w), got {getattr(x, 'shape', type(x).__name__)}")
-    if floating and not x.is_floating_point(): raise TypeError(f"x: expected normalised pictures, float, got {x.dtype}")
+        raise ValueError("x: expected a batch of pictures (b,c,h,w), got "
+                         f"{getattr(x, 'shape', type(x).__name__)}")
+    if floating and not x.is_floating_point():
+        raise TypeError(f"x: expected normalised pictures, float, got {x.dtype}")
     for k,v in shares.items():
         if not 0<=v<=1: raise ValueError(f"{k}: expected a probability in [0,1], got {v}")
 
@@ -96,7 +106,8 @@ def random_flip(
 def _steps(o, x, name):
     o = torch.as_tensor(o, device=x.device)
     if o.is_floating_point() or o.shape not in ((), (len(x),)):
-        raise ValueError(f"{name}: expected a whole number or one a picture ({len(x)},), got {o.dtype}, {tuple(o.shape)}")
+        raise ValueError(f"{name}: expected a whole number or one a picture ({len(x)},), got "
+                         f"{o.dtype}, {tuple(o.shape)}")
     return o.reshape(-1, 1, 1)
 
 def shift(
@@ -117,9 +128,10 @@ def random_crop(
     pad=1, # Largest move, in pixels, 0 or more
     generator=None, # `torch.Generator` of the draws; torch's own if None
 ): # Like `x`
-    "Move each picture by up to `pad` pixels down or up and left or right: a crop of the padded picture."
+    "Move each picture by up to `pad` pixels in both directions: a crop of the padded picture."
     _check(x)
-    if not isinstance(pad, int) or pad<0: raise ValueError(f"pad: expected a whole number of pixels, 0 or more, got {pad!r}")
+    if not isinstance(pad, int) or pad<0:
+        raise ValueError(f"pad: expected a whole number of pixels, 0 or more, got {pad!r}")
     dy,dx = ((_rand(x, generator)*(2*pad+1)).long().flatten()-pad for _ in range(2))
     return shift(x, dy, dx)
 
@@ -127,11 +139,14 @@ def random_crop(
 def _boxes(x, area, aspect, generator):
     "A rectangle a picture: height, width, top, left, each (b,1,1,1), float with whole values."
     for k,(lo,hi),most in (('area', area, 1), ('aspect', aspect, math.inf)):
-        if not 0<lo<=hi<=most: raise ValueError(f"{k}: expected (lowest, highest) above 0 and at most {most}, got {(lo, hi)}")
+        if not 0<lo<=hi<=most:
+            raise ValueError(f"{k}: expected (lowest, highest) above 0 and at most {most}, got "
+                             f"{(lo, hi)}")
     h,w = x.shape[-2:]
     u,v,s,t = (_rand(x, generator) for _ in range(4))
     a = (area[0]+(area[1]-area[0])*u)*h*w
-    r = (aspect[0]*(aspect[1]/aspect[0])**v).clamp(a/w**2, h**2/a)     # even on a log scale: 1/2 as often as 2
+    # even on a log scale: 1/2 as often as 2
+    r = (aspect[0]*(aspect[1]/aspect[0])**v).clamp(a/w**2, h**2/a)
     hh = (a*r).sqrt().round().clamp(1, h)
     ww = (a/hh).round().clamp(1, w)
     return hh, ww, (s*(h-hh+1)).floor(), (t*(w-ww+1)).floor()
@@ -147,7 +162,7 @@ def _inside(x, hh, ww, top, left):
 def random_erase(
     x, # Normalised pictures, (b,c,h,w), float
     p=.5, # Probability of each picture to be changed, in [0,1]
-    area=(.02,.25), # Lowest and highest share of the picture that the rectangle covers, in (0,1]
+    area=(.02,.25), # Lowest and highest fraction that the rectangle covers, in (0,1]
     aspect=(1/3,3), # Lowest and highest ratio of its height to its width
     generator=None, # `torch.Generator` of the draws; torch's own if None
 ): # Like `x`
@@ -162,11 +177,11 @@ def random_erase(
 def random_copy(
     x, # Pictures, (b,c,h,w), any dtype
     p=.5, # Probability of each picture to be changed, in [0,1]
-    area=(.02,.25), # Lowest and highest share of the picture that the rectangle covers, in (0,1]
+    area=(.02,.25), # Lowest and highest fraction that the rectangle covers, in (0,1]
     aspect=(1/3,3), # Lowest and highest ratio of its height to its width
     generator=None, # `torch.Generator` of the draws; torch's own if None
 ): # Like `x`
-    "Fill a rectangle of some pictures with another place of the same picture, which keeps its range of values."
+    "Fill a rectangle of some pictures with another place of the same picture."
     _check(x, p=p)
     hh,ww,top,left = _boxes(x, area, aspect, generator)
     h,w = x.shape[-2:]
@@ -177,7 +192,7 @@ def random_copy(
 
 # %% ../nbs/14_augment.ipynb #5845fa58
 class Augment:
-    "A transform of batches that applies `fs` to the pictures, one after the other: for `BatchTransformCB` or `BatchLoader`."
+    "Applies `fs` in turn to the pictures of a batch: for `BatchTransformCB` or `BatchLoader`."
     def __init__(self,
         *fs, # Functions of pictures (b,c,h,w) that return such pictures
     ):
@@ -192,11 +207,12 @@ class Augment:
         for f in self.fs: x = f(x)
         return x, *rest
 
-    def __repr__(self): return f"Augment({', '.join(getattr(f, '__name__', repr(f)) for f in self.fs)})"
+    def __repr__(self):
+        return f"Augment({', '.join(getattr(f, '__name__', repr(f)) for f in self.fs)})"
 
 # %% ../nbs/14_augment.ipynb #4be52167
 class Dropout(nn.Module):
-    "Zero single features at random in training, scale the rest by 1/(1-p); nothing in evaluation: arXiv:1207.0580."
+    "Zero features at random in training, scale the rest by 1/(1-p): arXiv:1207.0580."
     def __init__(self,
         p=.5, # Probability of a feature to be zeroed, in [0,1]
     ):
@@ -212,22 +228,24 @@ class Dropout(nn.Module):
         "Features with zeros among them; `x` itself in evaluation."
         if not self.training or self.p==0: return x
         if self.p==1: return x*0
-        keep = torch.empty(self._mask_shape(x), dtype=x.dtype, device=x.device).bernoulli_(1-self.p)
+        keep = torch.empty(self._mask_shape(x), dtype=x.dtype,
+                           device=x.device).bernoulli_(1-self.p)
         return x*keep.div_(1-self.p)
 
     def extra_repr(self): return f'p={self.p}'
 
 class ChannelDropout(Dropout):
-    "`Dropout` of whole channels of (n,c,...): neighbouring pixels of one tell the same, so single ones are no loss: arXiv:1411.4280."
+    "`Dropout` of whole channels of (n,c,...), since pixels nearby are alike: arXiv:1411.4280."
     def _mask_shape(self, x): return (*x.shape[:2], *[1]*(x.ndim-2))
 
 # %% ../nbs/14_augment.ipynb #b05fa0e2
 def average_probs(
-    *logits, # Predictions of several views or nets, each (n,k), before or after the softmax's logarithm
+    *logits, # Predictions of several views or nets, each (n,k); logits or log-probabilities
 ): # Logarithms of the mean probabilities, (n,k)
     "Average the probabilities of several predictions."
     if not logits or any(o.shape!=logits[0].shape for o in logits):
-        raise ValueError(f"logits: expected tensors of one shape, got {[tuple(o.shape) for o in logits]}")
+        raise ValueError("logits: expected tensors of one shape, got "
+                         f"{[tuple(o.shape) for o in logits]}")
     return torch.stack([o.log_softmax(-1) for o in logits]).logsumexp(0)-math.log(len(logits))
 
 # %% ../nbs/14_augment.ipynb #8d0c7a90
@@ -244,19 +262,21 @@ def hflip(
 
 def tta(
     learn, # `Learner`
-    views=(hflip,), # Functions of pictures (b,c,h,w) that give other views; the pictures as they are always take part
+    views=(hflip,), # Functions of pictures (b,c,h,w) that give more views of them
     dl=None, # Loader with a fixed order; the Learner's `dls.valid` if None
-): # `(preds, targets)` as from `capture_preds`; `preds` are logarithms of the mean probabilities, (n,k)
+): # `(preds, targets)`; `preds` are logarithms of the mean probabilities, (n,k)
     "Average the predictions over several views of each picture."
     preds,targets = capture_preds(learn, dl)
     runs = [capture_preds(learn, dl, cbs=[BatchTransformCB(Augment(v))]) for v in views]
-    if any(not _same(t, targets) for _,t in runs): raise ValueError("dl: expected a fixed order, but it shuffles")
+    if any(not _same(t, targets) for _,t in runs):
+        raise ValueError("dl: expected a fixed order, but it shuffles")
     return average_probs(preds, *(p for p,_ in runs)), targets
 
 # %% ../nbs/14_augment.ipynb #884b8100
 class Calibration(NamedTuple):
     "How confidence and accuracy agree, by bins of confidence."
-    confidence: torch.Tensor # Mean confidence in each bin, (bins,), float64; NaN where there is none
+    # Mean confidence in each bin, (bins,), float64; NaN where there is none
+    confidence: torch.Tensor
     accuracy: torch.Tensor   # Share of right predictions in each bin, likewise
     counts: torch.Tensor     # Pictures in each bin, (bins,), int64
     ece: float               # Expected calibration error, in [0,1]
@@ -268,11 +288,13 @@ def calibration(
 ): # `Calibration`
     "Compare the confidence with the accuracy: eq. 3, arXiv:1706.04599."
     _check_probs(probs, y)
-    if not isinstance(bins, int) or bins<1: raise ValueError(f"bins: expected a whole number, 1 or more, got {bins!r}")
+    if not isinstance(bins, int) or bins<1:
+        raise ValueError(f"bins: expected a whole number, 1 or more, got {bins!r}")
     confidence,pred = probs.double().max(1)
     i = (confidence*bins).ceil().long().clamp(1, bins)-1
     counts = torch.bincount(i, minlength=bins)
-    conf,acc = (torch.bincount(i, weights=v, minlength=bins)/counts for v in (confidence, (pred==y).double()))
+    conf,acc = (torch.bincount(i, weights=v, minlength=bins)/counts
+                for v in (confidence, (pred==y).double()))
     ece = ((acc-conf).nan_to_num().abs()*counts).sum()/len(y)      # 0/0 in an empty bin is NaN
     return Calibration(conf, acc, counts, ece.item())
 
@@ -282,15 +304,18 @@ def plot_calibration(
     ax=None, # Axes to draw on; a new figure if None
     title='Calibration', # Text above, to which the error is added
 ): # The axes
-    "Draw accuracy over confidence, a bar a bin, pale below 30 pictures, and the diagonal where both agree."
+    "Draw accuracy over confidence, a bar per bin, pale below 30 pictures, and the diagonal."
     if ax is None: ax = plt.subplots(figsize=(3.4, 3.4), layout='constrained')[1]
     n,full = len(cal.counts),cal.counts>0
     conf,acc = (o[full].numpy() for o in (cal.confidence, cal.accuracy))
-    bars = ax.bar((torch.arange(n)/n)[full].numpy(), acc, width=1/n, align='edge', edgecolor='white')
-    for bar,count in zip(bars, cal.counts[full].tolist()): bar.set_alpha(min(1, max(.15, count/30)))
+    bars = ax.bar((torch.arange(n)/n)[full].numpy(), acc, width=1/n, align='edge',
+                  edgecolor='white')
+    for bar,count in zip(bars, cal.counts[full].tolist()):
+        bar.set_alpha(min(1, max(.15, count/30)))
     ax.plot(conf, acc, 'k.', ms=4, label='bin mean')
     ax.plot([0, 1], [0, 1], '--', color='0.4', label='calibrated')
-    ax.set(xlim=(0, 1), ylim=(0, 1), xlabel='confidence', ylabel='share right', title=f'{title}, ECE {cal.ece:.3f}', aspect='equal')
+    ax.set(xlim=(0, 1), ylim=(0, 1), xlabel='confidence', ylabel='share right',
+           title=f'{title}, ECE {cal.ece:.3f}', aspect='equal')
     ax.legend(fontsize=8, loc='upper left')
     return ax
 
@@ -301,9 +326,11 @@ def fit_temperature(
 ): # The temperature, float in [0.01,100]
     "Find the T that minimises the cross entropy of `logits/T`: section 4.2, arXiv:1706.04599."
     if logits.ndim!=2 or tuple(y.shape)!=(len(logits),):
-        raise ValueError(f"logits, y: expected the shapes (n,k) and (n,), got {tuple(logits.shape)} and {tuple(y.shape)}")
+        raise ValueError("logits, y: expected the shapes (n,k) and (n,), got "
+                         f"{tuple(logits.shape)} and {tuple(y.shape)}")
     if logits.isnan().any(): raise ValueError("logits: expected numbers, got NaN among them")
-    z = logits.double().clamp(min=-1e4)                 # a class that is ruled out has the logit -inf
+    # a class that is ruled out has the logit -inf
+    z = logits.double().clamp(min=-1e4)
     target = z.gather(1, y[:,None])[:,0]
     lo,hi = math.log(.01),math.log(100)                 # of s = 1/T
     for _ in range(50):
@@ -321,15 +348,17 @@ def challenge(
     n=None, # Training pictures to use; all if None
     device=def_device, # Device to train on
 ): # `Learner`, trained; its `dls.valid` are the test pictures
-    "Train the net of lesson 13 by the recipe of lessons 11 to 14: normalised input, bf16, AdamW, one cycle, smoothed labels."
+    "Train the net of lesson 13 with bf16, AdamW, one cycle, smoothed labels and augmentation."
     torch.manual_seed(seed)
     train,lr = (data.x_train[:n], data.y_train[:n]),5e-3
     dls = DataLoaders.from_tensors(train, (data.x_valid, data.y_valid), bs=128, device=device)
     norm = Normalize(*(f(train[0].float()) for f in (torch.mean, torch.std)))
-    cbs = [DeviceCB(device), BatchTransformCB(norm), BatchTransformCB(Augment(*fs), on_valid=False), AutocastCB(),
+    cbs = [DeviceCB(device), BatchTransformCB(norm),
+           BatchTransformCB(Augment(*fs), on_valid=False), AutocastCB(),
            BatchSchedCB(partial(OneCycle, max_lr=lr))]
     net = resnet(ni=train[0].shape[1], n_out=len(data.names), block=PoolBlock)
-    learn = Learner(net.to(memory_format=torch.channels_last), dls, partial(F.cross_entropy, label_smoothing=.1), lr,
+    learn = Learner(net.to(memory_format=torch.channels_last), dls,
+                    partial(F.cross_entropy, label_smoothing=.1), lr,
                     cbs, partial(torch.optim.AdamW, weight_decay=.05, fused=True))
     learn.fit(n_epochs, valid=False)
     return learn

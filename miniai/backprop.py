@@ -6,49 +6,57 @@
 __all__ = ['numeric_grad', 'Var']
 
 # %% ../nbs/03_backprop.ipynb #4ae0b638
-import numbers,operator
+import math,numbers,operator
 import torch
 from fastcore.basics import patch
 
 # %% ../nbs/03_backprop.ipynb #aaaf68ee
 def numeric_grad(
-    f, # Function of a float64 tensor shaped like `x`; returns one number, as a float or a tensor of one element
-    x, # Point, tensor of any shape, made float64
-    h=6e-6, # Step, relative to max(1,|x|); the cube root of float64's precision is near the best
+    f, # Function of a float64 tensor shaped like `x`, to one number or tensor of one element
+    x, # Point, real tensor of any shape, made float64
+    h=6e-6, # Step, relative to max(1,|x|); near the cube root of float64's precision
 ): # Gradient of `f` at `x`, float64, shape of `x`
-    "The gradient by central differences, two calls of `f` for each number in `x`: it checks other gradients."
-    if h<=0: raise ValueError(f"h must be positive, got {h}")
-    x = torch.as_tensor(x).detach().double().clone(memory_format=torch.contiguous_format)
+    "The gradient by central differences: two calls of `f`, each on a copy, per number in `x`."
+    if not 0<h<math.inf: raise ValueError(f"h must be positive, got {h}")
+    x = torch.as_tensor(x).detach()
+    if x.is_complex(): raise TypeError(f"x must hold real numbers, got {x.dtype}")
+    x = x.double().clone(memory_format=torch.contiguous_format)
     flat,res = x.view(-1),torch.empty_like(x)
     for i,old in enumerate(flat.tolist()):
         step = h*max(1, abs(old))
-        flat[i] = old+step; up = _number(f(x))
-        flat[i] = old-step; down = _number(f(x))
+        flat[i] = old+step; up = _number(f(x.clone()))
+        flat[i] = old-step; down = _number(f(x.clone()))
         flat[i] = old
-        res.view(-1)[i] = (up-down)/((old+step)-(old-step)) # the distance as the floats have it
+        res.view(-1)[i] = (up-down)/((old+step)-(old-step)) # the distance as floats have it
     return res
 
 def _number(v):
     v = torch.as_tensor(v)
-    if v.numel()!=1: raise ValueError(f"f must return one number, got a tensor of shape {tuple(v.shape)}")
+    if v.is_complex(): raise TypeError(f"f must return a real number, got {v.dtype}")
+    if v.numel()!=1:
+        raise ValueError(f"f must return one number, got a tensor of shape {tuple(v.shape)}")
     return v.item()
 
 # %% ../nbs/03_backprop.ipynb #7a0007c9
 class Var:
-    "A tensor that remembers what it was computed from: reverse-mode differentiation, section 3.2 of arXiv:1502.05767."
-    __array_ufunc__ = None # so that `array*var` becomes `Var.__rmul__` instead of numpy's product
+    "A tensor with a record of its origin: reverse mode, section 3.2 of arXiv:1502.05767."
+    # so that `array*var` becomes `Var.__rmul__` instead of numpy's product
+    __array_ufunc__ = None
     def __init__(self,
         value, # Float tensor of any shape, or what `torch.as_tensor` makes one from
-        links=(), # Pairs `(parent, back)`: `back` maps this value's gradient to the parent's; constants are dropped
+        links=(), # Pairs `(parent, back)`: `back` maps this gradient to the parent's
         op='', # Name of the operation, '' if this is no result of one
     ):
         self.value,self.op,self.grad = torch.as_tensor(value).detach(),op,None
-        if not self.value.is_floating_point(): raise TypeError(f"value must hold floats, got {self.value.dtype}")
+        if not self.value.is_floating_point():
+            raise TypeError(f"value must hold floats, got {self.value.dtype}")
         self.links = [(p,back) for p,back in links if isinstance(p, Var)]
     def __repr__(self): return f"Var({self.op or 'leaf'}, shape {tuple(self.value.shape)})"
 
 # %% ../nbs/03_backprop.ipynb #816bb234
-def _value(x): return x.value if isinstance(x, Var) else x if isinstance(x, (int,float)) else torch.as_tensor(x)
+def _value(x):
+    if isinstance(x, Var): return x.value
+    return x if isinstance(x, (int,float)) else torch.as_tensor(x)
 
 def _binary(op, f, x, y, back_x, back_y):
     "`f(x,y)` with its links; `back_x` and `back_y` take the gradient and both values."
@@ -60,9 +68,11 @@ def _binary(op, f, x, y, back_x, back_y):
     return Var(value, [(x, lambda g: back_x(g,a,b)), (y, lambda g: back_y(g,a,b))], op)
 
 @patch
-def __add__(self:Var, other): return _binary('+', operator.add, self, other, lambda g,a,b: g, lambda g,a,b: g)
+def __add__(self:Var, other):
+    return _binary('+', operator.add, self, other, lambda g,a,b: g, lambda g,a,b: g)
 @patch
-def __mul__(self:Var, other): return _binary('*', operator.mul, self, other, lambda g,a,b: g*b, lambda g,a,b: g*a)
+def __mul__(self:Var, other):
+    return _binary('*', operator.mul, self, other, lambda g,a,b: g*b, lambda g,a,b: g*a)
 Var.__radd__,Var.__rmul__ = Var.__add__,Var.__mul__ # 2*v is v*2
 
 # %% ../nbs/03_backprop.ipynb #449f67a0
@@ -73,7 +83,7 @@ def _sum_to(g, like):
     return (g.sum(dims).reshape(like.shape) if dims else g).to(like)
 
 def _order(out):
-    "All `Var`s that `out` was computed from, parents first: depth-first, with a stack, since tapes can be long."
+    "All `Var`s that `out` was computed from, parents first; by a stack, as tapes can be long."
     seen,order,stack = set(),[],[(out,False)]
     while stack:
         v,parents_done = stack.pop()
@@ -86,14 +96,17 @@ def _order(out):
 # %% ../nbs/03_backprop.ipynb #7278d24e
 @patch
 def backward(self:Var,
-    grad=None, # Gradient that arrives here, shaped like `value`; 1 if None, where `value` is one number
+    grad=None, # Gradient that arrives here, shaped like `value`; 1 if None, for a single number
 ):
     "Add the gradient to `grad` of this `Var` and of every `Var` that it was computed from."
     if grad is None:
-        if self.value.numel()!=1: raise ValueError(f"backward of {self} needs grad, or a sum or mean first")
+        if self.value.numel()!=1:
+            raise ValueError(f"backward of {self} needs grad, or a sum or mean first")
         grad = torch.ones_like(self.value)
-    grad = torch.as_tensor(grad).detach().to(self.value, copy=True)     # the caller may change its own
-    if grad.shape!=self.value.shape: raise ValueError(f"grad must have the shape of {self}, got {tuple(grad.shape)}")
+    # the caller may change its own
+    grad = torch.as_tensor(grad).detach().to(self.value, copy=True)
+    if grad.shape!=self.value.shape:
+        raise ValueError(f"grad must have the shape of {self}, got {tuple(grad.shape)}")
     waiting = {id(self): grad}
     for v in reversed(_order(self)):
         g = waiting.pop(id(v))
@@ -104,7 +117,8 @@ def backward(self:Var,
 # %% ../nbs/03_backprop.ipynb #9b6851fc
 def _matmul(x, y):
     def f(a, b):
-        if min(getattr(o, 'ndim', 0) for o in (a,b))<2: raise RuntimeError("both need two dimensions or more")
+        if min(getattr(o, 'ndim', 0) for o in (a,b))<2:
+            raise RuntimeError("both need two dimensions or more")
         return a@b
     return _binary('@', f, x, y, lambda g,a,b: g@b.mT, lambda g,a,b: a.mT@g)
 
@@ -115,12 +129,14 @@ def __rmatmul__(self:Var, other): return _matmul(other, self)
 @patch
 def __neg__(self:Var): return -1*self
 @patch
-def __sub__(self:Var, other): return _binary('-', operator.sub, self, other, lambda g,a,b: g, lambda g,a,b: -g)
+def __sub__(self:Var, other):
+    return _binary('-', operator.sub, self, other, lambda g,a,b: g, lambda g,a,b: -g)
 @patch
 def __rsub__(self:Var, other): return -self + other
 @patch
 def __truediv__(self:Var, other):
-    return _binary('/', operator.truediv, self, other, lambda g,a,b: g/b, lambda g,a,b: -g*a/b**2)
+    return _binary('/', operator.truediv, self, other, lambda g,a,b: g/b,
+                   lambda g,a,b: -g*a/b**2)
 @patch
 def __rtruediv__(self:Var, other): return self**-1 * other
 
@@ -132,7 +148,8 @@ def _unary(op, f, x, back):
 
 @patch
 def __pow__(self:Var, k):
-    if not isinstance(k, numbers.Real): raise TypeError(f"the exponent must be a number, got {type(k).__name__}")
+    if not isinstance(k, numbers.Real):
+        raise TypeError(f"the exponent must be a number, got {type(k).__name__}")
     return _unary(f'**{k}', lambda a: a**k, self, lambda g,a,out: g*k*a**(k-1) if k else 0*g)
 @patch
 def relu(self:Var):
@@ -156,16 +173,18 @@ def sum(self:Var,
     "The sum over `dim`."
     a = self.value
     kept = a.sum(dim, keepdim=True)
-    return Var(kept if keepdim else kept.sum(dim), [(self, lambda g: g.reshape(kept.shape).expand(a.shape))], 'sum')
+    return Var(kept if keepdim else kept.sum(dim),
+               [(self, lambda g: g.reshape(kept.shape).expand(a.shape))], 'sum')
 @patch
 def mean(self:Var, dim=None, keepdim=False):
     "The mean over `dim`; arguments as those of `sum`."
     res = self.sum(dim, keepdim)
-    return res / (self.value.numel()/res.value.numel())
+    return res / (self.value.numel()/max(1, res.value.numel()))
 @patch
 def reshape(self:Var, *shape): # The new sizes, as for `torch.reshape`
     "The same numbers in another shape."
-    return _unary('reshape', lambda a: a.reshape(*shape), self, lambda g,a,out: g.reshape(a.shape))
+    return _unary('reshape', lambda a: a.reshape(*shape), self,
+                  lambda g,a,out: g.reshape(a.shape))
 @patch(as_prop=True)
 def T(self:Var):
     "The last two dimensions swapped."

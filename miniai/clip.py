@@ -7,7 +7,7 @@ __all__ = ['clean_text', 'Tokenizer', 'TextTransformer', 'ImageEncoder', 'clip_l
            'recall_at', 'load_clip']
 
 # %% ../nbs/26_clip.ipynb #f4ade02e
-import ftfy,gzip,html,json,regex,torch,warnings
+import ftfy,gzip,heapq,html,json,regex,torch,warnings
 import torch.nn.functional as F
 from collections import Counter,defaultdict
 from functools import cache
@@ -17,6 +17,7 @@ from torch import nn
 
 # %% ../nbs/26_clip.ipynb #06c10acc
 from .attention import TransformerBlock
+from .data import check_finite
 from .ddpm import _replace,load_weights
 from .resnet import resnet
 
@@ -33,7 +34,7 @@ def _merge(parts, pair):
 # %% ../nbs/26_clip.ipynb #39debf97
 @cache
 def _alphabet():
-    "A printable character for every byte, in CLIP's order: first those that stand for themselves."
+    "A printable sign for every byte, in CLIP's order: those that stand for themselves first."
     own = [*range(33, 127), *range(161, 173), *range(174, 256)]
     other = [b for b in range(256) if b not in own]
     return {**{b: chr(b) for b in own}, **{b: chr(256+i) for i,b in enumerate(other)}}
@@ -47,8 +48,9 @@ def _spell(word):
 def clean_text(
     text, # str, any unicode
 ): # str: repaired, in small letters, with single blanks between words
-    "What CLIP does to a text first: repair by `ftfy`, HTML's codes undone twice, single blanks, lower case."
-    if not isinstance(text, str): raise TypeError(f"text: expected a str, got {type(text).__name__}")
+    "What CLIP does first: repair by `ftfy`, HTML undone twice, single blanks, lower case."
+    if not isinstance(text, str):
+        raise TypeError(f"text: expected a str, got {type(text).__name__}")
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return ' '.join(text.split()).lower()
 
@@ -58,18 +60,24 @@ def _check_merges(merges, known):
     known = set(known)
     for i,o in enumerate(merges):
         if len(o)!=2 or not known.issuperset(o):
-            raise ValueError(f"merges: expected pairs of pieces that exist already, got {o} at {i}")
+            raise ValueError(f"merges: expected pairs of pieces that exist already, got {o} "
+                             f"at {i}")
         known.add(''.join(o))
 
+# %% ../nbs/26_clip.ipynb #2ec737d5
 class Tokenizer:
-    "Any text to ids and back, by byte pairs: section 3.2, arXiv:1508.07909, with CLIP's alphabet and word pattern."
+    "Text to ids and back by byte pairs: section 3.2, arXiv:1508.07909; CLIP's alphabet and words."
     def __init__(self,
         merges, # Pairs of pieces (str,str) in the order in which they are joined
         n_ctx=24, # Ids in a row of a batch, marks included, 3 or more
-        marks=('<start>','<end>'), # Names of the two marks; a text that has them as words gets their ids
+        marks=('<start>','<end>'), # Names of the two marks; as words of a text they get their ids
     ):
-        if n_ctx<3: raise ValueError(f"n_ctx: expected 3 or more, room for both marks and a piece, got {n_ctx}")
+        if not isinstance(n_ctx, int) or n_ctx<3:
+            raise ValueError("n_ctx: expected 3 or more, room for both marks and a piece, "
+                             f"got {n_ctx!r}")
         self.merges,self.n_ctx,self.marks = [tuple(o) for o in merges],n_ctx,tuple(marks)
+        if len(set(self.marks))!=2:
+            raise ValueError(f"marks: expected two names that differ, got {marks}")
         chars = list(_alphabet().values())
         singles = [*chars, *(c+'</w>' for c in chars)]
         _check_merges(self.merges, singles)
@@ -79,7 +87,8 @@ class Tokenizer:
         self.start,self.end = len(self.pieces)-2,len(self.pieces)-1
         self.pattern = regex.compile('|'.join(map(regex.escape, self.marks)) +
             r"|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE)
-        self.cache = {o: [self.vocab[o]] for o in self.marks}                      # ids of words met so far
+        # ids of words met so far
+        self.cache = {o: [self.vocab[o]] for o in self.marks}
 
     def __len__(self): return len(self.pieces)
 
@@ -89,18 +98,34 @@ class Tokenizer:
         "The words of the cleaned text: what is spelled piece by piece."
         return self.pattern.findall(clean_text(text))
 
-# %% ../nbs/26_clip.ipynb #968510dd
+# %% ../nbs/26_clip.ipynb #b5c5570e
+def _join_all(parts, rank):
+    "The pieces of a word after all joins that `rank` knows, the earliest learned first."
+    left,right = [i-1 for i in range(len(parts))],[i+1 for i in range(len(parts))]
+    heap = [(rank[o], i) for i,o in enumerate(zip(parts, parts[1:])) if o in rank]
+    heapq.heapify(heap)
+    while heap:
+        r,new = heap[0][0],[]
+        while heap and heap[0][0]==r:                       # all places of one pair
+            i = heapq.heappop(heap)[1]
+            j = right[i]
+            if parts[i] is None or j>=len(parts) or rank.get((parts[i], parts[j]))!=r: continue
+            parts[i],parts[j],right[i] = parts[i]+parts[j],None,right[j]
+            if right[i]<len(parts): left[right[i]] = i
+            new += [k for k in (left[i], i) if k>=0]
+        for k in new:
+            j = right[k]
+            if parts[k] is None or j>=len(parts): continue
+            if (parts[k], parts[j]) in rank: heapq.heappush(heap, (rank[parts[k],parts[j]], k))
+    return [o for o in parts if o is not None]
+
 @patch
 def _word(self:Tokenizer, w):
     "The ids of one word."
-    if w not in self.cache:
-        parts = _spell(w)
-        while len(parts)>1:
-            pair = min(zip(parts, parts[1:]), key=lambda o: self.rank.get(o, len(self.rank)))
-            if pair not in self.rank: break
-            parts = _merge(parts, pair)
-        self.cache[w] = [self.vocab[o] for o in parts]
-    return self.cache[w]
+    if w in self.cache: return self.cache[w]
+    ids = [self.vocab[o] for o in _join_all(_spell(w), self.rank)]
+    if len(w)<=64 and len(self.cache)<50_000: self.cache[w] = ids
+    return ids
 
 @patch
 def encode(self:Tokenizer,
@@ -114,7 +139,7 @@ def encode(self:Tokenizer,
 def decode(self:Tokenizer,
     ids, # Ids of one text: list of int, or a row of a batch
 ): # str
-    "The text: words with a blank between them, without marks; bytes that are no UTF-8 become U+FFFD."
+    "The text: words with blanks between, without marks; bytes that are no UTF-8 become U+FFFD."
     ids = [int(i) for i in ids]
     bad = [i for i in ids if not 0<=i<len(self)]
     if bad: raise ValueError(f"ids: expected 0 to {len(self)-1}, got {bad[0]}")
@@ -132,7 +157,7 @@ def train(cls:Tokenizer,
     n_merges, # How many joins to learn; fewer if every word is one piece before
     **kw, # More for `Tokenizer`
 ): # `Tokenizer`
-    "Join the most frequent pair, the larger one of equals, again and again: algorithm 1, arXiv:1508.07909."
+    "Join the most frequent pair again and again, of equals the larger: alg. 1, arXiv:1508.07909."
     split = cls([], **kw)
     counts = Counter(w for t in texts for w in split.words(t) if w not in split.marks)
     words = [(_spell(w), n) for w,n in counts.items()]
@@ -159,6 +184,8 @@ def __call__(self:Tokenizer,
     texts, # List of str, or a single one
 ): # Ids (n,n_ctx), int64: `<start>`, the text, `<end>` to the end of the row
     "A batch of ids; texts that do not fit are cut, with a warning."
+    if texts is None or isinstance(texts, (bytes,int,float)):
+        raise TypeError(f"texts: expected a str, or a list of str, got {type(texts).__name__}")
     texts = [texts] if isinstance(texts, str) else list(texts)
     rows,room,cut = torch.full((len(texts), self.n_ctx), self.end),self.n_ctx-2,[]
     for row,t in zip(rows, texts):
@@ -166,7 +193,9 @@ def __call__(self:Tokenizer,
         if len(ids)>room: cut.append(self.decode(ids[room:]))
         ids = [self.start, *ids[:room]]
         row[:len(ids)] = torch.tensor(ids)
-    if cut: warnings.warn(f"{len(cut)} of {len(texts)} texts do not fit into n_ctx={self.n_ctx} ids; "
+    if cut:
+        warnings.warn(f"{len(cut)} of {len(texts)} texts do not fit into n_ctx={self.n_ctx} "
+                      "ids; "
                           f"of the first one this was cut: {cut[0][:200]!r}", stacklevel=2)
     return rows
 
@@ -194,15 +223,17 @@ def from_clip(cls:Tokenizer,
     path, # The file `bpe_simple_vocab_16e6.txt.gz`
     n_ctx=77, # As in `Tokenizer`; CLIP has 77
 ): # `Tokenizer` of 49,408 ids
-    "The published vocabulary of CLIP, arXiv:2103.00020, with the marks as `open_clip` names them."
+    "The published vocabulary of CLIP, arXiv:2103.00020, with the marks named as in `open_clip`."
     n_merges = 49152-256-2
     try: first,*lines = gzip.decompress(Path(path).read_bytes()).decode('utf-8').split('\n')
     except (OSError,EOFError,UnicodeDecodeError) as e:
         if isinstance(e, FileNotFoundError): raise
         raise ValueError(f"path: {path} is no gzipped text: {e}") from e
     if not first.startswith('"bpe_simple_vocab') or len(lines)<n_merges:
-        raise ValueError(f"path: expected CLIP's file of {n_merges:,} joins or more, got {len(lines):,} in {path}")
-    return cls([o.split() for o in lines[:n_merges]], n_ctx, ('<start_of_text>','<end_of_text>'))
+        raise ValueError(f"path: expected CLIP's file of {n_merges:,} joins or more, got "
+                         f"{len(lines):,} in {path}")
+    return cls([o.split() for o in lines[:n_merges]], n_ctx,
+               ('<start_of_text>','<end_of_text>'))
 
 # %% ../nbs/26_clip.ipynb #c170ea74
 class TextTransformer(nn.Module):
@@ -215,8 +246,10 @@ class TextTransformer(nn.Module):
         depth=3, # Blocks
     ):
         super().__init__()
-        self.tokens,self.positions = nn.Embedding(n_vocab, n),nn.Parameter(torch.empty(n_ctx, n))
-        self.blocks = nn.ModuleList(TransformerBlock(n, n_heads, causal=True) for _ in range(depth))
+        self.tokens,self.positions = nn.Embedding(n_vocab,
+                                                  n),nn.Parameter(torch.empty(n_ctx, n))
+        self.blocks = nn.ModuleList(TransformerBlock(n, n_heads, causal=True)
+                                    for _ in range(depth))
         self.norm = nn.LayerNorm(n)
         nn.init.normal_(self.tokens.weight, std=.02)
         nn.init.normal_(self.positions, std=.01)
@@ -226,17 +259,18 @@ class TextTransformer(nn.Module):
     ): # States (bs,l,n), normalised
         "The state at each place."
         if ids.ndim!=2 or ids.shape[1]>len(self.positions):
-            raise ValueError(f"ids: expected the shape (bs,l), l at most {len(self.positions)}, got {tuple(ids.shape)}")
+            raise ValueError("ids: expected the shape (bs,l), l at most "
+                             f"{len(self.positions)}, got {tuple(ids.shape)}")
         x = self.tokens(ids) + self.positions[:ids.shape[1]]
         for b in self.blocks: x = b(x)
         return self.norm(x)
 
 # %% ../nbs/26_clip.ipynb #8d91927b
 class ImageEncoder(nn.Module):
-    "A residual net that is told where each pixel is, by two more channels: section 3, arXiv:1807.03247."
+    "A residual net with two more channels that say where a pixel is: section 3, arXiv:1807.03247."
     def __init__(self,
         n_out=128, # Numbers out
-        nfs=(24,48,96,128), # Channels of the stem, which halves the picture, and of each stage, which halve it again
+        nfs=(24,48,96,128), # Channels of the stem and of each stage; each halves the picture
         ni=3, # Channels of the pictures
     ):
         super().__init__()
@@ -248,7 +282,8 @@ class ImageEncoder(nn.Module):
         "A vector for each picture."
         h,w = x.shape[-2:]
         ys,xs = (torch.linspace(-1, 1, o, dtype=x.dtype, device=x.device) for o in (h, w))
-        places = torch.stack(torch.meshgrid(ys, xs, indexing='ij')).expand(len(x), -1, -1, -1)  # (n,2,h,w)
+        # (n,2,h,w)
+        places = torch.stack(torch.meshgrid(ys, xs, indexing='ij')).expand(len(x), -1, -1, -1)
         return self.net(torch.cat([x, places], 1).contiguous(memory_format=torch.channels_last))
 
 # %% ../nbs/26_clip.ipynb #5e2dfc21
@@ -257,17 +292,19 @@ def clip_loss(
     text, # Vectors of their sentences, (n,d), in the same order
     scale, # What cosines are multiplied by, above 0: number or tensor of one element
 ): # Scalar
-    "Mean cross entropy of finding the sentence to a picture and the picture to a sentence: figure 3, arXiv:2103.00020."
-    if image.ndim!=2 or image.shape!=text.shape:
+    "Mean cross entropy of finding sentence to picture and picture to sentence: arXiv:2103.00020."
+    if image.ndim!=2 or image.shape!=text.shape or not len(image):
         got = f"{tuple(image.shape)} and {tuple(text.shape)}"
-        raise ValueError(f"image, text: expected two matrices of one shape (n,d), got {got}")
-    with torch.autocast(image.device.type, enabled=False): logits = scale*image@text.T     # bfloat16 is too coarse here
+        raise ValueError("image, text: expected two matrices of one shape (n,d), n of 1 or "
+                         f"more, got {got}")
+    # bfloat16 is too coarse here
+    with torch.autocast(image.device.type, enabled=False): logits = scale*image@text.T
     y = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, y) + F.cross_entropy(logits.T, y))/2
 
 # %% ../nbs/26_clip.ipynb #fc890884
 class CLIP(nn.Module):
-    "Pictures and sentences as vectors of length one, and a learned scale: section 2, arXiv:2103.00020."
+    "Pictures and sentences as vectors of length one, and a learned scale: arXiv:2103.00020."
     def __init__(self,
         image, # Pictures (bs,c,h,w) to vectors (bs,n_out), such as `ImageEncoder`
         text, # Ids (bs,l) to states (bs,l,n), such as `TextTransformer`
@@ -294,7 +331,8 @@ class CLIP(nn.Module):
     ): # (bs,n_out), float32, length one
         "The vector of each sentence: its state at the first end mark, projected."
         ends = ids==(ids[:,-1:] if end is None else end)
-        if not ends.any(1).all(): raise ValueError(f"ids: expected the end mark {end} in each row")
+        if not ends.any(1).all():
+            raise ValueError(f"ids: expected the end mark {end} in each row")
         rows = torch.arange(len(ids), device=ids.device)
         states = self.text(ids)[rows,ends.int().argmax(1)]       # (bs,l,n) -> (bs,n)
         return F.normalize(self.project(states).float(), dim=-1)
@@ -314,7 +352,8 @@ def small_clip(
     n_out=128, # Width of both vectors
 ): # `CLIP`
     "A CLIP for pictures in colour, made of `ImageEncoder` and `TextTransformer`."
-    net = CLIP(ImageEncoder(n_out, nfs), TextTransformer(n_vocab, n_ctx, n, n_heads, depth), n, n_out)
+    net = CLIP(ImageEncoder(n_out, nfs), TextTransformer(n_vocab, n_ctx, n, n_heads, depth), n,
+               n_out)
     return net.to(memory_format=torch.channels_last)
 
 # %% ../nbs/26_clip.ipynb #e292d7fd
@@ -326,31 +365,39 @@ def similarities(
     bs=256, # Rows at a time
 ): # Cosines (n,m) as (pictures,sentences), float32, on the CPU
     "How well each sentence goes with each picture."
-    device,mode = clip.log_scale.device,clip.training
+    device,modes = clip.log_scale.device,[(m, m.training) for m in clip.modules()]
     clip.eval()
-    image = torch.cat([clip.encode_image(o.to(device)) for o in x.split(bs)])
-    text = torch.cat([clip.encode_text(o.to(device)) for o in ids.split(bs)])
-    clip.train(mode)
+    try:
+        image = torch.cat([clip.encode_image(o.to(device)) for o in x.split(bs)])
+        text = torch.cat([clip.encode_text(o.to(device)) for o in ids.split(bs)])
+    finally:
+        for m,mode in modes: m.training = mode
     return (image@text.T).cpu()
 
 def recall_at(
     sims, # Cosines (n,n); what belongs together stands on the diagonal
     k=1, # How many answers are allowed
 ): # float, 0 to 1; chance is k/n
-    "Share of rows whose own column is among the `k` best; transpose `sims` for the other direction."
-    if sims.ndim!=2 or len(sims)!=sims.shape[1]:
+    "Share of rows whose own column is among the `k` best; `sims.T` for the other direction."
+    if sims.ndim!=2 or len(sims)!=sims.shape[1] or not len(sims):
         raise ValueError(f"sims: expected a square matrix, got {tuple(sims.shape)}")
+    if k<1: raise ValueError(f"k: expected 1 or more, got {k}")
+    # nan is larger than nothing: it would count as found
+    check_finite(sims, 'sims')
     return ((sims>=sims.diagonal()[:,None]).sum(1)<=k).float().mean().item()
 
 # %% ../nbs/26_clip.ipynb #85505bc6
 def _load_with_words(path, make):
-    "A net with stored weights, on the CPU, in evaluation mode, and the tokenizer that goes with it."
+    "A net with stored weights, on the CPU, in evaluation mode, and its tokenizer."
     _,info = load_weights(path)
     missing = [k for k in ('config','merges') if k not in info]
-    if missing: raise ValueError(f"path: the JSON of {path} lacks {missing}; expected `config` and `merges`")
+    if missing:
+        raise ValueError(f"path: the JSON of {path} lacks {missing}; expected `config` and "
+                         "`merges`")
     net = make(**info['config'])
     load_weights(path, net)
-    return net.eval().requires_grad_(False),Tokenizer(info['merges'], info['config'].get('n_ctx', 24))
+    return net.eval().requires_grad_(False),Tokenizer(info['merges'],
+                                                      info['config'].get('n_ctx', 24))
 
 def load_clip(
     path='scene_clip', # As in `load_weights`: a name of the package's own weights, or a path

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SHAPES', 'COLOURS', 'BACKGROUNDS', 'SIZES', 'RELATIONS', 'UNSEEN', 'SEEN', 'circle', 'pixel_grid', 'coverage',
-           'segment', 'polygon', 'place', 'draw_masks', 'draw_shapes', 'hub_answers', 'decode', 'ImageData', 'get_data',
-           'get_dataset', 'Thing', 'Scene', 'caption', 'random_scenes', 'leave_out', 'draw_scenes']
+           'segment', 'polygon', 'place', 'draw_masks', 'draw_shapes', 'hub_answers', 'open_image', 'check_finite',
+           'bar_seen', 'quiet_bar', 'decode', 'ImageData', 'get_data', 'get_dataset', 'Thing', 'Scene', 'caption',
+           'random_scenes', 'leave_out', 'draw_scenes']
 
 # %% ../nbs/00_data.ipynb #b46db42a
-import io,json,math,os,uuid,warnings
+import io,json,math,operator,os,platform,re,shutil,sys,time,uuid,warnings
 from contextlib import suppress
 from functools import cache
 from hashlib import sha256
@@ -18,10 +19,8 @@ from typing import NamedTuple
 from unittest.mock import patch
 
 # %% ../nbs/00_data.ipynb #ea86a83b
-import datasets,huggingface_hub,platformdirs,pyarrow as pa,pyarrow.parquet as pq,torch
-from datasets import Dataset,DatasetDict
-from fastprogress.fastprogress import progress_bar
-from PIL import Image,UnidentifiedImageError
+import numpy as np,platformdirs,torch
+from fastcore.basics import IN_NOTEBOOK
 from safetensors import SafetensorError,safe_open
 from safetensors.torch import save_file
 from . import __version__
@@ -40,27 +39,40 @@ def pixel_grid(
     device=None, # Where to put it
 ): # Middles of the pixels, (size,size,2), x to the right and y down, from -1 to 1
     "Coordinates of the pixels of a square picture."
-    c = (torch.arange(size, device=device)+.5)*2/size - 1
+    c = (torch.arange(_whole(size, 'size', 1), device=device)+.5)*2/size - 1
     return torch.stack(torch.meshgrid(c, c, indexing='xy'), -1)
+
+def _whole(x, name, lo, hi=None):
+    "`x` as an int; `ValueError` unless it is a whole number from `lo` to `hi`."
+    try: res = operator.index(x)
+    except TypeError: res = None
+    if res is None or isinstance(x, bool) or res<lo or hi is not None and res>hi:
+        end = ' or more' if hi is None else f' to {hi}'
+        raise ValueError(f"{name}: expected a whole number, {lo}{end}, got {x!r}")
+    return res
 
 # %% ../nbs/00_data.ipynb #8c494c84
 def coverage(
     d, # Signed distances, any shape
-    px, # Width of a pixel, in the same unit
+    px, # Width of a pixel, in the same unit, above 0
 ): # Share of each pixel that lies inside, in [0,1]
     "Turn signed distances into anti-aliased coverage: linear across one pixel at the edge."
+    if not px>0: raise ValueError(f"px: expected a width above 0, got {px}")
     return (.5 - d/px).clamp(0, 1)
 
 # %% ../nbs/00_data.ipynb #b5886181
 def segment(
     p, # Points, (...,2), float
     a, # One end, pair of floats
-    b, # Other end, pair of floats
+    b, # Other end, pair of floats; `a` again for a single point
 ): # Distances, (...), never negative
     "Distance of points from the segment between `a` and `b`."
+    if not p.is_floating_point(): raise ValueError(f"p: expected floats, got {p.dtype}")
+    if not all(math.isfinite(o) for o in (*a,*b)):
+        raise ValueError(f"a, b: expected finite numbers, got {a} and {b}")
     a,b = p.new_tensor(a),p.new_tensor(b)
     e,w = b-a,p-a
-    t = ((w*e).sum(-1)/(e*e).sum()).clamp(0, 1)
+    t = ((w*e).sum(-1)/(e*e).sum().clamp(min=torch.finfo(p.dtype).tiny)).clamp(0, 1)
     return (w - t[...,None]*e).norm(dim=-1)
 
 # %% ../nbs/00_data.ipynb #df2f72b0
@@ -75,19 +87,21 @@ def polygon(
         d = torch.minimum(d, segment(p, a, b))
         if a[1]==b[1]: continue                                # The walk runs along this edge
         crosses = (p[...,1]<a[1]) != (p[...,1]<b[1])
-        x = a[0] + (p[...,1]-a[1])/(b[1]-a[1])*(b[0]-a[0])     # Where the walk meets the edge's line
+        # Where the walk meets the edge's line
+        x = a[0] + (p[...,1]-a[1])/(b[1]-a[1])*(b[0]-a[0])
         inside ^= crosses & (p[...,0]<x)
     return torch.where(inside, -d, d)
 
 # %% ../nbs/00_data.ipynb #24e2692e
 def _spokes(n, inner=1.):
     "Corners of a regular polygon, or of a star if `inner` is below 1."
-    k = 1 if inner==1 else 2
-    ang = [math.pi*2*i/(k*n) for i in range(k*n)]
-    return [(r*math.sin(a), -r*math.cos(a)) for i,a in enumerate(ang) for r in [1. if i%k==0 else inner]]
+    radii = [1.]*n if inner==1 else [1.,inner]*n
+    angles = [math.pi*2*i/len(radii) for i in range(len(radii))]
+    return [(r*math.sin(a), -r*math.cos(a)) for r,a in zip(radii, angles)]
 
 _w = .3
-_cross = [(-_w,-1), (_w,-1), (_w,-_w), (1,-_w), (1,_w), (_w,_w), (_w,1), (-_w,1), (-_w,_w), (-1,_w), (-1,-_w), (-_w,-_w)]
+_cross = [(-_w,-1), (_w,-1), (_w,-_w), (1,-_w), (1,_w), (_w,_w), (_w,1), (-_w,1), (-_w,_w),
+          (-1,_w), (-1,-_w), (-_w,-_w)]
 _arrow = [(0,-1), (.8,-.1), (.28,-.1), (.28,1), (-.28,1), (-.28,-.1), (-.8,-.1)]
 _leaf = [(-.84,-.08), (-.42,-.5), (.42,-.5), (.84,-.08), (0,.95)]
 
@@ -132,8 +146,15 @@ def draw_masks(
     size=28, # Pixels along each side
 ): # Coverage, (n,size,size), float in [0,1], on the device of `centre`
     "Draw one anti-aliased shape per picture."
-    if len(kinds) and not 0<=kinds.min()<=kinds.max()<len(SHAPES):
-        raise ValueError(f"kinds: expected 0 to {len(SHAPES)-1}, got {kinds.min()} to {kinds.max()}")
+    n,last = len(kinds),len(SHAPES)-1
+    if n and not 0<=kinds.min()<=kinds.max()<=last:
+        raise ValueError(f"kinds: expected 0 to {last}, got {kinds.min()} to {kinds.max()}")
+    for name,v,want in (('centre',centre,(n,2)), ('scale',scale,(n,)), ('angle',angle,(n,))):
+        if v.shape!=want:
+            raise ValueError(f"{name}: expected the shape {want}, got {tuple(v.shape)}")
+        if not v.isfinite().all(): raise ValueError(f"{name}: expected finite numbers, got {v}")
+    if not (scale>0).all():
+        raise ValueError(f"scale: expected sizes above 0, got {scale.min()}")
     grid = pixel_grid(size, centre.device)
     res = centre.new_empty(len(kinds), size, size)
     for k,sdf in enumerate(SHAPES.values()):
@@ -145,7 +166,7 @@ def draw_masks(
 # %% ../nbs/00_data.ipynb #42c9e617
 def draw_shapes(
     n, # Number of pictures, 1 or more
-    seed=0, # The same seed gives the same pictures, on any device up to rounding
+    seed=0, # From -2**63 to 2**64-1; the same seed gives the same pictures, up to rounding
     size=28, # Pixels along each side
     channels=1, # 1 for grey, 3 for colour
     turn=.5, # Largest turn, radians
@@ -154,18 +175,28 @@ def draw_shapes(
     device=None, # Where to draw
 ): # `(x, y)`: uint8 (n,channels,size,size), and index into `SHAPES`, int64 (n,)
     "Draw shapes with random place, size, turn, brightness, stripe and noise."
-    if channels not in (1,3): raise ValueError(f"channels={channels}: expected 1 (grey) or 3 (colour)")
-    gen = torch.Generator().manual_seed(seed)
-    parts = [_draw_batch(len(i), gen, size, channels, turn, shift, noise, device) for i in torch.arange(n).split(2000)]
+    if channels not in (1,3):
+        raise ValueError(f"channels={channels}: expected 1 (grey) or 3 (colour)")
+    for name,v in dict(turn=turn, shift=shift, noise=noise).items():
+        if not 0<=v<math.inf:
+            raise ValueError(f"{name}: expected a finite number, 0 or more, got {v}")
+    gen,n = _generator(seed),_whole(n, 'n', 1)
+    parts = [_draw_batch(len(i), gen, size, channels, turn, shift, noise, device)
+             for i in torch.arange(n).split(2000)]
     return tuple(torch.cat(o) for o in zip(*parts))
+
+def _generator(seed):
+    return torch.Generator().manual_seed(_whole(seed, 'seed', -2**63, 2**64-1))
 
 def _draw_batch(n, gen, size, channels, turn, shift, noise, device):
     def uniform(lo, hi, *s): return (lo+(hi-lo)*torch.rand(n, *s, generator=gen)).to(device)
     y = torch.randint(len(SHAPES), (n,), generator=gen).to(device)
-    mask = draw_masks(y, uniform(-shift,shift,2), uniform(.55,.85), uniform(-turn,turn), size)[:,None]
-    light,dark,grey = uniform(.35,1,channels,1,1),uniform(0,.2,channels,1,1),uniform(0,1,channels,1,1)
-    x = dark + (light-dark)*mask                                            # (n,channels,size,size)
-    stripe = place(pixel_grid(size, device), uniform(-.6,.6,2), uniform(1,1), uniform(0,math.pi))[...,0].abs()
+    mask = draw_masks(y, uniform(-shift,shift,2), uniform(.55,.85), uniform(-turn,turn),
+                      size)[:,None]
+    light,dark,grey = (uniform(lo, hi, channels, 1, 1) for lo,hi in ((.35,1), (0,.2), (0,1)))
+    x = dark + (light-dark)*mask  # (n,channels,size,size)
+    stripe = place(pixel_grid(size, device), uniform(-.6,.6,2), uniform(1,1),
+                   uniform(0,math.pi))[...,0].abs()
     hide = coverage(stripe-uniform(.06,.16,1,1), 2/size)*(uniform(0,1,1,1)<.5)
     x += (grey-x)*hide[:,None]
     x += uniform(0,noise,1,1,1)*torch.randn(x.shape, generator=gen).to(device)
@@ -173,91 +204,277 @@ def _draw_batch(n, gen, size, channels, turn, shift, noise, device):
 
 # %% ../nbs/00_data.ipynb #2712ffc7
 _SETS = dict(
-    fashion_mnist=dict(repo='zalando-datasets/fashion_mnist', image='image', size=28, channels=1),
+    fashion_mnist=dict(repo='zalando-datasets/fashion_mnist', image='image', size=28,
+                       channels=1),
     cifar10=dict(repo='uoft-cs/cifar10', image='img', size=32, channels=3),
 )
 
+def _holds(folder): return any(folder.glob('train*.parquet'))
+
 def _folder(name):
-    "Folder of `name` under `MINIAI_DATA`; None if the variable is not set, or the folder has no such set."
+    "Folder with the files of `name`, at or below `MINIAI_DATA`; None if there is none."
     root = os.environ.get('MINIAI_DATA')
     if not root: return None
-    if not Path(root).is_dir():
-        seen = '' if Path(root).is_absolute() else f", seen from {Path.cwd()}"
-        raise NotADirectoryError(f"MINIAI_DATA={root!r} is not a folder{seen}; expected one with {name}/*.parquet, or no such variable")
-    return Path(root)/name if (Path(root)/name).is_dir() else None
+    root,text = Path(root),f"MINIAI_DATA={root!r}"
+    if not root.is_dir():
+        seen = '' if root.is_absolute() else f", seen from {Path.cwd()}"
+        raise NotADirectoryError(f"{text} is not a folder{seen}; expected one with "
+                                 f"{name}/*.parquet, or no such variable")
+    folder = root/name
+    if not folder.is_dir():
+        own = root.resolve()  # Is this the set's own folder?
+        if name not in (own.name, own.parent.name) or own.name in _SETS and own.name!=name:
+            return None
+        if own.name!=name and not _holds(root): return None
+        folder = root
+    below = sorted(o for o in folder.iterdir() if o.is_dir() and o.name[0]!='.')
+    deeper = [o for o in below if _holds(o)]
+    if _holds(folder) or not deeper: return folder
+    if len(deeper)>1:
+        raise ValueError(f"{folder}: expected one folder with train*.parquet, got {deeper}")
+    return deeper[0]
 
 # %% ../nbs/00_data.ipynb #4ac11f2b
 def _read_parquet(file, image):
     "Read one file as `Dataset` with the columns `image` and `label`."
-    try: ds = Dataset(pq.read_table(file))
-    except (pa.ArrowInvalid,OSError) as e: raise ValueError(f"{file} is damaged or no parquet file, fetch it again: {e}") from e
+    import datasets,pyarrow as pa,pyarrow.parquet as pq
+    try: ds = datasets.Dataset(pq.read_table(file))
+    except (pa.ArrowInvalid,OSError) as e:
+        raise ValueError(f"{file} is damaged or no parquet file, fetch it again: {e}") from e
+    _check_columns(ds, image, file)
+    ds = ds.select_columns([image,'label']).cast_column(image, datasets.Image())
+    return ds if image=='image' else ds.rename_column(image, 'image')
+
+def _check_columns(ds, image, file):
+    "`ValueError` unless there are images and labels with names."
+    import datasets
     if not {image,'label'}<=set(ds.column_names):
-        raise ValueError(f"{file}: expected the columns {image!r} and 'label', got {ds.column_names}")
+        got = ds.column_names
+        raise ValueError(f"{file}: expected the columns {image!r} and 'label', got {got}")
     if not isinstance(ds.features['label'], datasets.ClassLabel):
-        raise ValueError(f"{file}: expected class labels with names in the column 'label', got {ds.features['label']}")
-    return ds.select_columns([image,'label']).cast_column(image, datasets.Image()).rename_columns({image:'image'} if image!='image' else {})
+        raise ValueError(f"{file}: expected class labels with names in the column 'label', "
+                         f"got {ds.features['label']}")
+
+def _check_names(ds, names, file):
+    "`ValueError` unless the classes of `ds` are `names`."
+    got = ds.features['label'].names
+    if got!=names:
+        raise ValueError(f"{file}: expected the first file's classes, {names}, got {got}")
+
+# %% ../nbs/00_data.ipynb #c91dfd7b
+def _shards(folder, split):
+    "Files of `split` in `folder`, in order; an error if one is missing or one is too many."
+    files = [f for f in folder.glob(f'{split}*.parquet') if not f.name[len(split)].isalpha()]
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no {split}*.parquet, as the hub's folders do")
+    names = sorted(f.name for f in files)
+    parts = [re.search(r'-(\d+)-of-(\d+)', f.name) for f in files]
+    if not any(parts): return sorted(files)
+    if None in parts: raise ValueError(f"{folder}: expected all or none numbered, got {names}")
+    seen = {tuple(map(int, m.groups())): f for m,f in zip(parts, files)}
+    total = max(n for _,n in seen)
+    for i in range(total):
+        if (i,total) in seen: continue
+        lacking = f'{split}-{i:05}-of-{total:05}.parquet'
+        raise FileNotFoundError(f"{folder}: of {total} {split} files there is no {lacking}")
+    if len(files)!=total: raise ValueError(f"{folder}: expected {total} files, got {names}")
+    return [seen[k] for k in sorted(seen)]
 
 def _from_folder(folder, image):
     "The splits in `folder`."
-    res = DatasetDict()
+    import datasets
+    res,names = datasets.DatasetDict(),None
     for split in ('train','test'):
-        files = sorted(folder.glob(f'{split}*.parquet'))
-        if not files: raise FileNotFoundError(f"{folder} holds no {split}*.parquet; expected the hub's layout")
-        res[split] = datasets.concatenate_datasets([_read_parquet(f, image) for f in files])
+        parts = []
+        for f in _shards(folder, split):
+            parts.append(_read_parquet(f, image))
+            names = names or parts[0].features['label'].names
+            _check_names(parts[-1], names, f)
+        res[split] = datasets.concatenate_datasets(parts)
     return res
 
-# %% ../nbs/00_data.ipynb #c91dfd7b
+# %% ../nbs/00_data.ipynb #2aca1c91
 @cache
 def hub_answers(
     repo, # Name of a data set on the hub, such as 'zalando-datasets/fashion_mnist'
     timeout=8, # Seconds to wait
 ): # bool
     "Does the Hugging Face hub answer and have `repo`? Asked once in a process."
+    import huggingface_hub
     answer = []
     def ask():
-        with suppress(Exception): answer.append(huggingface_hub.HfApi().dataset_info(repo, timeout=timeout))
+        with suppress(Exception):
+            answer.append(huggingface_hub.HfApi().dataset_info(repo, timeout=timeout))
     thread = Thread(target=ask, daemon=True)
     thread.start()
     thread.join(timeout)
     return bool(answer)
 
-def _from_hub(repo, image):
-    "The set from the hub, or from its cache where the hub does not answer; None if neither has it."
-    if hub_answers(repo): res = datasets.load_dataset(repo)
-    else:
-        with patch.object(datasets.config, 'HF_HUB_OFFLINE', True), patch.object(huggingface_hub.constants, 'HF_HUB_OFFLINE', True):
-            try: res = datasets.load_dataset(repo)
-            except (ConnectionError,FileNotFoundError): return None
-    return res if image=='image' else res.rename_columns({image:'image'})
+def _reason(e):
+    "The first line of an error, shortened."
+    text = f"{type(e).__name__}: {e}".splitlines()[0]
+    return text if len(text)<=160 else text[:157]+'...'
+
+def _from_hub(repo):
+    "`(set, None)` from the hub or its client's cache; `(None, reason)` if neither can be had."
+    import datasets,huggingface_hub
+    reason = 'no answer from the hub'
+    if hub_answers(repo):
+        try: return datasets.load_dataset(repo),None
+        except Exception as e: reason = f"the hub's files cannot be had ({_reason(e)})"
+    with (patch.object(datasets.config, 'HF_HUB_OFFLINE', True),
+          patch.object(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)):
+        try: return datasets.load_dataset(repo),None
+        except Exception: return None,reason                 # Its cache has no such set either
 
 # %% ../nbs/00_data.ipynb #7d92d3a6
-def _decode_one(i, row, size, channels):
-    try: im = Image.open(io.BytesIO(row['bytes'])).convert('L' if channels==1 else 'RGB')
-    except (UnidentifiedImageError,OSError,TypeError) as e: raise ValueError(f"picture {i} cannot be decoded: {e}") from e
-    if im.size!=(size,size): raise ValueError(f"picture {i} has {im.width}x{im.height} pixels; expected {size}x{size}")
-    return torch.frombuffer(bytearray(im.tobytes()), dtype=torch.uint8).view(size, size, channels).permute(2, 0, 1)
+def _upright(source):
+    "`(image, format)`: the first image in `source`, turned as its EXIF orientation says."
+    from PIL import Image,ImageOps
+    if isinstance(source, Image.Image): return ImageOps.exif_transpose(source),source.format
+    if isinstance(source, (bytes,bytearray,memoryview)): source = io.BytesIO(source)
+    with Image.open(source) as im: return ImageOps.exif_transpose(im),im.format
+
+def _from_16_bits(im, format):
+    "Grey levels of 16 bits as 8 bits, in the mode LA."
+    from PIL import Image
+    v = np.asarray(im).astype(np.int64)
+    lo,hi = (v.min(),v.max()) if v.size else (0,0)
+    dark = 0<hi<256 and im.mode=='I' and format not in ('PNG','PPM')  # Are these 8 bits, or 16?
+    if lo<0 or hi>65535 or dark:
+        raise ValueError(f"mode I with values from {lo} to {hi}; expected 16 bits, 0 to 65535")
+    alpha = np.where(v==im.info.get('transparency', -1), 0, 255)
+    return Image.fromarray(np.stack([v//257, alpha], -1).astype(np.uint8))
 
 # %% ../nbs/00_data.ipynb #116f5b09
+_MODES = '1 L P RGB RGBX RGBA RGBa LA La PA CMYK YCbCr LAB HSV I I;16 I;16L I;16B I;16N'.split()
+
+def _flat(im, format, mode, background):
+    "`im` in `mode`, in 8 bits and without transparency."
+    from PIL import Image
+    if im.mode not in _MODES:
+        raise ValueError(f"mode {im.mode}; expected grey, colour or palette, 8 or 16 bits")
+    key = im.info.get('transparency')                    # A colour that is to be transparent
+    if isinstance(key, tuple) and max(key)>255:
+        im.info['transparency'] = tuple(k>>8 for k in key)
+    if im.mode[0]=='I': im = _from_16_bits(im, format)
+    elif im.mode=='La': im = Image.merge('RGBa', [im.getchannel(i) for i in (0,0,0,1)])
+    elif im.mode=='LAB': im = im.convert('RGB')
+    clear = im.mode in ('RGBA','RGBa','LA','PA') or getattr(im.palette, 'mode', '')[-1:]=='A'
+    if clear or key is not None:
+        ground = Image.new('RGBA', im.size, (background,)*3+(255,))
+        im = Image.alpha_composite(ground, im.convert('RGBA')).convert('RGB')
+    return im.convert(mode)
+
+# %% ../nbs/00_data.ipynb #ba4e2a78
+def open_image(
+    source, # Path, bytes, open file or PIL image; of an animation, the first image
+    mode='RGB', # 'RGB', or 'L' for grey
+    background=255, # Grey level, 0 to 255, on which transparent parts are laid
+    name='source', # What an error calls it
+): # PIL image in `mode`
+    "An image as it is meant to be seen: upright, opaque, 8 bits; `ValueError` if it cannot be."
+    if mode not in ('RGB','L'): raise ValueError(f"mode: expected 'RGB' or 'L', got {mode!r}")
+    if background not in range(256):
+        raise ValueError(f"background: expected a whole number, 0 to 255, got {background!r}")
+    try: return _flat(*_upright(source), mode, int(background))
+    except FileNotFoundError as e:
+        raise FileNotFoundError(f"{name}: there is no file {str(source)!r}") from e
+    except Exception as e:  # A damaged file can raise nearly anything
+        text = 'no known format' if ' object at ' in str(e) else str(e) or type(e).__name__
+        raise ValueError(f"{name} cannot be read as an image: {text}") from e
+
+# %% ../nbs/00_data.ipynb #f0d91b6f
+def check_finite(
+    x, # Tensor of any shape and dtype
+    name, # What an error calls it
+): # `x`, as it is
+    "Return `x`; `ValueError` if it holds numbers that are nan or infinite."
+    if not (x.is_floating_point() or x.is_complex()): return x
+    finite = x.isfinite()
+    if finite.all(): return x
+    n,k = x.numel(),int(x.isnan().sum())
+    m = n - k - int(finite.sum())
+    raise ValueError(f"{name}: expected finite numbers, "
+                     f"got {k} that are nan and {m} that are infinite of {n}")
+
+# %% ../nbs/00_data.ipynb #b71b7bcb
+def bar_seen(
+    columns=60, # Width that the bar needs in a terminal
+): # bool
+    "Is stdout a notebook, or a terminal wide enough for a progress bar?"
+    if IN_NOTEBOOK: return True
+    try: return sys.stdout.isatty() and shutil.get_terminal_size((100, 40)).columns>=columns
+    except (AttributeError,ValueError): return False     # No stdout, or one that is closed
+
+class _NoBar:
+    "Has what a progress bar has, and shows nothing."
+    def __init__(self, gen): self.gen,self.comment = gen,''
+    def __iter__(self): return iter(self.gen)
+    def update(self, val): pass
+
+def quiet_bar(
+    gen, # What to go through
+    total=None, # How many items it has; its length if None
+    display=True, # Show it at all?
+    **kwargs, # As for fastprogress's `progress_bar`, such as `leave`
+): # Iterator over `gen`, with `update(n)` for those who count themselves
+    "A progress bar where somebody can see it; elsewhere nothing, not a single character."
+    if not (display and bar_seen()): return _NoBar(gen)
+    from fastprogress.fastprogress import progress_bar
+    return progress_bar(gen, total=total, **kwargs)
+
+# %% ../nbs/00_data.ipynb #8d329e22
+def _decode_one(i, row, size, channels):
+    row,name = row or {},f'picture {i}'
+    source = row.get('path') if row.get('bytes') is None else row['bytes']
+    if source is None: raise ValueError(f"{name} is missing: it has neither bytes nor a path")
+    im = open_image(source, 'L' if channels==1 else 'RGB', name=name)
+    if im.size!=(size,size):
+        raise ValueError(f"{name} has {im.width}x{im.height} pixels; expected {size}x{size}")
+    x = torch.frombuffer(bytearray(im.tobytes()), dtype=torch.uint8)
+    return x.view(size, size, channels).permute(2, 0, 1)
+
+def _labels(ds):
+    "The column `label`, checked."
+    y,n = ds['label'][:],getattr(ds.features['label'], 'num_classes', None)
+    for i,o in enumerate(y):
+        if o is None: raise ValueError(f"picture {i} has no label")
+        if type(o) is not int:
+            raise ValueError(f"picture {i} has the label {o!r}; expected a whole number")
+        if n and not 0<=o<n:
+            raise ValueError(f"picture {i} has the label {o}; expected 0 to {n-1}")
+    return torch.tensor(y, dtype=torch.int64)
+
+# %% ../nbs/00_data.ipynb #0bced351
 def decode(
-    ds, # `Dataset` with a picture column `image` and a class column `label`
-    size=28, # Pixels along each side that every picture must have
+    ds, # `Dataset` with an image column `image` and a class column `label`
+    size=28, # Pixels along each side that every image must have
     channels=1, # 1 for grey, 3 for RGB
 ): # `(x, y)`: uint8 (n,channels,size,size), and int64 (n,)
-    "Decode a whole data set into memory, with a progress bar if it is large; `ValueError` for a picture that is broken or of another size."
+    "Decode a data set into memory; `ValueError` names the first wrong image or label."
+    import datasets
     raw = ds.cast_column('image', datasets.Image(decode=False))['image']
     x = torch.empty(len(ds), channels, size, size, dtype=torch.uint8)
-    for i,row in enumerate(progress_bar(raw, total=len(ds), leave=False, display=len(ds)>1000)): x[i] = _decode_one(i, row, size, channels)
-    return x, torch.tensor(ds['label'][:], dtype=torch.int64)
+    if channels not in (1,3):
+        raise ValueError(f"channels={channels}: expected 1 (grey) or 3 (RGB)")
+    bar = quiet_bar(raw, total=len(ds), leave=False, display=len(ds)>1000)
+    for i,row in enumerate(bar): x[i] = _decode_one(i, row, size, channels)
+    return x,_labels(ds)
 
 # %% ../nbs/00_data.ipynb #b21c83dd
 def _encode(x, y, names):
     "`Dataset` of PNG files: the inverse of `decode`."
+    import datasets
+    from PIL import Image
     def png(im):
         with io.BytesIO() as f:
             Image.fromarray(im.squeeze(-1).numpy()).save(f, 'png', compress_level=1)
             return dict(bytes=f.getvalue(), path=None)
-    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=list(names)))
-    return Dataset.from_dict(dict(image=[png(im) for im in x.permute(0,2,3,1)], label=y.tolist()), features=features)
+    features = datasets.Features(image=datasets.Image(),
+                                 label=datasets.ClassLabel(names=list(names)))
+    return datasets.Dataset.from_dict(dict(image=[png(im) for im in x.permute(0,2,3,1)],
+                                           label=y.tolist()), features=features)
 
 # %% ../nbs/00_data.ipynb #48e8aadd
 class ImageData(NamedTuple):
@@ -275,52 +492,116 @@ def _spec(name):
     if name in _SETS: return _SETS[name]
     raise ValueError(f"name={name!r}: no such data set; expected one of {[*_SETS,'shapes']}")
 
+def _checked(dd, name, where):
+    "`dd`, with the columns `image` and `label`; `ValueError` unless its parts fit together."
+    image,names = _spec(name)['image'],None
+    for split in ('train','test'):
+        if split not in dd:
+            raise ValueError(f"{where}: expected the parts 'train' and 'test', got {list(dd)}")
+        ds,part = dd[split],f'{where}, {split}'
+        if image in ds.column_names and image!='image':
+            dd[split] = ds = ds.rename_column(image, 'image')
+        _check_columns(ds, 'image', part)
+        if not len(ds): raise ValueError(f"{part}: expected images, got none")
+        names = names or ds.features['label'].names
+        _check_names(ds, names, part)
+        try: _labels(ds)
+        except ValueError as e: raise ValueError(f"{part}: {e}") from e
+    return dd
+
 def _find(name):
     "`(DatasetDict, source)`, or `(None, 'drawn')` where there is neither folder nor hub."
     if name=='shapes': return None,'drawn'
     spec,folder = _spec(name),_folder(name)
-    if folder: return _from_folder(folder, spec['image']),'folder'
-    dd = _from_hub(spec['repo'], spec['image'])
-    if dd is not None: return dd,'hub'
-    print(f"{name}: no folder {name} in MINIAI_DATA and no answer from the hub, so these are drawn shapes, not {name}.")
+    if folder: return _checked(_from_folder(folder, spec['image']), name, folder),'folder'
+    dd,reason = _from_hub(spec['repo'])
+    if dd is not None: return _checked(dd, name, spec['repo']),'hub'
+    root = os.environ.get('MINIAI_DATA')
+    hint = ''
+    if root and _holds(Path(root)): hint = f" (train*.parquet is expected in {root}/{name})"
+    print(f"{name}: no folder {name} in MINIAI_DATA{hint} and {reason}, "
+          f"so these are drawn shapes, not {name}.")
     return None,'drawn'
 
 # %% ../nbs/00_data.ipynb #9a5423c7
+def _digest(data):
+    "Checksum of all that an `ImageData` holds."
+    h = sha256(json.dumps([data.names, data.source]).encode())
+    for x in data[:4]:
+        h.update(f'{x.dtype} {tuple(x.shape)}'.encode())
+        h.update(x.reshape(-1).numpy())
+    return h.hexdigest()
+
 def _save(path, data):
     "Write `data` to `path` in one step; warn if that cannot be done."
-    tmp = path.with_name(f'{path.name}.{uuid.uuid4().hex}.tmp')
-    tensors = {k:v.contiguous() for k,v in data._asdict().items() if isinstance(v, torch.Tensor)}
+    tmp = path.with_name(f'{path.name}.{platform.node()}-{os.getpid()}-{uuid.uuid4().hex}.tmp')
+    tensors = {k: x.contiguous() for k,x in zip(data._fields, data[:4])}
+    meta = dict(names=json.dumps(data.names), source=data.source, sha256=_digest(data))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, tmp, metadata=dict(names=json.dumps(data.names), source=data.source))
+        save_file(tensors, tmp, metadata=meta)
         os.replace(tmp, path)
     except (OSError,SafetensorError) as e:
-        warnings.warn(f"cannot write the cache {path} ({e}); the pictures will be made again next time")
+        warnings.warn(f"cannot write the cache {path} ({e}); the images will be made again")
     finally:
         with suppress(OSError): tmp.unlink()
 
 def _load(path):
-    "Read what `_save` wrote; None if there is nothing, or it is damaged."
+    "Read what `_save` wrote; None if there is nothing, or it is damaged in any way."
     try:
         with safe_open(path, 'pt') as f:
-            meta = f.metadata()
-            return ImageData(**{k: f.get_tensor(k).clone() for k in f.keys()}, names=tuple(json.loads(meta['names'])), source=meta['source'])
-    except (OSError,SafetensorError): return None
+            meta,tensors = f.metadata(),{k: f.get_tensor(k).clone() for k in f.keys()}
+        data = ImageData(**tensors, names=tuple(json.loads(meta['names'])),
+                         source=meta['source'])
+        return data if _digest(data)==meta['sha256'] else None
+    except Exception: return None                        # Damage can raise anything
 
 # %% ../nbs/00_data.ipynb #0af9c2b6
+def _short(x, n): return sha256(json.dumps(x).encode()).hexdigest()[:n]
+
 def _fingerprint(folder):
-    "Short hash that changes when a file of `folder` does."
-    stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(folder.glob('*.parquet'))]
-    return sha256(json.dumps(stats).encode()).hexdigest()[:12]
+    "Two short hashes, of the place and of the files: the second changes when a file does."
+    files = [(f.name, f.stat()) for f in sorted(folder.glob('*.parquet'))]
+    stats = [(name, s.st_size, s.st_mtime_ns) for name,s in files]
+    return f'{_short(str(folder.resolve()), 8)}-{_short(stats, 12)}'
+
+def _left_behind(tmp):
+    "Was the writer of this temporary file killed? True too if nobody touched it for an hour."
+    with suppress(OSError,OverflowError,IndexError):
+        if time.time()-tmp.stat().st_mtime>3600: return True
+        host,_,pid = tmp.name.split('.safetensors.')[1].rpartition('-')[0].rpartition('-')
+        if os.name!='posix' or host!=platform.node() or not pid.isdigit(): return False
+        try: os.kill(int(pid), 0)                        # Asks only whether the process exists
+        except ProcessLookupError: return True
+    return False
+
+_CACHE = r'(hub|[0-9a-f]{12}|[0-9a-f]{8}-[0-9a-f]{12}|\d+x\d-[\w.]+)\.safetensors'
+
+def _tidy(path, keep=3):
+    "Delete what is out of date beside `path`: dead temporary files, and all but `keep` caches."
+    kind,stem = path.name.split('-')[0],path.name.rpartition('-')[0]
+    def age(f):
+        with suppress(OSError): return time.time()-f.stat().st_mtime
+        return math.inf                                  # Somebody else was faster
+    def outdated(f):                                     # Another state of the same place
+        return stem!=kind and 'hub' not in f.name and f.name.rpartition('-')[0] in (stem,kind)
+    found = sorted(path.parent.glob(f'{kind}-*'), key=age)
+    caches = [f for f in found if re.fullmatch(f'{kind}-{_CACHE}', f.name) and f!=path]
+    old = [f for i,f in enumerate(caches) if i>=keep-1 or outdated(f)]
+    parts = [f for f in found if re.fullmatch(rf'{kind}-{_CACHE}\.[\w.-]+\.tmp', f.name)]
+    for f in (*old, *filter(_left_behind, parts)):
+        with suppress(OSError): f.unlink()
 
 def _drawn(size, channels, cache):
     "The stand-in: 60,000 and 10,000 drawn shapes, kept in `cache`."
     path = cache/f'drawn-{size}x{channels}-{__version__}.safetensors'
     data = _load(path)
     if data is None:
-        train,valid = (draw_shapes(n, seed, size, channels) for seed,n in enumerate((60_000,10_000)))
+        train = draw_shapes(60_000, 0, size, channels)
+        valid = draw_shapes(10_000, 1, size, channels)
         data = ImageData(*train, *valid, tuple(SHAPES), 'drawn')
         _save(path, data)
+        _tidy(path)
     return data
 
 # %% ../nbs/00_data.ipynb #c56b5359
@@ -328,18 +609,19 @@ def get_data(
     name='fashion_mnist', # 'fashion_mnist', 'cifar10', or 'shapes' for the drawn ones
     cache=None, # Folder of the cache; the platform's folder for caches if None
 ): # `ImageData`
-    "Pictures and classes as tensors, from `MINIAI_DATA`, the Hugging Face hub or, where neither is to be had, drawn shapes."
+    "Images and classes as tensors, from `MINIAI_DATA`, the hub or, failing both, drawn shapes."
     spec,cache = _spec(name),Path(cache or platformdirs.user_cache_dir('miniai'))
     size,channels = spec['size'],spec['channels']
     folder = name in _SETS and _folder(name)
     path = cache/f"{name}-{_fingerprint(folder) if folder else 'hub'}.safetensors"
     data = _load(path)
-    if data is not None: return data
-    dd,source = _find(name)
-    if dd is None: return _drawn(size, channels, cache)
-    data = ImageData(*decode(dd['train'], size, channels), *decode(dd['test'], size, channels),
-                     tuple(dd['train'].features['label'].names), source)
-    _save(path, data)
+    if data is None:
+        dd,source = _find(name)
+        if dd is None: return _drawn(size, channels, cache)
+        (x,y),(xv,yv) = (decode(dd[split], size, channels) for split in ('train','test'))
+        data = ImageData(x, y, xv, yv, tuple(dd['train'].features['label'].names), source)
+        _save(path, data)
+    _tidy(path)
     return data
 
 # %% ../nbs/00_data.ipynb #ac7ecda7
@@ -348,18 +630,23 @@ def get_dataset(
     cache=None, # As for `get_data`; used for drawn shapes only
 ): # `DatasetDict` with the splits 'train' and 'test' and the columns `image` (PIL) and `label`
     "The same pictures as a Hugging Face data set, still packed."
+    from datasets import DatasetDict
     dd,_ = _find(name)
     if dd is not None: return dd
     spec = _spec(name)
-    d = _drawn(spec['size'], spec['channels'], Path(cache or platformdirs.user_cache_dir('miniai')))
-    return DatasetDict(train=_encode(d.x_train, d.y_train, d.names), test=_encode(d.x_valid, d.y_valid, d.names))
+    d = _drawn(spec['size'], spec['channels'],
+               Path(cache or platformdirs.user_cache_dir('miniai')))
+    return DatasetDict(train=_encode(d.x_train, d.y_train, d.names),
+                       test=_encode(d.x_valid, d.y_valid, d.names))
 
 # %% ../nbs/00_data.ipynb #91451090
-COLOURS = dict(red=(220,40,40), orange=(245,140,20), yellow=(245,220,40), green=(40,170,70), blue=(50,90,225), purple=(150,60,190))
+COLOURS = dict(red=(220,40,40), orange=(245,140,20), yellow=(245,220,40), green=(40,170,70),
+               blue=(50,90,225), purple=(150,60,190))
 BACKGROUNDS = dict(black=(15,15,15), grey=(120,120,120), white=(240,240,240))
 SIZES = dict(small=.22, large=.4)
 RELATIONS = ('left of','right of','above','below')
-UNSEEN = ('red','moon'),('orange','star'),('yellow','ring'),('green','heart'),('blue','arrow'),('purple','cross')
+UNSEEN = (('red','moon'), ('orange','star'), ('yellow','ring'), ('green','heart'),
+          ('blue','arrow'), ('purple','cross'))
 SEEN = tuple((c,s) for c in COLOURS for s in SHAPES if (c,s) not in UNSEEN)
 
 class Thing(NamedTuple):
@@ -371,10 +658,26 @@ class Thing(NamedTuple):
 class Scene(NamedTuple):
     "What a picture shows."
     things: tuple   # One `Thing`, or two
-    relation: str   # One of `RELATIONS`, where the first stands to the second; '' if there is only one
+    relation: str   # Where the first stands to the second, one of `RELATIONS`; '' for one thing
     background: str # A key of `BACKGROUNDS`, or ''
 
 # %% ../nbs/00_data.ipynb #aed1ad7a
+def _check_scene(scene, which='scene', drawn=False):
+    "`ValueError` unless `scene` says something; if `drawn`, unless it leaves nothing open."
+    def among(name, value, options, open):
+        if value not in options and not (open and value==''):
+            raise ValueError(f"{which}: {name}: expected one of {list(options)}, got {value!r}")
+    n = len(scene.things)
+    if n not in (1,2): raise ValueError(f"{which}: things: expected one or two, got {n}")
+    if n==1 and scene.relation:
+        got = scene.relation
+        raise ValueError(f"{which}: relation: expected '' with one thing, got {got!r}")
+    if n==2: among('relation', scene.relation, RELATIONS, False)
+    for t in scene.things:
+        for name,options in dict(size=SIZES, colour=COLOURS, shape=SHAPES).items():
+            among(name, getattr(t, name), options, not drawn and name!='shape')
+    among('background', scene.background, BACKGROUNDS, not drawn)
+
 def _phrase(*words):
     words = [o for o in words if o]
     return f"{'an' if words[0][0] in 'aeiou' else 'a'} {' '.join(words)}"
@@ -383,6 +686,7 @@ def caption(
     scene, # `Scene`; a size, a colour or a background that is '' is not spoken of
 ): # str
     "A scene in words."
+    _check_scene(scene)
     ground = f" on {_phrase(scene.background, 'background')}" if scene.background else ''
     return f" {scene.relation} ".join(_phrase(*t) for t in scene.things) + ground
 
@@ -391,13 +695,18 @@ def random_scenes(
     n, # How many
     seed=0, # The same seed gives the same scenes
     pairs=None, # (colour,shape) pairs to choose from, such as `SEEN`; all if None
-    two=(False,True), # May there be two things? (False,) for scenes of one, (True,) for scenes of two
+    two=(False,True), # Two things? (False,) for never, (True,) for always
 ): # List of `Scene`, by default half of them with two things that differ
     "Draw scenes: one thing or two, all choices equally likely."
     known = {(c,s) for c in COLOURS for s in SHAPES}
-    pairs = known if pairs is None else set(pairs)&known
-    if len(pairs)<2: raise ValueError(f"pairs: expected at least two pairs (colour,shape), got {pairs}")
-    gen = torch.Generator().manual_seed(seed)
+    pairs = known if pairs is None else set(pairs)
+    if pairs-known:
+        raise ValueError(f"pairs: expected pairs of a colour and a shape, got {pairs-known}")
+    if len(pairs)<2:
+        raise ValueError(f"pairs: expected at least two pairs (colour,shape), got {pairs}")
+    if not two or set(two)-{False,True}:
+        raise ValueError(f"two: expected (False,), (True,) or both, got {two}")
+    gen,n = _generator(seed),_whole(n, 'n', 0)
     def pick(options): return list(options)[torch.randint(len(options), (), generator=gen)]
     def thing():
         while True:
@@ -407,7 +716,8 @@ def random_scenes(
         a,b = thing(),thing()
         while a[1:]==b[1:]: b = thing()
         second = pick(two)
-        return Scene((a,b) if second else (a,), pick(RELATIONS) if second else '', pick(BACKGROUNDS))
+        return Scene((a,b) if second else (a,), pick(RELATIONS) if second else '',
+                     pick(BACKGROUNDS))
     return [one() for _ in range(n)]
 
 # %% ../nbs/00_data.ipynb #a4fbd9ec
@@ -418,39 +728,47 @@ def leave_out(
 ): # List of `Scene`, with '' for what was left out
     "The same scenes in fewer words; shapes and relations stay."
     if not 0<=share<=1: raise ValueError(f"share: expected 0 to 1, got {share}")
-    gen = torch.Generator().manual_seed(seed)
-    keep = (torch.rand(len(scenes), 5, generator=gen)>=share).tolist()
-    def words(t, size, colour): return Thing(t.size*size, t.colour*colour, t.shape)
-    return [Scene(tuple(words(t, *k[2*j:2*j+2]) for j,t in enumerate(s.things)), s.relation, s.background*k[4]) for s,k in zip(scenes, keep)]
+    keep = (torch.rand(len(scenes), 5, generator=_generator(seed))>=share).tolist()
+    def said(word, k): return word if k else ''
+    def fewer(s, k):
+        kept = zip(s.things, k[:4:2], k[1:4:2])
+        things = (Thing(said(t.size, a), said(t.colour, b), t.shape) for t,a,b in kept)
+        return Scene(tuple(things), s.relation, said(s.background, k[4]))
+    return [fewer(s, k) for s,k in zip(scenes, keep)]
 
 # %% ../nbs/00_data.ipynb #2ca55239
 def _layout(scenes, gen):
     "Centres (n,2,2) of both things of each scene."
     side = dict(zip(RELATIONS, [(-.5,0.), (.5,0.), (0.,-.5), (0.,.5)]))
-    first = torch.tensor([side.get(s.relation, (0.,0.)) for s in scenes])                       # (n,2)
-    centre = torch.stack([first, -first], 1)                                                     # (n,2,2)
-    room = torch.where(centre==0, .2, .04)                                                       # Along the relation's axis, less
+    first = torch.tensor([side.get(s.relation, (0.,0.)) for s in scenes])     # (n,2)
+    centre = torch.stack([first, -first], 1)                                   # (n,2,2)
+    room = torch.where(centre==0, .2, .04)               # Along the relation's axis, less
     return centre + room*(2*torch.rand(centre.shape, generator=gen)-1)
 
 # %% ../nbs/00_data.ipynb #48278cef
 def draw_scenes(
-    scenes, # List of `Scene`
+    scenes, # List of `Scene`, in which nothing is left open
     size=32, # Pixels along each side: 32, 64, or any other
     seed=0, # Of places and turns; the same seed gives the same pictures
     device=None, # Where to draw
 ): # Pictures, uint8 (n,3,size,size)
     "Draw scenes in colour."
+    gen,size = _generator(seed),_whole(size, 'size', 1)
+    for i,s in enumerate(scenes): _check_scene(s, f'scene {i}', drawn=True)
     if not scenes: return torch.empty(0, 3, size, size, dtype=torch.uint8, device=device)
-    gen = torch.Generator().manual_seed(seed)
     centre = _layout(scenes, gen).to(device)
     angle = (.4*torch.rand(len(scenes), 2, generator=gen)-.2).to(device)
-    def table(options, keys): return torch.tensor([options[k] for k in keys], dtype=torch.float32, device=device)
-    x = table(BACKGROUNDS, [s.background for s in scenes])[...,None,None].expand(-1, -1, size, size)
+    def table(options, keys):
+        return torch.tensor([options[k] for k in keys], dtype=torch.float32, device=device)
+    x = table(BACKGROUNDS, [s.background for s in scenes])[...,None,None]
+    x = x.expand(-1, -1, size, size)
+    none = Thing('', '', 'circle')                           # Where there is no second thing
     for j in (0,1):
-        things = [s.things[j] if j<len(s.things) else None for s in scenes]
-        kinds = torch.tensor([list(SHAPES).index(t.shape) if t else -1 for t in things], device=device)
-        scale = table({**SIZES,'':1.}, [t.size if t else '' for t in things])
-        mask = torch.where((kinds<0)[:,None,None], 0., draw_masks(kinds.clamp(min=0), centre[:,j], scale, angle[:,j], size))
-        colour = table({**COLOURS,'':(0,0,0)}, [t.colour if t else '' for t in things])[...,None,None]
+        things = [s.things[j] if j<len(s.things) else none for s in scenes]
+        kinds = torch.tensor([list(SHAPES).index(t.shape) for t in things], device=device)
+        scale = table({**SIZES,'':1.}, [t.size for t in things])
+        there = torch.tensor([t is not none for t in things], device=device)
+        mask = draw_masks(kinds, centre[:,j], scale, angle[:,j], size)*there[:,None,None]
+        colour = table({**COLOURS,'':(0,0,0)}, [t.colour for t in things])[...,None,None]
         x = x + (colour-x)*mask[:,None]
     return x.round().byte()

@@ -6,18 +6,18 @@
 __all__ = ['sample_ddim', 'leading_times', 'trailing_times', 'slerp', 'invert_ddim']
 
 # %% ../nbs/18_ddim.ipynb #38a217c1
-import torch,torch.nn.functional as F
-from .ddpm import _check_sigmas
+import math,torch,torch.nn.functional as F
+from .ddpm import _check_sigmas,_finite,_whole,randn_for
 
 # %% ../nbs/18_ddim.ipynb #ba120cbe
 @torch.no_grad()
 def sample_ddim(
     denoise, # `denoise(x, sigma)` gives the estimate of the clean pictures, like `x`
     x, # Noise of deviation `sigmas[0]`, (n,c,h,w), float
-    sigmas, # Noise levels, (k+1,), float64, descending; the last one 0, or above to stop on the way
+    sigmas, # Noise levels, (k+1,), float64, descending; above 0 at the end to stop on the way
     cb=None, # Called after each step as `cb(i, x, denoised)`
     eta=0., # Fresh noise, in [0,1]: 0 adds none, 1 is DDPM
-    generator=None, # `torch.Generator` of the noise, on the device of `x`; torch's own if None
+    generator=None, # Of the noise, see `randn_for`
 ): # Like `x`: the pictures
     "DDIM: eq. 12 and 16, arXiv:2010.02502, for any noise levels."
     if not 0<=eta<=1: raise ValueError(f"eta: expected a number in [0,1], got {eta}")
@@ -27,30 +27,27 @@ def sample_ddim(
         r = s_next/s
         fresh = eta**2*(1-r**2)            # share of the noise's variance
         x = denoised + r*(1-fresh).sqrt()*(x-denoised)
-        if eta and s_next>0:
-            noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-            x = x + s_next*fresh.sqrt()*noise
+        if eta and s_next>0: x = x + s_next*fresh.sqrt()*randn_for(x, generator)
         if cb: cb(i, x, denoised)
-    return x
+    return _finite(x)
 
 # %% ../nbs/18_ddim.ipynb #50a2d90a
-def _check_n(n_steps, n):
-    if not 1<=n<=n_steps: raise ValueError(f"n: expected 1 to {n_steps} times, got {n}")
-
 def leading_times(
     n_steps, # Number of times of the schedule, such as `len(sched)`
     n, # How many to take, 1 to n_steps
 ): # (n,), int64, descending to 0
     "Multiples of `n_steps//n`, most noise first: table 2, arXiv:2305.08891."
-    _check_n(n_steps, n)
+    n_steps = _whole('n_steps', n_steps)
+    n = _whole('n', n, 1, n_steps)
     return torch.arange(n).flip(0)*(n_steps//n)
 
 def trailing_times(
     n_steps, # Number of times of the schedule, such as `len(sched)`
     n, # How many to take, 1 to n_steps
 ): # (n,), int64, descending from n_steps-1
-    "From the last time down in steps of `n_steps/n`, most noise first: table 2, arXiv:2305.08891."
-    _check_n(n_steps, n)
+    "From the last time down by `n_steps/n`, most noise first: table 2, arXiv:2305.08891."
+    n_steps = _whole('n_steps', n_steps)
+    n = _whole('n', n, 1, n_steps)
     return (torch.arange(n, 0, -1, dtype=torch.float64)*n_steps/n).round().long()-1
 
 # %% ../nbs/18_ddim.ipynb #17a88abb
@@ -59,35 +56,41 @@ def slerp(
     b, # As many others, like `a`
     share, # How far to go, a number or (n,): 0 gives `a`, 1 gives `b`
 ): # Like `a`
-    "Interpolation along the arc from `a` to `b`, each pair by itself: doi:10.1145/325165.325242."
-    if a.shape!=b.shape: raise ValueError(f"a, b: expected the same shape, got {tuple(a.shape)} and {tuple(b.shape)}")
-    share = torch.as_tensor(share, dtype=a.dtype, device=a.device)
+    "Interpolation along the arc from `a` to `b`, pair by pair: doi:10.1145/325165.325242."
+    if a.shape!=b.shape:
+        raise ValueError(f"a, b: expected one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+    wide = torch.promote_types(a.dtype, torch.float32)  # half precision would lose the angle
+    share = torch.as_tensor(share, dtype=wide, device=a.device)
     if share.shape not in ((), a.shape[:1]):
-        raise ValueError(f"share: expected a number or ({len(a)},), got the shape {tuple(share.shape)}")
+        raise ValueError(f"share: expected a number or ({len(a)},), got {tuple(share.shape)}")
+    for name,o in dict(a=a, b=b, share=share).items():
+        if not o.isfinite().all(): raise ValueError(f"{name}: expected finite numbers")
     share = share.expand(len(a))
-    u,v = F.normalize(a.flatten(1)),F.normalize(b.flatten(1))
+    u,v = (F.normalize(o.flatten(1).to(wide)) for o in (a, b))
     angle = 2*torch.atan2((u-v).norm(dim=1), (u+v).norm(dim=1))
+    if (angle>math.pi-1e-4).any():
+        raise ValueError("a, b: expected no pair of opposite directions, which many arcs join")
     sin = angle.sin()
-    near = sin.abs()<1e-6                    # (nearly) the same direction: the arc is a straight line
+    near = sin<1e-6                          # (nearly) the same direction: a straight line
     sin = sin.masked_fill(near, 1.)
     wa = torch.where(near, 1-share, ((1-share)*angle).sin()/sin)
     wb = torch.where(near, share, (share*angle).sin()/sin)
-    w_shape = -1,*[1]*(a.ndim-1)                                 # (n,) -> (n,1,1,1)
-    return wa.reshape(w_shape)*a + wb.reshape(w_shape)*b
+    w_shape = -1,*[1]*(a.ndim-1)             # (n,) -> (n,1,1,1)
+    return (wa.reshape(w_shape)*a + wb.reshape(w_shape)*b).to(a.dtype)
 
-# %% ../nbs/18_ddim.ipynb #fdc4c1bc
+# %% ../nbs/18_ddim.ipynb #90482fd0
 @torch.no_grad()
 def invert_ddim(
     denoise, # `denoise(x, sigma)` gives the estimate of the clean pictures, like `x`
-    x, # Pictures at the noise level `sigmas[-1]`, (n,c,h,w), float; clean ones in [-1,1] if that is 0
+    x, # Pictures at the noise level `sigmas[-1]`, (n,c,h,w), float; clean ones if that is 0
     sigmas, # Noise levels, (k+1,), float64, descending, as for `sample_ddim`
     cb=None, # Called after each step as `cb(i, x, denoised)`
 ): # Like `x`: noise of deviation about `sigmas[0]`
-    "DDIM with eta=0, backwards: the noise from which `sample_ddim` makes `x`, nearly; eq. 14, arXiv:2010.02502."
+    "The noise from which `sample_ddim` with eta=0 makes `x`, nearly: eq. 14, arXiv:2010.02502."
     sigmas = _check_sigmas(sigmas, to_zero=False).flip(0)
     for i,(s,s_next) in enumerate(zip(sigmas, sigmas[1:])):
         at = s if s>0 else s_next           # at level 0 there is no noise to measure
         denoised = denoise(x, at)
         x = x + (s_next-s)*(x-denoised)/at
         if cb: cb(i, x, denoised)
-    return x
+    return _finite(x)

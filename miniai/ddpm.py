@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['noisify', 'Schedule', 'linear_schedule', 'c_noise', 'SmallUNet', 'eps_target', 'DDPMCB', 'EMACB', 'EpsDenoiser',
-           'sample_ddpm', 'generate', 'save_weights', 'load_weights', 'load_denoiser']
+           'randn_for', 'sample_ddpm', 'generate', 'save_weights', 'load_weights', 'load_denoiser']
 
 # %% ../nbs/15_ddpm.ipynb #d109f584
-import copy,hashlib,inspect,json,os,torch,torch.nn.functional as F
+import copy,glob,hashlib,inspect,json,operator,os,shutil,time,uuid
+import torch,torch.nn.functional as F
 from fastcore.basics import patch
 from functools import partial
 from importlib.resources import files
@@ -20,7 +21,24 @@ from .learner import Callback
 from .resnet import ResBlock
 
 # %% ../nbs/15_ddpm.ipynb #16f3f895
-def _as(v, x): return v.reshape(-1, *[1]*(x.ndim-1)).to(x)     # (n,) -> (n,1,1,1), in the dtype and on the device of x
+def _as(v, x): # (n,) -> (n,1,1,1), in the dtype and on the device of x
+    return v.reshape(-1, *[1]*(x.ndim-1)).to(x)
+
+def _wide(v, x): # The same in float32 at least: half precision loses 1-abar and 300**2
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return v.reshape(-1, *[1]*(x.ndim-1)).to(x.device, dtype)
+
+def _factors(abar, x):
+    "sqrt(abar) and sqrt(1-abar), (n,1,1,1) like `x`, computed in float64."
+    if not isinstance(abar, torch.Tensor): abar = torch.as_tensor(abar, dtype=torch.float64)
+    if abar.shape not in ((), x.shape[:1], (*x.shape[:1], *[1]*(x.ndim-1))):
+        raise ValueError(f"abar: expected a number or one a picture, ({len(x)},), "
+                         f"got the shape {tuple(abar.shape)}")
+    if not ((abar>=0)&(abar<=1)).all():
+        lo,hi = abar.min(),abar.max()
+        raise ValueError(f"abar: expected numbers in [0,1], got {lo:.4g} to {hi:.4g}")
+    abar = abar.double()
+    return _as(abar.sqrt(), x),_as((1-abar).sqrt(), x)
 
 def noisify(
     x_0, # Clean pictures, (n,c,h,w), float
@@ -28,25 +46,27 @@ def noisify(
     eps=None, # Noise like `x_0`; drawn if None
 ): # `(x_t, eps)`, both like `x_0`
     "Sample q(x_t|x_0), many steps of the forward process in one jump: eq. 4, arXiv:2006.11239."
-    abar = torch.as_tensor(abar)
-    if abar.shape not in ((), x_0.shape[:1]):
-        raise ValueError(f"abar: expected a number or one a picture, ({len(x_0)},), got the shape {tuple(abar.shape)}")
+    if not x_0.is_floating_point(): raise TypeError(f"x_0: expected floats, got {x_0.dtype}")
+    a,s = _factors(abar, x_0)
     if eps is None: eps = torch.randn_like(x_0)
-    if eps.shape!=x_0.shape: raise ValueError(f"eps: expected the shape of x_0, {tuple(x_0.shape)}, got {tuple(eps.shape)}")
-    abar = _as(abar, x_0)
-    return abar.sqrt()*x_0 + (1-abar).sqrt()*eps, eps
+    if eps.shape!=x_0.shape:
+        raise ValueError(f"eps: expected the shape of x_0, {tuple(x_0.shape)}, "
+                         f"got {tuple(eps.shape)}")
+    return a*x_0 + s*eps, eps
 
 # %% ../nbs/15_ddpm.ipynb #57eab685
 class Schedule:
     "Noise levels at the times 0..n_steps-1: section 2, arXiv:2006.11239."
     def __init__(self,
-        beta, # Share of the variance that each step replaces by noise, (n_steps,), each in (0,1)
+        beta, # Share of variance that each step replaces by noise, (n_steps,), each in (0,1)
     ):
         self.beta = torch.as_tensor(beta, dtype=torch.float64)
         if self.beta.ndim!=1 or not len(self.beta):
-            raise ValueError(f"beta: expected one number a step, got the shape {tuple(self.beta.shape)}")
+            shape = tuple(self.beta.shape)
+            raise ValueError(f"beta: expected one number a step, got the shape {shape}")
         if not ((self.beta>0)&(self.beta<1)).all():
-            raise ValueError(f"beta: expected numbers in (0,1), got {self.beta.min():.3g} to {self.beta.max():.3g}")
+            lo,hi = self.beta.min(),self.beta.max()
+            raise ValueError(f"beta: expected numbers in (0,1), got {lo:.3g} to {hi:.3g}")
         self._abar = (1-self.beta).cumprod(0)
 
     def __len__(self): return len(self.beta)
@@ -56,10 +76,12 @@ class Schedule:
     ): # Like `t`, float64, in (0,1)
         "Share of variance that a picture keeps up to time `t`."
         t = torch.as_tensor(t)
-        if t.is_floating_point(): raise TypeError(f"t: expected ints, got {t.dtype}")
+        if t.is_floating_point() or t.dtype==torch.bool:
+            raise TypeError(f"t: expected ints, got {t.dtype}")
         if t.numel() and not 0<=t.min()<=t.max()<len(self):
-            raise ValueError(f"t: expected times in 0..{len(self)-1}, got {t.min()} to {t.max()}")
-        return self._abar.to(t.device)[t]
+            last = len(self)-1
+            raise ValueError(f"t: expected times in 0..{last}, got {t.min()} to {t.max()}")
+        return self._abar.to(t.device)[t.long()]
 
     def sigma(self,
         t, # Times, as for `abar`
@@ -69,6 +91,15 @@ class Schedule:
         return ((1-abar)/abar).sqrt()
 
 # %% ../nbs/15_ddpm.ipynb #44f1f550
+def _whole(name, n, lo=1, hi=None):
+    "`n` as an int; a ValueError if it is no whole number from `lo` to `hi`."
+    try: res = None if isinstance(n, bool) else operator.index(n)
+    except TypeError: res = None
+    if res is None or res<lo or hi is not None and res>hi:
+        wanted = f"{lo} or more" if hi is None else f"from {lo} to {hi}"
+        raise ValueError(f"{name}: expected a whole number, {wanted}, got {n!r}")
+    return res
+
 @patch
 def draw(self:Schedule,
     n, # How many
@@ -76,15 +107,14 @@ def draw(self:Schedule,
     device=None, # Where the times are drawn; the CPU if None
 ): # (n,), int64, all times equally often
     "Random times, for training."
-    return torch.randint(len(self), (n,), generator=generator, device=device)
+    return torch.randint(len(self), (_whole('n', n, 0),), generator=generator, device=device)
 
 @patch
 def times(self:Schedule,
     n=None, # How many, 1 to n_steps; all if None
 ): # (n,), int64, from the last time down to 0
     "Times for sampling, evenly spaced, most noise first."
-    if n is None: n = len(self)
-    if not 1<=n<=len(self): raise ValueError(f"n: expected 1 to {len(self)} times, got {n}")
+    n = len(self) if n is None else _whole('n', n, 1, len(self))
     return torch.linspace(len(self)-1, 0, n, dtype=torch.float64).round().long()
 
 @patch
@@ -101,6 +131,7 @@ def linear_schedule(
     beta_max=.02, # The same in the last step
 ): # `Schedule`
     "Shares that grow evenly: section 4, arXiv:2006.11239."
+    n_steps = _whole('n_steps', n_steps)
     return Schedule(torch.linspace(beta_min, beta_max, n_steps, dtype=torch.float64))
 
 # %% ../nbs/15_ddpm.ipynb #430fca61
@@ -112,21 +143,20 @@ def c_noise(
 
 # %% ../nbs/15_ddpm.ipynb #543dbe70
 class SmallUNet(nn.Module):
-    "A UNet of residual blocks for small pictures, arXiv:1505.04597; it is told the noise level in one more input channel."
+    "A UNet of residual blocks, arXiv:1505.04597; the noise level is one more input channel."
     def __init__(self,
-        nfs=(32,64,96), # Channels of each level; from one to the next the picture is halved, rounded up
+        nfs=(32,64,96), # Channels of each level; each level halves the picture, rounded up
         ni=1, # Channels of the pictures, in and out
         norm=nn.BatchNorm2d, # Makes a normalisation, as `norm(n)`; None for none
-        patch=1, # Side of the squares of pixels that become channels first; 2 takes a quarter of the work
+        patch=1, # Side of the squares of pixels that become channels; 2: a quarter of the work
     ):
         super().__init__()
-        if not len(nfs): raise ValueError("nfs: expected at least one number of channels, got none")
+        if not len(nfs): raise ValueError("nfs: expected at least one number, got none")
         block = partial(ResBlock, act=nn.SiLU, norm=norm)
         self.patch,self.stem = patch,nn.Conv2d(ni*patch**2+1, nfs[0], 3, padding=1)
-        self.downs,self.ups,nf = nn.ModuleList(),nn.ModuleList(),nfs[0]
-        for i,n in enumerate(nfs):
-            self.downs.append(nn.Sequential(block(nf, n, stride=2 if i else 1), block(n, n)))
-            nf = n
+        self.downs,self.ups,nf = nn.ModuleList(),nn.ModuleList(),nfs[-1]
+        for i,(a,b) in enumerate(zip((nfs[0],*nfs), nfs)):
+            self.downs.append(nn.Sequential(block(a, b, stride=2 if i else 1), block(b, b)))
         self.mid = block(nf, nf)
         for n in reversed(nfs):
             self.ups.append(block(nf+n, n))
@@ -139,8 +169,9 @@ class SmallUNet(nn.Module):
         c, # Their noise levels, (n,), as `c_noise` gives them
     ): # Like `x`
         "The estimate for each pixel, such as its noise."
-        if c.shape!=x.shape[:1]: raise ValueError(f"c: expected one number a picture, ({len(x)},), got {tuple(c.shape)}")
-        x = F.pixel_unshuffle(x, self.patch)             # (n,ni,h,w) -> (n,ni*patch**2,h/patch,w/patch)
+        if c.shape!=x.shape[:1]:
+            raise ValueError(f"c: expected one a picture, ({len(x)},), got {tuple(c.shape)}")
+        x = F.pixel_unshuffle(x, self.patch)  # (n,ni,h,w) -> (n,ni*patch**2,h/patch,w/patch)
         x,saved = self.stem(torch.cat([x, _as(c, x).expand_as(x[:,:1])], 1)),[]
         for down in self.downs:
             x = down(x)
@@ -164,15 +195,16 @@ def _pictures(learn):
     "The pictures of a batch, which come first in it."
     x_0 = learn.batch[0] if isinstance(learn.batch, (tuple,list)) else learn.batch
     if not isinstance(x_0, torch.Tensor) or not x_0.is_floating_point():
-        raise TypeError(f"batch: expected float pictures first, got {getattr(x_0, 'dtype', type(x_0).__name__)}")
+        kind = getattr(x_0, 'dtype', type(x_0).__name__)
+        raise TypeError(f"batch: expected float pictures first, got {kind}")
     return x_0
 
 class DDPMCB(Callback):
-    "Makes a batch of pictures into a task: noisy pictures and their levels in, `target` out; algorithm 1, arXiv:2006.11239."
+    "Noisy pictures and their levels in, `target` out: algorithm 1, arXiv:2006.11239."
     order = 10
     def __init__(self,
         sched, # `Schedule`, which draws the times
-        target=eps_target, # Function of `x_0`, `eps` (n,c,h,w) and `abar` (n,1,1,1) that gives what is to be predicted
+        target=eps_target, # What to predict, of `x_0`, `eps` (n,c,h,w) and `abar` (n,1,1,1)
     ): self.sched,self.target = sched,target
 
     def before_batch(self, learn):
@@ -180,11 +212,15 @@ class DDPMCB(Callback):
         t = self.sched.draw(len(x_0))           # on the CPU: the same levels on every device
         abar = self.sched.abar(t)
         x_t,eps = noisify(x_0, abar)
-        learn.batch = x_t,c_noise(self.sched.sigma(t)).to(x_0),self.target(x_0, eps, _as(abar, x_0))
+        y = self.target(x_0, eps, _wide(abar, x_0)).to(x_0)
+        learn.batch = x_t,c_noise(self.sched.sigma(t)).to(x_0),y
 
 # %% ../nbs/15_ddpm.ipynb #9b817f66
+def _plain(name): # Of a weight, as in the net before `torch.compile`
+    return name.replace('_orig_mod.', '')
+
 class EMACB(Callback):
-    "Keeps an average of the weights over the steps of training in `model`: exponential, as in appendix B, arXiv:2006.11239."
+    "Keeps an exponential average of the weights in `model`: appendix B, arXiv:2006.11239."
     in_lr_find = False
     def __init__(self,
         decay=.999, # Weight of the past, in [0,1); less in the first steps
@@ -194,53 +230,91 @@ class EMACB(Callback):
 
     def before_fit(self, learn):
         if self.model is None and 'train' in learn.phases:
-            self.model = copy.deepcopy(learn.model).eval().requires_grad_(False)
+            plain = getattr(learn.model, '_orig_mod', learn.model)  # of a compiled net: the net
+            self.model = copy.deepcopy(plain).eval().requires_grad_(False)
 
     @torch.no_grad()
     def after_step(self, learn):
         self.n += 1
-        decay = min(self.decay, self.n/(self.n+9))          # early on, the first weights are soon forgotten
+        # early on, the first weights are soon forgotten
+        decay = min(self.decay, self.n/(self.n+9))
         for a,b in zip(self.model.state_dict().values(), learn.model.state_dict().values()):
             if a.is_floating_point(): a.lerp_(b, 1-decay)
             else: a.copy_(b)
 
-    def state_dict(self): return dict(n=self.n, model=self.model.state_dict())      # for the checkpoints of lesson 16
+    def state_dict(self): # For the checkpoints of lesson 16, with the names of the plain net
+        return dict(n=self.n, model={_plain(k): v for k,v in self.model.state_dict().items()})
+
     def load_state_dict(self, state_dict): # What `state_dict` returned
         self.n = state_dict['n']
-        self.model.load_state_dict(state_dict['model'])
+        saved = {_plain(k): v for k,v in state_dict['model'].items()}
+        here = [k for k in self.model.state_dict() if _plain(k) in saved]
+        self.model.load_state_dict({k: saved.pop(_plain(k)) for k in here} | saved)
 
 # %% ../nbs/15_ddpm.ipynb #98ab961e
+def _levels(sigma, x):
+    "The noise levels as (n,1,1,1), in float32 at least."
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return _wide(torch.as_tensor(sigma, dtype=wide, device=x.device).expand(len(x)), x)
+
 def _ask(model, x, sigma, cond):
     "The noise levels (n,1,1,1), and what the network says to pictures of moderate variance."
-    sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
-    s = _as(sigma, x)
-    return s,model(x/(1+s*s).sqrt(), c_noise(sigma), *([] if cond is None else [cond])).to(x.dtype)
+    s = _levels(sigma, x)
+    x_t,c = (x/(1+s*s).sqrt()).to(x.dtype),c_noise(s).flatten().to(x.dtype)
+    return s,(model(x_t, c) if cond is None else model(x_t, c, cond)).to(x.dtype)
 
 class EpsDenoiser:
-    "A network that predicts the noise, as a denoiser `denoise(x, sigma)` of pictures x_0 + sigma*eps."
+    "A network that predicts noise, as a denoiser `denoise(x, sigma)` of x_0 + sigma*eps."
     def __init__(self,
-        model, # Called as `model(x_t, c)`, or `model(x_t, c, cond)`: (n,c,h,w) of deviation near 1 and (n,); gives (n,c,h,w)
+        model, # `model(x_t, c)` or `model(x_t, c, cond)`: x_t like the result, c (n,)
     ): self.model = model
 
     def __call__(self,
-        x, # Pictures with noise, (n,c,h,w), float: clean ones in [-1,1] plus `sigma` times normal noise
+        x, # Pictures with noise, (n,c,h,w), float: clean ones plus `sigma` times normal noise
         sigma, # Deviation of the noise, a number or (n,), above 0
         cond=None, # What else the network is told of each picture; nothing if None
     ): # Like `x`: the estimate of the clean pictures
         s,eps = _ask(self.model, x, sigma, cond)
-        return x - s*eps
+        return (x-s*eps).to(x.dtype)
 
 # %% ../nbs/15_ddpm.ipynb #276221fa
+def randn_for(
+    x, # Float tensor (n,...), one image per row
+    generator=None, # `torch.Generator`, or a list of n, one per image; torch's state if None
+): # Standard normal noise like `x`
+    "Noise for each image, from its own stream where `generator` is a list."
+    if not x.is_floating_point(): raise TypeError(f"x: expected floats, got {x.dtype}")
+    wide = torch.promote_types(x.dtype, torch.float32)
+    def draw(shape, g):
+        device = x.device if g is None else g.device
+        return torch.randn(shape, generator=g, dtype=wide, device=device).to(x)
+    if generator is None or isinstance(generator, torch.Generator):
+        return draw(x.shape, generator)
+    if len(generator)!=len(x):
+        raise ValueError(f"generator: expected one per image, {len(x)}, got {len(generator)}")
+    if not len(x): return torch.empty_like(x)
+    return torch.stack([draw(x.shape[1:], g) for g in generator])
+
+# %% ../nbs/15_ddpm.ipynb #03630ef2
 def _check_sigmas(sigmas, to_zero=True):
     "`sigmas` as float64 on the CPU; a ValueError if they are no way for a sampler."
     sigmas = torch.as_tensor(sigmas, dtype=torch.float64, device='cpu')
-    if sigmas.ndim!=1 or len(sigmas)<2:
-        raise ValueError(f"sigmas: expected two numbers or more, got the shape {tuple(sigmas.shape)}")
-    if not sigmas.isfinite().all(): raise ValueError("sigmas: expected finite numbers")
-    if not (sigmas.diff()<0).all(): raise ValueError("sigmas: expected each to be smaller than the one before")
-    if to_zero and sigmas[-1]!=0: raise ValueError(f"sigmas: expected 0 at the end, got {sigmas[-1]:.4g}")
-    if sigmas[-1]<0: raise ValueError(f"sigmas: expected none below 0, got {sigmas[-1]:.4g}")
+    def expect(ok, what):
+        if not ok: raise ValueError(f"sigmas: expected {what}")
+    expect(sigmas.ndim==1 and len(sigmas)>1,
+           f"two numbers or more, got the shape {tuple(sigmas.shape)}")
+    expect(sigmas.isfinite().all(), "finite numbers")
+    expect((sigmas.diff()<0).all(), "each to be smaller than the one before")
+    expect(sigmas[-1]==0 or not to_zero, f"0 at the end, got {sigmas[-1]:.4g}")
+    expect(sigmas[-1]>=0, f"none below 0, got {sigmas[-1]:.4g}")
     return sigmas
+
+def _finite(x):
+    "`x` as it is; a FloatingPointError if a sampler ended in numbers that are not finite."
+    if x.isfinite().all(): return x
+    bad = (~x.isfinite()).reshape(len(x), -1).any(1)
+    raise FloatingPointError(f"denoise: expected finite numbers, but {bad.sum()} of {len(x)} "
+                             f"images ended as nan or infinity, first {bad.int().argmax()}")
 
 @torch.no_grad()
 def sample_ddpm(
@@ -248,36 +322,53 @@ def sample_ddpm(
     x, # Noise of deviation `sigmas[0]`, (n,c,h,w), float
     sigmas, # Noise levels, (k+1,), float64, descending, the last one 0
     cb=None, # Called after each step as `cb(i, x, denoised)`
-    generator=None, # `torch.Generator` of the noise, on the device of `x`; torch's own if None
+    generator=None, # Of the noise, see `randn_for`
 ): # Like `x`: the pictures
-    "Ancestral sampling: algorithm 2, arXiv:2006.11239, with the posterior's variance, for any noise levels."
+    "Ancestral sampling, with the posterior's variance: algorithm 2, arXiv:2006.11239."
     sigmas = _check_sigmas(sigmas)
     for i,(s,t) in enumerate(zip(sigmas, sigmas[1:])):
         denoised = denoise(x, s)
-        keep = ((t/s)**2).item()                 # a plain number goes with tensors of any dtype and device
+        keep = ((t/s)**2).item()  # a plain number goes with tensors of any dtype and device
         x = denoised + keep*(x-denoised)
-        if t>0: x = x + t.item()*(1-keep)**.5*torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        if t>0: x = x + t.item()*(1-keep)**.5*randn_for(x, generator)
         if cb: cb(i, x, denoised)
-    return x
+    return _finite(x)
 
 # %% ../nbs/15_ddpm.ipynb #bfe06ede
+def _seeds(seed, n):
+    "A seed for each of `n` images; after the largest one counting goes on at 0."
+    if isinstance(seed, (list,tuple,range)):
+        if len(seed)!=n:
+            raise ValueError(f"seed: expected a whole number, or {n}, one per image, "
+                             f"got {len(seed)}")
+        return [_whole('seed', s, -2**63, 2**64-1) for s in seed]
+    seed = _whole('seed', seed, -2**63, 2**64-1)
+    return [(seed+i)%2**64 for i in range(n)]
+
 def generate(
     denoise, # `denoise(x, sigma)`, see `EpsDenoiser`
     sigmas, # Noise levels, (k+1,), descending, the last one 0
     n, # How many pictures, 1 or more
-    sampler=sample_ddpm, # Called as `sampler(denoise, x, sigmas, **kw)`; with `generator=` too if it takes one
+    sampler=sample_ddpm, # Called as `sampler(denoise, x, sigmas, generator=list, **kw)`
     shape=(1,28,28), # Of one picture
     bs=256, # Pictures at a time
-    seed=0, # Of all random numbers
+    seed=0, # Of the first image, the next ones count on; or a list of n, one per image
     device='cpu', # Where `denoise` works
     **kw, # More for `sampler`
 ): # (n,*shape), float32, in [-1,1], on the CPU
-    "New pictures; the same for the same `seed`, `bs` and device, and for any `bs` where the sampler draws no noise of its own."
-    if n<1 or bs<1: raise ValueError(f"n, bs: expected 1 or more, got {n} and {bs}")
-    gen = torch.Generator(device).manual_seed(seed)
-    noise = torch.randn(n, *shape, generator=gen, device=device)*float(sigmas[0])
-    if 'generator' in inspect.signature(sampler).parameters: kw['generator'] = gen
-    return torch.cat([sampler(denoise, x, sigmas, **kw).clamp(-1, 1).cpu() for x in noise.split(bs)])
+    "New pictures. Each has its own stream of noise, so its seed alone decides what it shows."
+    n,bs,seeds = _whole('n', n),_whole('bs', bs),_seeds(seed, n)
+    if 'generator' in kw:
+        raise TypeError("generator: expected none, since `seed` makes one per image")
+    takes = inspect.signature(sampler).parameters.values()
+    takes = any(p.name=='generator' or p.kind==p.VAR_KEYWORD for p in takes)
+    res = []
+    for i in range(0, n, bs):
+        gens = [torch.Generator().manual_seed(s) for s in seeds[i:i+bs]]
+        x = randn_for(torch.empty(len(gens), *shape), gens).to(device)*float(sigmas[0])
+        x = sampler(denoise, x, sigmas, **kw, **(dict(generator=gens) if takes else {}))
+        res.append(_finite(x.float()).clamp(-1, 1).cpu())
+    return torch.cat(res)
 
 # %% ../nbs/15_ddpm.ipynb #e9c9d98d
 _folder = Path(str(files('miniai')))/'weights'
@@ -287,60 +378,95 @@ def _weights_path(path):
     if isinstance(path, str) and path.isidentifier(): return _folder/f'{path}.safetensors'
     path = Path(path)
     if path.suffix!='.safetensors':
-        raise ValueError(f"path: expected a name such as 'fashion_ddpm' or a path that ends in .safetensors, got {path}")
+        raise ValueError("path: expected a name such as 'fashion_ddpm' or a path that ends in "
+                         f".safetensors, got {path}")
     return path
 
 def _replace(path, write):
-    "Let `write` make a file under a temporary name, then rename it, so that `path` is never half a file."
-    tmp = path.with_name(f'.{path.name}.{os.getpid()}')
+    "Let `write` make a file under a temporary name, then rename it: never half a file."
+    path = Path(os.path.realpath(path))                  # a link is followed, as by `open`
+    if path.is_dir(): raise IsADirectoryError(f"{path}: expected a file, found a folder")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise PermissionError(f"{path}: the file may not be written")
+    for o in path.parent.glob(f'.{glob.escape(path.name)}.????????.tmp'):  # of killed processes
+        if time.time()-o.stat().st_mtime>3600: o.unlink(missing_ok=True)
+    tmp = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}.tmp')
     try:
         write(tmp)
+        if path.exists(): shutil.copymode(path, tmp)
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
+def _halved(name, v):
+    "A copy of a weight in half precision, on the CPU."
+    if not isinstance(v, torch.Tensor):
+        raise TypeError(f"model: expected tensors, but {name} is a {type(v).__name__}")
+    dtype = torch.float16 if v.is_floating_point() else v.dtype
+    w = torch.empty(v.shape, dtype=dtype).copy_(v.detach())            # no memory shared by two
+    if w.is_floating_point() and not w.isfinite().all():
+        raise ValueError(f"model: {name} has numbers that half precision cannot hold")
+    return w
+
+# %% ../nbs/15_ddpm.ipynb #88a1efff
 def save_weights(
-    model, # `nn.Module`
+    model, # `nn.Module`; of one from `torch.compile` the plain net is saved
     path, # A path that ends in .safetensors; a bare name stands for a file of the package's own
-    **info, # What to write beside it as JSON, such as the arguments of the model (`config`) and how it was trained
+    **info, # For a JSON beside it, such as the model's arguments (`config`) and its training
 ):
-    "Save weights and buffers in half precision as safetensors, and beside it a JSON with `info` and the file's sha256."
+    "Save weights and buffers in half precision, and beside them a JSON with `info` and sha256."
     path = _weights_path(path)
-    w = {k: (v.half() if v.is_floating_point() else v).cpu().contiguous() for k,v in model.state_dict().items()}
-    bad = [k for k,v in w.items() if not v.isfinite().all()]
-    if bad: raise ValueError(f"model: {bad[0]} has numbers that half precision cannot hold")
-    json.dumps(info)                                 # an error before anything is written
-    path.parent.mkdir(parents=True, exist_ok=True)
-    raw = save(w)
+    raw = save({_plain(k): _halved(k, v) for k,v in model.state_dict().items()})
     info['sha256'] = hashlib.sha256(raw).hexdigest()
-    _replace(path, lambda tmp: tmp.write_bytes(raw))
-    _replace(path.with_suffix('.json'), lambda tmp: tmp.write_text(json.dumps(info, indent=1)+'\n', encoding='utf-8'))
+    text = json.dumps(info, indent=1)+'\n'           # an error before anything is written
+    path.parent.mkdir(parents=True, exist_ok=True)
+    def write(tmp): # Both files are on the disk before one of them is renamed
+        tmp.write_text(text, encoding='utf-8')
+        _replace(path, lambda tmp: tmp.write_bytes(raw))
+    _replace(path.with_suffix('.json'), write)
 
 # %% ../nbs/15_ddpm.ipynb #2e8a3882
 def _fill(model, w, path):
     "Load the weights `w` of the file `path` into `model`, or say what does not fit."
-    has = model.state_dict()
-    wrong = [k for k in {**has, **w} if k not in has or k not in w or has[k].shape!=w[k].shape]
+    has = {_plain(k): (k,v) for k,v in model.state_dict().items()}
+    def kind(o): return 'none' if o is None else tuple(o.shape) if o.is_floating_point() else (
+        f"{tuple(o.shape)} of {str(o.dtype)[6:]}")
+    pairs = {k: (kind(w.get(k)), kind(has[k][1] if k in has else None)) for k in {**has, **w}}
+    wrong = [k for k,(a,b) in pairs.items() if a!=b]
     if wrong:
-        k = wrong[0]
-        a,b = (tuple(o[k].shape) if k in o else 'none' for o in (w, has))
-        raise ValueError(f"{path.name} does not fit the model: {k} is {a} in the file and {b} in the model ({len(wrong)} differ)")
-    model.load_state_dict(w)
+        a,b = pairs[wrong[0]]
+        raise ValueError(f"{path.name} does not fit the model: {wrong[0]} is {a} in the file "
+                         f"and {b} in the model ({len(wrong)} differ)")
+    model.load_state_dict({has[k][0]: v for k,v in w.items()})
 
+def _read_weights(path, beside):
+    "The tensors of a file and the dict of the JSON `beside` it, both checked."
+    raw = path.read_bytes()
+    try: info = json.loads(beside.read_text(encoding='utf-8'))
+    except ValueError as e: raise ValueError(f"{beside} is damaged: {e}") from None
+    if not isinstance(info, dict):
+        raise ValueError(f"{beside}: expected a JSON object, got a {type(info).__name__}")
+    if hashlib.sha256(raw).hexdigest()!=info.get('sha256'):
+        raise ValueError(f"{path} is damaged: its sha256 is not the one in {beside.name}")
+    try: w = load(raw)
+    except Exception as e: raise ValueError(f"{path} is no safetensors file: {e}") from None
+    w = {_plain(k): v.float() if v.is_floating_point() else v for k,v in w.items()}
+    bad = [k for k,v in w.items() if not v.isfinite().all()]
+    if bad: raise ValueError(f"{path}: expected finite numbers, {bad[0]} has nan or infinity")
+    return w,info
+
+# %% ../nbs/15_ddpm.ipynb #c1880fb1
 def load_weights(
     path, # As in `save_weights`
     model=None, # `nn.Module` to load the weights into; none if None
 ): # `(weights, info)`: tensors by name, in float32, and the dict of the JSON
-    "Read what `save_weights` wrote. A file that is missing, damaged or made for another model is an error."
+    "Read what `save_weights` wrote; what is missing, damaged or of another model is an error."
     path = _weights_path(path)
     beside = path.with_suffix('.json')
     for o in (path, beside):
         if not o.exists():
             there = sorted(p.name for p in path.parent.glob('*.safetensors'))
             raise FileNotFoundError(f"path: there is no {o}; its folder holds {there}")
-    info,raw = json.loads(beside.read_text(encoding='utf-8')),path.read_bytes()
-    if hashlib.sha256(raw).hexdigest()!=info.get('sha256'):
-        raise ValueError(f"{path} is damaged: its sha256 is not the one in {beside.name}")
-    w = {k: v.float() if v.is_floating_point() else v for k,v in load(raw).items()}
+    w,info = _read_weights(path, beside)
     if model is not None: _fill(model, w, path)
     return w,info
 
@@ -350,7 +476,8 @@ def load_denoiser(
 ): # `EpsDenoiser`, on the CPU, in evaluation mode
     "A `SmallUNet` with stored weights, as `denoise(x, sigma)`."
     w,info = load_weights(name)
-    if 'config' not in info: raise ValueError(f"name: {name} says nothing of its model: expected `config` in its JSON")
+    if not isinstance(info.get('config'), dict):
+        raise ValueError(f"name: expected the model's arguments, `config`, in {name}'s JSON")
     model = SmallUNet(**info['config'])
     _fill(model, w, _weights_path(name))
     return EpsDenoiser(model.eval().requires_grad_(False).to(memory_format=torch.channels_last))

@@ -6,16 +6,17 @@
 __all__ = ['ClassUNet', 'CondCB', 'Guide', 'generate_guided']
 
 # %% ../nbs/24_guidance.ipynb #6702c957
-import functools,torch,torch.nn.functional as F
+import functools,numbers,torch,torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
-from .ddpm import SmallUNet,_as,generate
+from .data import check_finite
+from .ddpm import SmallUNet,_as,_whole,generate
 from .karras import sample_dpmpp_2m
 from .learner import Callback
 
 # %% ../nbs/24_guidance.ipynb #bb53ffc5
 class ClassUNet(SmallUNet):
-    "A `SmallUNet` that is told a class too, by scale and shift at each level (arXiv:2105.05233); at first the class changes nothing."
+    "A `SmallUNet` conditioned on a class by scale and shift: arXiv:2105.05233."
     def __init__(self,
         nfs=(32,64,96), # Channels of each level, as in `SmallUNet`, like the next three
         ni=1, # Channels of the pictures, in and out
@@ -25,18 +26,23 @@ class ClassUNet(SmallUNet):
         n_emb=64, # Length of a class's embedding
     ):
         super().__init__(nfs, ni, norm, patch)
-        if n_classes<1: raise ValueError(f"n_classes: expected 1 or more, got {n_classes}")
+        n_classes = _whole('n_classes', n_classes)
         self.n_classes,self.classes = n_classes,nn.Embedding(n_classes+1, n_emb)
-        self.tells = nn.ModuleList(nn.Linear(n_emb, 2*n) for n in (nfs[0], *nfs, *reversed(nfs)))
+        widths = nfs[0],*nfs,*reversed(nfs)
+        self.tells = nn.ModuleList(nn.Linear(n_emb, 2*n) for n in widths)
         for p in self.tells.parameters(): nn.init.zeros_(p)
 
     def _embedding(self, x, cond):
         "The classes as vectors, (n,n_emb)."
         if cond is None: cond = torch.full((len(x),), self.n_classes, device=x.device)
-        if cond.shape!=x.shape[:1] or cond.dtype!=torch.int64:
-            raise ValueError(f"cond: expected one class a picture, ({len(x)},) int64, got {tuple(cond.shape)} {cond.dtype}")
+        got = [getattr(cond, k, type(cond).__name__) for k in ('shape', 'dtype')]
+        if got!=[x.shape[:1], torch.int64]:
+            got = f"{tuple(cond.shape)} {got[1]}" if isinstance(cond, torch.Tensor) else got[1]
+            raise ValueError(f"cond: expected one class per image, ({len(x)},) int64, "
+                             f"got {got}")
         if len(x) and not 0<=cond.min()<=cond.max()<=self.n_classes:
-            raise ValueError(f"cond: expected classes in 0..{self.n_classes}, got {cond.min()} to {cond.max()}")
+            raise ValueError(f"cond: expected classes from 0 to {self.n_classes}, "
+                             f"got {cond.min()} to {cond.max()}")
         return self.classes(cond)
 
 # %% ../nbs/24_guidance.ipynb #105ad50a
@@ -44,15 +50,17 @@ class ClassUNet(SmallUNet):
 def forward(self:ClassUNet,
     x, # Pictures with noise, (n,ni,h,w), float, deviation near 1
     c, # Their noise levels, (n,), as `c_noise` gives them
-    cond=None, # Their classes, (n,), int64 in 0..n_classes, the last one for "no class"; no class for all if None
+    cond=None, # Their classes, (n,), int64; n_classes is "no class", as is None
 ): # Like `x`
     "The estimate for each pixel, such as its noise."
-    if c.shape!=x.shape[:1]: raise ValueError(f"c: expected one number a picture, ({len(x)},), got {tuple(c.shape)}")
+    if c.shape!=x.shape[:1]:
+        raise ValueError(f"c: expected one number a picture, ({len(x)},), got {tuple(c.shape)}")
     emb,tells = self._embedding(x, cond),iter(self.tells)
     def _tell(x):
-        scale,shift = next(tells)(emb)[...,None,None].chunk(2, 1)       # (n,2*nf) -> twice (n,nf,1,1)
+        # (n,2*nf) -> twice (n,nf,1,1)
+        scale,shift = next(tells)(emb)[...,None,None].chunk(2, 1)
         return x*(1+scale) + shift
-    x = F.pixel_unshuffle(x, self.patch)             # (n,ni,h,w) -> (n,ni*patch**2,h/patch,w/patch)
+    x = F.pixel_unshuffle(x, self.patch)  # (n,ni,h,w) -> (n,ni*patch**2,h/patch,w/patch)
     x,saved = _tell(self.stem(torch.cat([x, _as(c, x).expand_as(x[:,:1])], 1))),[]
     for down in self.downs:
         x = _tell(down(x))
@@ -64,67 +72,93 @@ def forward(self:ClassUNet,
     return F.pixel_shuffle(self.head(x), self.patch)
 
 # %% ../nbs/24_guidance.ipynb #dc8ec08c
+def _number(name, x, lo=0, hi=None):
+    "`x` as a float; a ValueError if it is no number from `lo` to `hi`, or from `lo` on."
+    if isinstance(x, torch.Tensor) and not x.ndim: x = x.item()
+    ok = isinstance(x, numbers.Real) and not isinstance(x, bool)
+    if not ok or not (lo<=x<float('inf') if hi is None else lo<=x<=hi):
+        wanted = f"{lo} or more" if hi is None else f"from {lo} to {hi}"
+        raise ValueError(f"{name}: expected a number, {wanted}, got {x!r}")
+    return float(x)
+
 class CondCB(Callback):
-    "Hands what comes second in a batch on to the net, and drops it for a share `p`: algorithm 1, arXiv:2207.12598."
+    "Hands on the condition, second in a batch, or drops it: algorithm 1, arXiv:2207.12598."
     order = 10
     def __init__(self,
-        task, # Callback that makes pictures into `(x_in, c, *targets)`, such as `DDPMCB` or `KarrasCB`
-        empty, # What stands for "no condition": a number or a tensor, like one row of the conditions
+        task, # Callback that makes pictures into `(x_in, c, *targets)`, such as `DDPMCB`
+        empty, # What stands for "no condition": a number, or a tensor like one row of them
         p=.1, # Share that is dropped, in [0,1]; in training only
     ):
-        if not 0<=p<=1: raise ValueError(f"p: expected a share in [0,1], got {p}")
+        p = _number('p', p, 0, 1)
+        if not isinstance(empty, (numbers.Real,torch.Tensor)):
+            got = type(empty).__name__
+            raise ValueError(f"empty: expected a number or a tensor, got {got}")
+        empty = check_finite(torch.as_tensor(empty), 'empty')
         self.task,self.empty,self.p = task,empty,p
 
     def before_batch(self, learn):
         if not isinstance(learn.batch, (tuple,list)) or len(learn.batch)<2:
-            raise ValueError(f"batch: expected pictures and their conditions, got {type(learn.batch).__name__}")
+            raise ValueError("batch: expected pictures and their conditions, "
+                             f"got {type(learn.batch).__name__}")
         cond = learn.batch[1]
+        if len(cond)!=len(learn.batch[0]):
+            raise ValueError(f"batch: expected conditions for {len(learn.batch[0])} pictures, "
+                             f"got {len(cond)}")
         self.task.before_batch(learn)
         x,c,*targets = learn.batch
         if learn.training: cond = self._drop(cond)
         learn.batch = x,c,cond,*targets
 
     def _drop(self, cond):
-        empty = torch.as_tensor(self.empty, dtype=cond.dtype, device=cond.device)
+        empty = self.empty.to(cond)
         if empty.shape not in ((), cond.shape[1:]):
-            raise ValueError(f"empty: expected a number or the shape {tuple(cond.shape[1:])}, got {tuple(empty.shape)}")
-        drop = (torch.rand(len(cond))<self.p).to(cond.device)          # from the CPU: the same on every device
+            raise ValueError(f"empty: expected a number or the shape {tuple(cond.shape[1:])}, "
+                             f"got {tuple(empty.shape)}")
+        if not cond.is_floating_point() and (empty.to(self.empty)!=self.empty).any():
+            raise ValueError(f"empty: expected a number of type {cond.dtype}, got {self.empty}")
+        drop = (torch.rand(len(cond))<self.p).to(cond.device)
         return torch.where(drop.reshape(-1, *[1]*(cond.ndim-1)), empty, cond)
 
 # %% ../nbs/24_guidance.ipynb #202976db
 def _check_conds(cond, uncond, scale):
+    "The scale as a number, after a look at all three."
     for name,o in (('cond', cond), ('uncond', uncond)):
-        if not isinstance(o, torch.Tensor): raise TypeError(f"{name}: expected a tensor with one row a picture, got {type(o).__name__}")
-        if not o.ndim or not len(o): raise ValueError(f"{name}: expected one row a picture, got the shape {tuple(o.shape)}")
+        got = f"the shape {tuple(o.shape)}" if isinstance(o, torch.Tensor) else type(o).__name__
+        if not isinstance(o, torch.Tensor) or not o.ndim or not len(o):
+            raise ValueError(f"{name}: expected a tensor with one row per image, got {got}")
+        check_finite(o, name)
     if cond.shape[1:]!=uncond.shape[1:] or cond.dtype!=uncond.dtype:
-        raise ValueError(f"uncond: expected rows like those of cond, {tuple(cond.shape[1:])} {cond.dtype}, "
-                         f"got {tuple(uncond.shape[1:])} {uncond.dtype}")
+        want,got = (f"{tuple(o.shape[1:])} {o.dtype}" for o in (cond, uncond))
+        raise ValueError(f"uncond: expected rows like those of cond, {want}, got {got}")
     if len(cond)!=len(uncond) and 1 not in (len(cond), len(uncond)):
-        raise ValueError(f"uncond: expected {len(cond)} rows, as in cond, or one for all, got {len(uncond)}")
-    if not 0<=scale<float('inf'): raise ValueError(f"scale: expected a number of 0 or more, got {scale}")
+        raise ValueError(f"uncond: expected {len(cond)} rows, as in cond, or one for all, "
+                         f"got {len(uncond)}")
+    return _number('scale', scale)
 
 class Guide:
-    "A denoiser `denoise(x, sigma)`, classifier-free guidance: eq. 6, arXiv:2207.12598, where `scale` is called 1+w."
+    "Classifier-free guidance as a denoiser: eq. 6, arXiv:2207.12598, where `scale` is 1+w."
     def __init__(self,
         denoise, # `denoise(x, sigma, cond)` gives the estimate of the clean pictures, like `x`
-        cond, # What is asked for, one row a picture or one for all: classes (n,), texts (n,l,d), ...
-        uncond, # What to walk away from, rows like those of `cond`: "no class", an empty or a negative prompt
-        scale, # How far to walk: 0 gives the answer to `uncond`, 1 that to `cond`, more goes beyond
+        cond, # What is asked for, one row per image or one for all: classes (n,), texts (n,l,d)
+        uncond, # What to walk away from, rows like `cond`'s: "no class", a negative prompt
+        scale, # How far to walk: 0 is the answer to `uncond`, 1 that to `cond`; more is beyond
     ):
-        _check_conds(cond, uncond, scale)
-        self.denoise,self.cond,self.uncond,self.scale = denoise,cond,uncond,scale
+        self.scale = _check_conds(cond, uncond, scale)
+        self.denoise,self.cond,self.uncond = denoise,cond,uncond
 
     def _rows(self, o, name, x):
-        if len(o) not in (1, len(x)): raise ValueError(f"x: expected {len(o)} pictures, the rows of {name}, got {len(x)}")
+        if len(o) not in (1, len(x)):
+            raise ValueError(f"x: expected {len(o)} pictures, the rows of {name}, got {len(x)}")
         return o.to(x.device).expand(len(x), *o.shape[1:])
 
     def __call__(self,
         x, # Pictures with noise, (n,c,h,w), float
         sigma, # Deviation of the noise, a number or (n,), above 0
-    ): # Like `x`: the estimate of the clean pictures; the network is asked 2n times, or n times at the scales 0 and 1
+    ): # Like `x`: the estimate; it costs 2n evaluations of the net, at the scales 0 and 1 n
         cond,uncond = self._rows(self.cond, 'cond', x),self._rows(self.uncond, 'uncond', x)
         if self.scale in (0, 1): return self.denoise(x, sigma, cond if self.scale else uncond)
-        if isinstance(sigma, torch.Tensor) and sigma.ndim: sigma = sigma.repeat(2)
+        if isinstance(sigma, torch.Tensor) and sigma.ndim:
+            sigma = sigma.expand(len(x)).repeat(2)
         both = self.denoise(torch.cat([x, x]), sigma, torch.cat([uncond, cond]))
         without,told = both.chunk(2)
         return without + self.scale*(told-without)
@@ -140,11 +174,13 @@ def generate_guided(
     bs=256, # Pictures at a time; `denoise` gets twice as many
     **kw, # More for `generate`: `shape`, `seed`, `device`; and for `sampler`
 ): # (n,*shape), float32, in [-1,1], on the CPU
-    "New pictures, one for each row of `cond`, by the same noise as `generate` with the same `seed`."
-    _check_conds(cond, uncond, scale)
-    n = len(cond)
-    if len(uncond) not in (1, n): raise ValueError(f"uncond: expected {n} rows, as in cond, or one for all, got {len(uncond)}")
+    "New pictures, one per row of `cond`, from the noise of `generate` with the same seeds."
+    scale,bs,n = _check_conds(cond, uncond, scale),_whole('bs', bs),len(cond)
+    if len(uncond) not in (1, n):
+        raise ValueError(f"uncond: expected {n} rows, as in cond, or one for all, "
+                         f"got {len(uncond)}")
     parts = zip(cond.split(bs), uncond.expand(n, *uncond.shape[1:]).split(bs))
-    @functools.wraps(sampler)                   # so that `generate` sees whether it takes a generator
-    def _sample(denoise, x, sigmas, **kw): return sampler(Guide(denoise, *next(parts), scale), x, sigmas, **kw)
+    @functools.wraps(sampler)  # so that `generate` sees whether it takes a generator
+    def _sample(denoise, x, sigmas, **kw):
+        return sampler(Guide(denoise, *next(parts), scale), x, sigmas, **kw)
     return generate(denoise, sigmas, n, _sample, bs=bs, **kw)

@@ -6,14 +6,13 @@
 __all__ = ['Hook', 'Hooks', 'ActivationStatsCB']
 
 # %% ../nbs/10_activations.ipynb #a49689bb
-import matplotlib.pyplot as plt,numpy as np,torch
+import numpy as np,torch
 from collections import Counter
 from collections.abc import Mapping
 from fastcore.basics import patch
 from functools import partial
 from torch import nn
 from .learner import Callback
-from .loaders import get_grid,subplots
 
 # %% ../nbs/10_activations.ipynb #03e21c85
 class Hook:
@@ -160,6 +159,8 @@ def record(self:ActivationStatsCB,
 @patch
 def _lines(self:ActivationStatsCB, axs, **labels):
     "Draw the records named in `labels`, one on each of `axs`."
+    import matplotlib.pyplot as plt                        # here: most who train do not draw
+    from miniai.loaders import subplots
     if axs is None: axs = subplots(1, len(labels), figsize=(4.5*len(labels), 3))[1]
     axs = np.ravel(axs)
     if len(axs)!=len(labels): raise ValueError(f"axs: expected {len(labels)}, got {len(axs)}")
@@ -193,6 +194,7 @@ def plot_hists(self:ActivationStatsCB,
     axs=None, # Axes to draw on, one for each layer; a new figure if None
 ): # The axes, (layers,)
     "Draw each layer's histograms over time: a column for each batch, coloured by log(1+count)."
+    from miniai.loaders import get_grid
     hists,(lo,hi) = self.record('hist'),self.lims
     n,ncols = len(hists),min(4, len(hists))
     if axs is None: axs = get_grid(n, ncols=ncols, figsize=(2.2*ncols+.6, 2.3*-(-n//ncols)))[1]

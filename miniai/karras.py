@@ -9,7 +9,7 @@ __all__ = ['sample_euler', 'karras_sigmas', 'sample_euler_ancestral', 'sample_he
 # %% ../nbs/20_karras.ipynb #4e248df8
 import math,numpy as np,torch,torch.nn.functional as F
 from .ddim import sample_ddim
-from .ddpm import _as,_check_sigmas,_pictures,c_noise,sample_ddpm
+from .ddpm import _check_sigmas,_finite,_levels,_pictures,_whole,_wide,c_noise,sample_ddpm
 from .learner import Callback
 
 # %% ../nbs/20_karras.ipynb #5f3ae377
@@ -18,8 +18,9 @@ def sample_euler(
     x, # Noise of deviation `sigmas[0]`, (n,c,h,w), float
     sigmas, # Noise levels, (k+1,), float64, descending, the last one 0
     cb=None, # Called after each step as `cb(i, x, denoised)`
+    generator=None, # Not used: no noise is drawn
 ): # Like `x`: the pictures, after k calls of `denoise`
-    "Euler's method for the probability-flow ODE, eq. 3, arXiv:2206.00364: the same step as DDIM with eta=0."
+    "Euler's method for the probability-flow ODE, eq. 3, arXiv:2206.00364: DDIM with eta=0."
     return sample_ddim(denoise, x, _check_sigmas(sigmas), cb)
 
 # %% ../nbs/20_karras.ipynb #e19ba33c
@@ -30,11 +31,13 @@ def karras_sigmas(
     rho=7., # Above 0; the larger, the more levels with little noise
 ): # (n+1,), float64, descending, the last one 0
     "Noise levels for sampling: eq. 5, arXiv:2206.00364."
-    if n<1: raise ValueError(f"n: expected 1 step or more, got {n}")
+    n = _whole('n', n)
     if not 0<sigma_min<sigma_max<math.inf:
-        raise ValueError(f"sigma_min, sigma_max: expected 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+        raise ValueError("sigma_min, sigma_max: expected 0 < sigma_min < sigma_max, "
+                         f"got {sigma_min} and {sigma_max}")
     if not 0<rho<math.inf: raise ValueError(f"rho: expected a number above 0, got {rho}")
-    roots = torch.linspace(float(sigma_max)**(1/rho), float(sigma_min)**(1/rho), n, dtype=torch.float64)
+    ends = (float(o)**(1/rho) for o in (sigma_max, sigma_min))
+    roots = torch.linspace(*ends, n, dtype=torch.float64)
     return F.pad(roots**rho, (0, 1))
 
 # %% ../nbs/20_karras.ipynb #1677bd1b
@@ -43,9 +46,9 @@ def sample_euler_ancestral(
     x, # Noise of deviation `sigmas[0]`, (n,c,h,w), float
     sigmas, # Noise levels, (k+1,), float64, descending, the last one 0
     cb=None, # Called after each step as `cb(i, x, denoised)`
-    generator=None, # `torch.Generator` of the noise, on the device of `x`; torch's own if None
+    generator=None, # Of the noise, see `randn_for`
 ): # Like `x`: the pictures, after k calls of `denoise`
-    "Euler's step to a level below the next one, and fresh noise on top: the same as DDPM, algorithm 2, arXiv:2006.11239."
+    "Euler's step below the next level, then fresh noise: DDPM, algorithm 2, arXiv:2006.11239."
     return sample_ddpm(denoise, x, _check_sigmas(sigmas), cb, generator)
 
 # %% ../nbs/20_karras.ipynb #810aa2d8
@@ -54,7 +57,8 @@ def sample_heun(
     denoise, # `denoise(x, sigma)` gives the estimate of the clean pictures, like `x`
     x, # Noise of deviation `sigmas[0]`, (n,c,h,w), float
     sigmas, # Noise levels, (k+1,), float64, descending, the last one 0
-    cb=None, # Called after each step as `cb(i, x, denoised)`, with the estimate at the step's beginning
+    cb=None, # Called after each step as `cb(i, x, denoised)`, with the step's first estimate
+    generator=None, # Not used: no noise is drawn
 ): # Like `x`: the pictures, after 2k-1 calls of `denoise`
     "Heun's method of second order: algorithm 1, arXiv:2206.00364."
     sigmas = _check_sigmas(sigmas)
@@ -65,19 +69,20 @@ def sample_heun(
         if t>0: new = x + (t-s)/2*(slope + (new-denoise(new, t))/t)
         x = new
         if cb: cb(i, x, denoised)
-    return x
+    return _finite(x)
 
 # %% ../nbs/20_karras.ipynb #444edd2b
 def _lms_weights(sigmas, i, order):
-    "Weights of the slopes at levels i, i-1, ... for the step from level i to i+1; float64 numbers."
-    nodes = (sigmas[max(0, i+1-order):i+1]-sigmas[i]).flip(0).numpy()       # newest first: 0, ...
+    "Weights of the slopes at levels i, i-1, ... for the step from level i to i+1."
+    nodes = (sigmas[max(0, i+1-order):i+1]-sigmas[i]).flip(0).numpy()  # newest first: 0, ...
     end = (sigmas[i+1]-sigmas[i]).item()
-    points,shares = np.polynomial.legendre.leggauss((len(nodes)+1)//2)      # on [-1,1]; exact up to degree `order`-1
+    # on [-1,1]; exact up to degree `order`-1
+    points,shares = np.polynomial.legendre.leggauss((len(nodes)+1)//2)
     tau = end*(1+points)/2
     weights = []
     for j,o in enumerate(nodes):
         others = np.delete(nodes, j)
-        basis = ((tau[:,None]-others)/(o-others)).prod(1)                    # Lagrange's polynomial, 1 at `o`
+        basis = ((tau[:,None]-others)/(o-others)).prod(1)  # Lagrange's polynomial, 1 at `o`
         weights.append((end/2*(shares*basis).sum()).item())
     return weights
 
@@ -89,16 +94,17 @@ def sample_lms(
     sigmas, # Noise levels, (k+1,), float64, descending, the last one 0
     cb=None, # Called after each step as `cb(i, x, denoised)`
     order=4, # Number of slopes that are used, 1 or more; 1 is Euler
+    generator=None, # Not used: no noise is drawn
 ): # Like `x`: the pictures, after k calls of `denoise`
-    "Linear multistep method, Adams-Bashforth for uneven levels; as in Katherine Crowson's k-diffusion."
-    if not isinstance(order, int) or order<1: raise ValueError(f"order: expected a whole number, 1 or more, got {order!r}")
+    "Linear multistep method, Adams-Bashforth for uneven levels; as in k-diffusion."
+    order = _whole('order', order)
     sigmas,slopes = _check_sigmas(sigmas),[]
     for i,s in enumerate(sigmas[:-1]):
         denoised = denoise(x, s)
         slopes = [(x-denoised)/s, *slopes[:order-1]]
         x = x + sum(w*d for w,d in zip(_lms_weights(sigmas, i, order), slopes))
         if cb: cb(i, x, denoised)
-    return x
+    return _finite(x)
 
 # %% ../nbs/20_karras.ipynb #b48a8666
 @torch.no_grad()
@@ -107,36 +113,44 @@ def sample_dpmpp_2m(
     x, # Noise of deviation `sigmas[0]`, (n,c,h,w), float
     sigmas, # Noise levels, (k+1,), float64, descending, the last one 0
     cb=None, # Called after each step as `cb(i, x, denoised)`
+    generator=None, # Not used: no noise is drawn
 ): # Like `x`: the pictures, after k calls of `denoise`
-    "DPM-Solver++(2M), multistep of second order: algorithm 2, arXiv:2211.01095; the last step, to 0, is of first order."
+    "DPM-Solver++(2M), of second order but for the step to 0: algorithm 2, arXiv:2211.01095."
     sigmas,last = _check_sigmas(sigmas),None
     for i,(s,t) in enumerate(zip(sigmas, sigmas[1:])):
         denoised = denoise(x, s)
-        h = -torch.log1p((t-s)/s)                       # log(s/t), exact also where the levels are close
+        h = -torch.log1p((t-s)/s)          # log(s/t), exact also where the levels are close
         if last is None or t==0: ahead = denoised
         else: ahead = denoised + h/(2*last[1])*(denoised-last[0])
         x = ahead + t/s*(x-ahead)
         last = denoised,h
         if cb: cb(i, x, denoised)
-    return x
+    return _finite(x)
 
 # %% ../nbs/20_karras.ipynb #10412030
+def _check_positive(name, x):
+    if not 0<x<math.inf: raise ValueError(f"{name}: expected a number above 0, got {x}")
+
 def precondition(
     sigma, # Deviation of the noise, a number or a tensor, 0 or more
     sigma_data, # Deviation of the clean pictures, above 0
 ): # `(c_skip, c_out, c_in)`, like `sigma`
-    "How a network's input and output are scaled so that both have variance one: table 1, arXiv:2206.00364."
-    total = (sigma**2+sigma_data**2)**.5
-    return sigma_data**2/total**2, sigma*sigma_data/total, 1/total
+    "Scales by which a network's input and output have variance one: table 1, arXiv:2206.00364."
+    _check_positive('sigma_data', sigma_data)
+    half = isinstance(sigma, torch.Tensor) and sigma.dtype in (torch.float16, torch.bfloat16)
+    s = sigma.float() if half else sigma                   # half precision cannot hold 300**2
+    total = (s**2+sigma_data**2)**.5
+    scales = sigma_data**2/total**2, s*sigma_data/total, 1/total
+    return tuple(o.to(sigma.dtype) for o in scales) if half else scales
 
 # %% ../nbs/20_karras.ipynb #ea08047e
 class KarrasDenoiser:
-    "A network with preconditioning, as a denoiser `denoise(x, sigma)` of pictures x_0 + sigma*eps: eq. 7, arXiv:2206.00364."
+    "A network with preconditioning, as a `denoise(x, sigma)`: eq. 7, arXiv:2206.00364."
     def __init__(self,
-        model, # Called as `model(x_in, c)`, or `model(x_in, c, cond)`: (n,c,h,w) of deviation 1 and (n,); gives (n,c,h,w)
+        model, # `model(x_in, c)` or `model(x_in, c, cond)`: x_in like the result, c (n,)
         sigma_data, # Deviation of the clean pictures it was trained on, above 0
     ):
-        if not sigma_data>0: raise ValueError(f"sigma_data: expected a number above 0, got {sigma_data}")
+        _check_positive('sigma_data', sigma_data)
         self.model,self.sigma_data = model,sigma_data
 
     def __call__(self,
@@ -144,28 +158,34 @@ class KarrasDenoiser:
         sigma, # Deviation of the noise, a number or (n,), above 0
         cond=None, # What else the network is told of each picture; nothing if None
     ): # Like `x`: the estimate of the clean pictures
-        sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
-        c_skip,c_out,c_in = precondition(_as(sigma, x), self.sigma_data)
-        out = self.model(c_in*x, c_noise(sigma), *([] if cond is None else [cond]))
-        return c_skip*x + c_out*out.to(x.dtype)
+        s = _levels(sigma, x)
+        c_skip,c_out,c_in = precondition(s, self.sigma_data)
+        args = (c_in*x).to(x.dtype),c_noise(s).flatten().to(x.dtype)
+        out = self.model(*args) if cond is None else self.model(*args, cond)
+        return (c_skip*x + c_out*out.to(x.dtype)).to(x.dtype)
 
 # %% ../nbs/20_karras.ipynb #54d3cef5
 class KarrasCB(Callback):
-    "Makes a batch into a task: scaled noisy pictures and their levels in, the target out; table 1, arXiv:2206.00364."
+    "Scaled noisy pictures and their levels in, the target out: table 1, arXiv:2206.00364."
     order = 10
     def __init__(self,
         sigma_data, # Deviation of the clean pictures, above 0
         mean=-1.2, # Mean of the natural logarithm of the noise levels
         std=1.2, # Its deviation, 0 or more
     ):
-        if not sigma_data>0: raise ValueError(f"sigma_data: expected a number above 0, got {sigma_data}")
-        if not std>=0: raise ValueError(f"std: expected 0 or a positive number, got {std}")
+        _check_positive('sigma_data', sigma_data)
+        if not math.isfinite(mean):
+            raise ValueError(f"mean: expected a finite number, got {mean}")
+        if not 0<=std<math.inf:
+            raise ValueError(f"std: expected a number of 0 or more, got {std}")
         self.sigma_data,self.mean,self.std = sigma_data,mean,std
 
     def before_batch(self, learn):
         x_0 = _pictures(learn)
-        sigma = (self.mean + self.std*torch.randn(len(x_0))).exp().to(x_0)          # from the CPU, on every device
-        s = _as(sigma, x_0)
+        # from the CPU: the same levels
+        sigma = (self.mean + self.std*torch.randn(len(x_0))).exp()
+        s = _wide(sigma, x_0)                                         # on every device
         c_skip,c_out,c_in = precondition(s, self.sigma_data)
         x = x_0 + s*torch.randn_like(x_0)
-        learn.batch = c_in*x,c_noise(sigma),(x_0-c_skip*x)/c_out
+        batch = c_in*x,c_noise(s).flatten(),(x_0-c_skip*x)/c_out
+        learn.batch = tuple(o.to(x_0) for o in batch)

@@ -7,7 +7,7 @@ __all__ = ['scene_latents', 'wordings', 'load_text', 'text_states', 'TextBlock',
            'generate_latents', 'scene_targets', 'Score', 'Reader', 'reader_loss', 'load_reader', 'load_text_unet']
 
 # %% ../nbs/27_latent_diffusion.ipynb #65a5272d
-import torch
+import inspect,torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from functools import partial
@@ -17,7 +17,8 @@ from typing import NamedTuple
 # %% ../nbs/27_latent_diffusion.ipynb #0960a9ad
 from .attention import SpatialTransformer
 from .clip import ImageEncoder,TextTransformer,_load_with_words
-from .data import BACKGROUNDS,COLOURS,SHAPES,SIZES,Scene,Thing,caption,draw_scenes,leave_out
+from .data import BACKGROUNDS,COLOURS,SHAPES,SIZES,Scene,Thing,caption
+from .data import check_finite,draw_scenes,leave_out
 from .ddpm import load_weights
 from .guidance import CondCB,Guide
 from .karras import sample_dpmpp_2m
@@ -37,7 +38,7 @@ def scene_latents(
     for i in range(0, len(scenes), bs):
         x = draw_scenes(scenes[i:i+bs], size, seed+i).to(device).float()/127.5 - 1
         parts.append(codec.to_latents(x).float().cpu())
-    return torch.cat(parts).half()
+    return check_finite(torch.cat(parts).half(), 'latents')
 
 def wordings(
     scenes, # List of `Scene`
@@ -47,8 +48,9 @@ def wordings(
     seed=1, # Which ones
 ): # Ids (len(scenes),2n,l), int64
     "Several captions of each scene, one half of them with words left out."
-    full,short = tokenizer([caption(s) for s in scenes]),[leave_out(scenes, share, seed+i) for i in range(n)]
-    return torch.stack([full]*n + [tokenizer([caption(s) for s in o]) for o in short], 1)
+    short = [leave_out(scenes, share, seed+i) for i in range(n)]
+    ids = [tokenizer([caption(s) for s in o]) for o in (scenes, *short)]
+    return torch.stack(ids[:1]*n + ids[1:], 1)
 
 # %% ../nbs/27_latent_diffusion.ipynb #6fe305c6
 def load_text(
@@ -65,13 +67,13 @@ def text_states(
     tokenizer, # Makes a list of texts into ids (n,l), such as `Tokenizer`
     encoder, # Makes ids into states, such as the `TextTransformer` of a `CLIP`
 ): # (n,l,d), float32, on the device of `encoder`; one row for a single text
-    "The states of texts at all places, those after the end mark too: what a net is told, as in arXiv:2112.10752."
+    "The states of texts at all places, after the end mark too: as in arXiv:2112.10752."
     ids = tokenizer([texts] if isinstance(texts, str) else list(texts))
     return encoder(ids.to(next(encoder.parameters()).device)).float()
 
 # %% ../nbs/27_latent_diffusion.ipynb #a545d025
 class TextBlock(EmbResBlock):
-    "A residual block that is told the noise level, then a transformer block that looks at words: arXiv:2112.10752."
+    "A residual block, then a transformer block that looks at words: arXiv:2112.10752."
     def __init__(self,
         ni, # Channels in
         nf, # Channels out, a multiple of `n_heads`
@@ -81,7 +83,7 @@ class TextBlock(EmbResBlock):
         n_heads, # Heads of both attentions
     ):
         super().__init__(ni, nf, n_emb, norm)
-        self.attend = SpatialTransformer(nf, n_heads, n_text, norm)      # None for a block without
+        self.attend = SpatialTransformer(nf, n_heads, n_text, norm)   # None for a block without
 
     def forward(self,
         x, # (n,ni,h,w), float
@@ -93,7 +95,7 @@ class TextBlock(EmbResBlock):
 
 # %% ../nbs/27_latent_diffusion.ipynb #408c79c9
 class TextUNet(UNet):
-    "A `UNet` for latents, told a noise level and a text: section 3.3, arXiv:2112.10752; a fresh one answers 0."
+    "A `UNet` that is told a text too: section 3.3, arXiv:2112.10752; a fresh one answers 0."
     def __init__(self,
         nfs=(96,112), # Channels of each level; the size is halved between two
         nz=8, # Channels of the latents, in and out
@@ -111,12 +113,13 @@ class TextUNet(UNet):
         "What the blocks are told: `(emb, states)`."
         if cond is None or cond.ndim!=3 or len(cond)!=len(x) or cond.shape[2]!=self.n_text:
             got = 'none' if cond is None else f'the shape {tuple(cond.shape)}'
-            raise ValueError(f"cond: expected the states of a text a picture, ({len(x)},l,{self.n_text}), got {got}")
+            want = f"the states of a text per picture, ({len(x)},l,{self.n_text})"
+            raise ValueError(f"cond: expected {want}, got {got}")
         return super()._embedding(x, c),cond
 
 # %% ../nbs/27_latent_diffusion.ipynb #41ceacee
 class LatentDiffusion(nn.Module):
-    "A UNet and the text encoder it listens to, in one: a net that is told ids; eq. 3, arXiv:2112.10752."
+    "A UNet and its text encoder in one: a net that is told ids; eq. 3, arXiv:2112.10752."
     def __init__(self,
         unet, # Called as `unet(x, c, states)`, such as a `TextUNet`
         text, # Makes ids (n,l) into states (n,l,d), such as a `TextTransformer`
@@ -134,13 +137,17 @@ class LatentDiffusion(nn.Module):
 
 # %% ../nbs/27_latent_diffusion.ipynb #ec8480cd
 class CaptionCB(CondCB):
-    "`CondCB` for texts: of several wordings (n,k,l) it picks one a picture at random, in validation the first."
+    "`CondCB` for texts: of several wordings (n,k,l) one at random; in validation the first."
     def before_batch(self, learn):
-        z,ids,*rest = learn.batch if isinstance(learn.batch, (tuple,list)) and len(learn.batch)>1 else (None, None)
-        if not isinstance(ids, torch.Tensor) or ids.ndim not in (2, 3) or ids.is_floating_point():
-            raise ValueError("batch: expected latents, then ids (n,l) or wordings (n,k,l), int64")
+        batch = learn.batch if isinstance(learn.batch, (tuple,list)) else ()
+        z,ids,*rest = batch if len(batch)>1 else (None, None)
+        given = isinstance(ids, torch.Tensor) and not ids.is_floating_point()
+        if not given or ids.ndim not in (2, 3):
+            want = "latents, then ids (n,l) or wordings (n,k,l), int64"
+            raise ValueError(f"batch: expected {want}")
         if ids.ndim==3:
-            k = torch.randint(ids.shape[1], (len(ids),)) if learn.training else torch.zeros(len(ids), dtype=torch.int64)
+            k = torch.zeros(len(ids), dtype=torch.int64)
+            if learn.training: k = torch.randint(ids.shape[1], (len(ids),))
             ids = ids[torch.arange(len(ids)),k.to(ids.device)]          # (n,k,l) -> (n,l)
         learn.batch = z,ids,*rest
         super().before_batch(learn)
@@ -149,24 +156,36 @@ class CaptionCB(CondCB):
 @torch.no_grad()
 def generate_latents(
     denoise, # `denoise(x, sigma, cond)`, such as a `KarrasDenoiser` of a `TextUNet`
-    cond, # What is asked for, (n,l,d), one row a picture
+    cond, # What is asked for, (n,l,d), one row per picture
     uncond, # What to walk away from, (n,l,d), or (1,l,d) for all
     scale, # Guidance scale, 0 or more, see `Guide`
     sigmas, # Noise levels, (k+1,), descending, the last one 0
     shape=(8,8,8), # Of the latents of one picture
-    sampler=sample_dpmpp_2m, # Called as `sampler(denoise, x, sigmas, **kw)`
+    sampler=sample_dpmpp_2m, # `sampler(denoise, x, sigmas, **kw)`; may take a `generator`
     bs=128, # Pictures at a time; `denoise` gets twice as many
-    seed=0, # Of the noise; picture i gets the same for any `n` and `bs`
+    seed=0, # Of all noise; picture i gets the same for any `n` and `bs`
     **kw, # More for `sampler`
 ): # Latents (n,*shape), float32, on the device of `cond`
     "New latents, one for each row of `cond`, by classifier-free guidance."
     n = len(cond)
-    if len(uncond) not in (1, n): raise ValueError(f"uncond: expected {n} rows, as in cond, or one for all, got {len(uncond)}")
+    if not n: raise ValueError("cond: expected one row or more, got none")
+    if len(uncond) not in (1, n):
+        raise ValueError(f"uncond: expected {n} rows, as in cond, or one, got {len(uncond)}")
     if bs<1: raise ValueError(f"bs: expected 1 or more, got {bs}")
-    gen = torch.Generator().manual_seed(seed)
-    x = torch.stack([torch.randn(*shape, generator=gen) for _ in range(n)]).to(cond.device)*float(sigmas[0])
-    rows = zip(x.split(bs), cond.split(bs), uncond.expand(n, *uncond.shape[1:]).split(bs))
-    return torch.cat([sampler(Guide(denoise, a, b, scale), o, sigmas, **kw).float() for o,a,b in rows])
+    gen,later = (torch.Generator().manual_seed(seed) for _ in range(2))
+    x = torch.stack([torch.randn(*shape, generator=gen) for _ in range(n)])
+    # What a sampler adds later comes from a stream of each picture's own
+    seeds = torch.randint(2**62, (n,), generator=later).tolist()
+    gens = [torch.Generator().manual_seed(o) for o in seeds]
+    takes = 'generator' in inspect.signature(sampler).parameters and 'generator' not in kw
+    uncond,parts = uncond.expand(n, *uncond.shape[1:]),[]
+    for i in range(0, n, bs):
+        k = slice(i, i+bs)
+        more = kw | (dict(generator=gens[k]) if takes else {})
+        guided = Guide(denoise, cond[k], uncond[k], scale)
+        noise = x[k].to(cond.device)*float(sigmas[0])
+        parts.append(sampler(guided, noise, sigmas, **more).float())
+    return check_finite(torch.cat(parts), 'latents')
 
 # %% ../nbs/27_latent_diffusion.ipynb #f30580d9
 _parts = dict(layout=('one','beside','above'), background=tuple(BACKGROUNDS)) | {
@@ -175,18 +194,20 @@ _parts = dict(layout=('one','beside','above'), background=tuple(BACKGROUNDS)) | 
 
 def scene_targets(
     scenes, # List of `Scene`; what is '' is not spoken of
-): # (n,8), int64: layout, background, then size, colour, shape of the left or upper thing, then of the other; -100: not said
-    "What there is to be read from pictures of scenes."
+): # (n,8), int64; -100: not said
+    "Layout, background, size, colour, shape of the left or upper thing, the same of the other."
     def index(part, word):
         if not word: return -100
-        if word not in _parts[part]: raise ValueError(f"scenes: {part}: expected one of {_parts[part]}, got {word!r}")
+        if word not in _parts[part]:
+            raise ValueError(f"scenes: {part}: expected one of {_parts[part]}, got {word!r}")
         return _parts[part].index(word)
     rows = []
     for s in scenes:
         layout = 'beside' if s.relation.endswith(' of') else 'above' if s.relation else 'one'
         things = s.things[::-1] if s.relation in ('right of','below') else s.things
         row = [index('layout', layout), index('background', s.background)]
-        for which,t in zip(('first','second'), things): row += [index(f'{which} {k}', getattr(t, k)) for k in t._fields]
+        for which,t in zip(('first','second'), things):
+            row += [index(f'{which} {k}', getattr(t, k)) for k in t._fields]
         rows.append(row + [-100]*(8-len(row)))
     return torch.tensor(rows).reshape(-1, 8)
 
@@ -212,10 +233,13 @@ class Reader(ImageEncoder):
     @torch.no_grad()
     def _answers(self, x, bs):
         "The choices (n,8), on the CPU."
-        if x.ndim!=4 or x.shape[1]!=3: raise ValueError(f"x: expected pictures (n,3,h,w), got {tuple(x.shape)}")
+        if x.ndim!=4 or x.shape[1]!=3:
+            raise ValueError(f"x: expected pictures (n,3,h,w), got {tuple(x.shape)}")
+        check_finite(x, 'x')
         device,mode = next(self.parameters()).device,self.training
         self.eval()
-        rows = [torch.stack([p.argmax(1) for p in _split(self(o.to(device)))], 1).cpu() for o in x.split(bs)]
+        outs = [_split(self(o.to(device))) for o in x.split(bs)]
+        rows = [torch.stack([p.argmax(1) for p in o], 1).cpu() for o in outs]
         self.train(mode)
         return torch.cat(rows)
 
@@ -227,7 +251,9 @@ def reader_loss(
     y, # `scene_targets` of its pictures, (n,8)
 ): # Scalar
     "Sum of the cross entropies of eight answers, each a mean over the pictures that have it."
-    def mean(p, t): return F.cross_entropy(p, t, ignore_index=-100, reduction='sum')/(t>=0).sum().clamp(min=1)
+    def mean(p, t):
+        total = F.cross_entropy(p, t, ignore_index=-100, reduction='sum')
+        return total/(t>=0).sum().clamp(min=1)
     return sum(mean(p, t) for p,t in zip(_split(out), y.T))
 
 # %% ../nbs/27_latent_diffusion.ipynb #4d93f847
@@ -246,7 +272,8 @@ def right(self:Reader,
     bs=256, # Pictures at a time
 ): # `(right, said)`, bool (n,8), as in `scene_targets`; what was not said is not right
     "Which of the things said the pictures show."
-    if len(x)!=len(scenes): raise ValueError(f"scenes: expected {len(x)}, one a picture, got {len(scenes)}")
+    if len(x)!=len(scenes):
+        raise ValueError(f"scenes: expected {len(x)}, one per picture, got {len(scenes)}")
     y = scene_targets(scenes)
     return self._answers(x, bs)==y,y>=0
 
@@ -265,7 +292,8 @@ def _load(make, path):
     "A net with stored weights, on the CPU, in evaluation mode."
     _,info = load_weights(path)
     if 'config' not in info: raise ValueError(f"path: the JSON of {path} lacks `config`")
-    net = make(**info['config'])
+    # its random start is not kept, so torch's random state is
+    with torch.random.fork_rng([]): net = make(**info['config'])
     load_weights(path, net)
     return net.eval().requires_grad_(False)
 
@@ -277,6 +305,6 @@ def load_reader(
 
 def load_text_unet(
     path='scene_unet', # As in `load_weights`: a name of the package's own weights, or a path
-): # `TextUNet`, on the CPU, in evaluation mode; for latents of deviation 1 (`KarrasDenoiser(net, 1.)`)
+): # `TextUNet`, on the CPU, in evaluation mode, for `KarrasDenoiser(net, 1.)`
     "A `TextUNet` with stored weights."
     return _load(TextUNet, path)

@@ -8,22 +8,25 @@ __all__ = ['CancelBatch', 'CancelEpoch', 'CancelFit', 'Callback', 'Average', 'Wh
            'LRFinderCB']
 
 # %% ../nbs/09_learner.ipynb #6fe4f5c4
-import contextlib,copy,difflib,itertools,math,time
-import matplotlib.pyplot as plt,torch,torch.nn.functional as F
+import contextlib,copy,difflib,inspect,itertools,math,random,sys,time,types,warnings
+import numpy as np,torch,torch.nn.functional as F
+from collections import deque
 from collections.abc import Mapping
 from fastcore.basics import patch
-from fastprogress.fastprogress import NBMasterBar,master_bar,progress_bar
-from .conv import def_device,to_cpu,to_device
+from fastprogress.fastprogress import ConsoleProgressBar,NBMasterBar,master_bar,progress_bar
+from functools import partial
+from .conv import _nested,def_device,to_cpu,to_device
 from torch import optim
 
 # %% ../nbs/09_learner.ipynb #3f034202
 class CancelBatch(Exception): "Raise it in a callback to skip the rest of this batch."
-class CancelEpoch(Exception): "Raise it in a callback to skip the rest of this pass over the data."
+class CancelEpoch(Exception):
+    "Raise it in a callback to skip the rest of this pass over the data."
 class CancelFit(Exception): "Raise it in a callback to end the fit here, in good order."
 
 # %% ../nbs/09_learner.ipynb #d3aa388a
 class Callback:
-    "A set of methods named after events; `fit` calls each as `method(learn)`, callbacks of lower `order` first."
+    "Methods named after events, called as `method(learn)`, those of lower `order` first."
     order = 0          # Place among the callbacks; equal ones keep the order of the list
     in_lr_find = True  # Take part in `lr_find`?
 
@@ -36,24 +39,29 @@ def _rows(x):
 
 # %% ../nbs/09_learner.ipynb #59f8233d
 class Average:
-    "The average over all rows of a pass of what a function says of each batch, which it averages over the batch's rows."
+    "The average over all rows of a pass of a function that gives the average over one batch."
     def __init__(self,
-        f=None, # Function of predictions and targets that gives one number a batch; None where only `add` is used
+        f=None, # Function of predictions and targets, one number; None to use only `add`
     ):
         self.f,self.__name__ = f,getattr(f, '__name__', 'average')
         self.reset()
 
     def reset(self): self.values,self.ns = [],[]
-    def update(self, preds, *targets): self.add(self.f(preds, *targets), _rows((preds, *targets)))
+    def update(self, preds, *targets):
+        self.add(self.f(preds, *targets), _rows((preds, *targets)))
 
     def add(self,
         value, # Value of one batch, a scalar tensor or a number
         n, # Rows of the batch
     ):
-        if getattr(value, 'ndim', 0): raise ValueError(f"{self.__name__}: expected one number a batch, got the shape {tuple(value.shape)}")
-        if n is None: raise ValueError(f"{self.__name__}: found no tensor in the batch to count rows by")
+        if getattr(value, 'ndim', 0):
+            raise ValueError(f"{self.__name__}: expected one number per batch, got the shape "
+                             f"{tuple(value.shape)}")
+        if n is None:
+            raise ValueError(f"{self.__name__}: found no tensor in the batch to count rows by")
         if n==0: return      # an empty batch has no mean
-        self.values.append(value.detach() if isinstance(value, torch.Tensor) else torch.tensor(float(value)))
+        self.values.append(value.detach() if isinstance(value, torch.Tensor)
+                           else torch.tensor(float(value)))
         self.ns.append(n)
 
     def compute(self): # float; nan if there was no batch
@@ -61,17 +69,26 @@ class Average:
         v,n = torch.stack(self.values).cpu().double(),torch.tensor(self.ns).double()
         return ((v*n).sum()/n.sum()).item()
 
+    def state_dict(self): # Dict of a tensor and a list
+        return dict(values=torch.stack(self.values) if self.values else None, ns=list(self.ns))
+    def load_state_dict(self, state_dict): # What `state_dict` returned
+        values,self.ns = state_dict['values'],list(state_dict['ns'])
+        self.values = [] if values is None else list(values)
+
 # %% ../nbs/09_learner.ipynb #707e3ab5
-def _kept(parts): return to_cpu([o.clone() if isinstance(o, torch.Tensor) else o for o in parts])   # a loader may fill its tensors anew
+def _kept(parts):
+    "Copies on the CPU: a loader may fill its tensors anew."
+    return _nested(to_cpu(parts), torch.clone)
 
 def _joined(parts):
-    "One from the same parts of several batches, which may be nested in tuples, lists and dicts."
+    "One from the same parts of several batches, nested in tuples, lists and dicts."
     first = parts[0]
     if isinstance(first, Mapping): return {k: _joined([o[k] for o in parts]) for k in first}
-    return torch.cat(parts) if isinstance(first, torch.Tensor) else tuple(map(_joined, zip(*parts)))
+    if isinstance(first, torch.Tensor): return torch.cat(parts)
+    return tuple(map(_joined, zip(*parts)))
 
 class Whole:
-    "The value of a function on the predictions and targets of a whole pass, for what is no average over rows, such as F1."
+    "The value of a function on the predictions and targets of a whole pass, such as F1."
     def __init__(self,
         f, # Function of all predictions and all targets, tensors on the CPU
     ):
@@ -80,78 +97,138 @@ class Whole:
     def reset(self): self.parts = []
     def update(self, *parts): self.parts.append(_kept(parts))
     def compute(self): return float(self.f(*_joined(self.parts))) if self.parts else math.nan
+    def state_dict(self): return dict(parts=list(self.parts)) # Dict of a list
+    def load_state_dict(self, state_dict): # What `state_dict` returned
+        self.parts = list(state_dict['parts'])
 
 # %% ../nbs/09_learner.ipynb #8588d2ad
 class MetricsCB(Callback):
-    "Averages loss and metrics over each pass; each epoch, training and validation, adds a row to `learn.history` and shows it."
-    order,in_lr_find = -10,False     # early, so that other callbacks find the row in their `after_epoch`
+    "Averages loss and metrics over each pass; each epoch adds a row to `learn.history`."
+    # early, so that other callbacks find the row in their `after_epoch`
+    order,in_lr_find = -10,False
     def __init__(self,
-        *metrics, # Functions of predictions and targets, averaged over rows; or objects with `reset`, `update`, `compute`
+        *metrics, # Functions of predictions and targets, or objects with the three methods
         **named,  # The same, by the name that they are to have
     ):
-        self.loss = Average()
+        self.loss,self.row,self.open = Average(),{},False
         self.loss.__name__ = 'loss_func'
         self.metrics = {'loss': self.loss}
-        for k,m in [*((getattr(m, '__name__', type(m).__name__.lower()), m) for m in metrics), *named.items()]:
-            if k in self.metrics: raise ValueError(f"metrics: two have the name {k}; give one another, as in MetricsCB(other={k})")
-            if isinstance(m, type): raise TypeError(f"metrics: expected an instance, got the class {m.__name__}")
+        for k,m in [*((getattr(m, '__name__', type(m).__name__.lower()), m) for m in metrics),
+                    *named.items()]:
+            if k in self.metrics: raise ValueError(f"metrics: two have the name {k}; give one "
+                                                   f"another, as in MetricsCB(other={k})")
+            if isinstance(m, type):
+                raise TypeError(f"metrics: expected an instance, got the class {m.__name__}")
             self.metrics[k] = m if hasattr(m, 'compute') else Average(m)
 
     def _reset(self):
         for m in self.metrics.values(): m.reset()
 
     def before_fit(self, learn):
-        self.row,self.first,self.start = {},True,time.perf_counter()
+        if sum(isinstance(cb, MetricsCB) for cb in learn.cbs)>1:
+            raise ValueError("cbs: two MetricsCB would write rows twice; give one all metrics")
+        self.row,self.open,self.first,self.start = {},False,True,time.perf_counter()
         self._reset()
 
     def before_epoch(self, learn): self.open = True
-
-    def after_epoch(self, learn):
-        if not self.open: return         # cancelled after it was reported
-        self.open = False
-        some = bool(self.loss.ns)        # a pass may have been cancelled before its first batch
-        self.row |= {f'{learn.phase}_{k}': m.compute() if some else math.nan for k,m in self.metrics.items()}
-        self._reset()
-        if learn.phase!=learn.phases[-1]: return
-        now = time.perf_counter()
-        learn.history.append(dict(epoch=learn.epoch, **self.row, seconds=now-self.start))
-        learn.log(learn.history[-1], self.first)
-        self.row,self.first,self.start = {},False,now
-
-    cancel_epoch = after_epoch           # a cancelled pass reports on the batches that it did
+    def after_epoch(self, learn): self._report(learn)
+    def cancel_epoch(self, learn): self._report(learn)     # on the batches that it did
 
 # %% ../nbs/09_learner.ipynb #1fb232cc
 @patch
 def after_batch(self:MetricsCB, learn):
-    self.loss.add(learn.loss, _rows((learn.batch, learn.preds)))
+    self.loss.add(learn.loss, _rows((learn.preds, learn.batch)))
     if len(self.metrics)==1: return
-    preds = learn.preds.detach() if isinstance(learn.preds, torch.Tensor) else learn.preds
+    preds = _nested(learn.preds, torch.detach)
     with torch.no_grad():
         for m in list(self.metrics.values())[1:]: m.update(preds, *learn.targets)
 
+def _number(x):
+    "A number in a tensor or array as Python's own; all else as it is."
+    arrays = torch.Tensor,np.ndarray,np.generic
+    return x.item() if isinstance(x, arrays) and math.prod(x.shape)==1 else x
+
+@patch
+def _report(self:MetricsCB, learn):
+    if not self.open: return         # cancelled after it was reported
+    self.open = False
+    some = bool(self.loss.ns)        # a pass may have been cancelled before its first batch
+    self.row |= {f'{learn.phase}_{k}': _number(m.compute()) if some else math.nan
+                 for k,m in self.metrics.items()}
+    self._reset()
+    if learn.phase!=learn.phases[-1]: return
+    now = time.perf_counter()
+    learn.history.append(dict(epoch=learn.epoch, **self.row, seconds=now-self.start))
+    learn.log(learn.history[-1], self.first)
+    self.row,self.first,self.start = {},False,now
+
+# %% ../nbs/09_learner.ipynb #5d1c0a11
+_plain = type(None),bool,int,float,complex,str,bytes,torch.Tensor,np.ndarray,np.generic
+
+def _saved(x, name):
+    "`x`, or a TypeError where it is not made of numbers, texts, tensors and lists of them."
+    if type(x) in (list,tuple,set): parts = x
+    elif type(x) is dict: parts = x.values()
+    elif isinstance(x, _plain): return x
+    else: raise TypeError(f"{name} is a {type(x).__name__}, which cannot be saved; "
+                          "give the metric state_dict and load_state_dict")
+    for o in parts: _saved(o, name)
+    return x
+
+def _metric_state(name, m):
+    "What a metric has gathered: what it says itself, else its attributes without functions."
+    if hasattr(m, '_defaults'):      # of torchmetrics, whose state_dict is empty
+        return {k: getattr(m, k) for k in (*m._defaults,'_update_count') if hasattr(m, k)}
+    if hasattr(m, 'state_dict'): return m.state_dict()
+    return {k: _saved(v, f"metrics: {name}.{k}") for k,v in vars(m).items() if not callable(v)}
+
+@patch
+def state_dict(self:MetricsCB): # Dict
+    "What a pass under way has gathered, for a checkpoint."
+    metrics = {k: _metric_state(k, m) for k,m in self.metrics.items()}
+    return dict(row=dict(self.row), open=self.open, metrics=metrics)
+
+@patch
+def load_state_dict(self:MetricsCB, state_dict): # What `state_dict` returned
+    self.row,self.open = dict(state_dict['row']),state_dict['open']
+    for k,m in self.metrics.items():
+        state = state_dict['metrics'][k]
+        if hasattr(m, 'load_state_dict') and not hasattr(m, '_defaults'):
+            m.load_state_dict(state)
+        else: vars(m).update(copy.deepcopy(state))
+
 # %% ../nbs/09_learner.ipynb #d9f155c7
-def _cell(k, v): return f'{v:.1f}' if k=='seconds' else f'{v:.4f}' if isinstance(v, float) else str(v)
+def _cell(k, v):
+    return f'{v:.1f}' if k=='seconds' else f'{v:.4f}' if isinstance(v, float) else str(v)
 
 # %% ../nbs/09_learner.ipynb #23daaaf3
 _phases = dict(fit=CancelFit, epoch=CancelEpoch, batch=CancelBatch)
 _steps = 'predict','get_loss','zero_grad','backward','step'
-_events = [f'{when}_{phase}' for phase in _phases for when in ('before','after','cancel','cleanup')
+_events = [f'{when}_{phase}' for phase in _phases
+           for when in ('before','after','cancel','cleanup')
           ] + ['after_predict','after_loss','after_backward','after_step']
 
 # %% ../nbs/09_learner.ipynb #f02e76a4
-def _listed(cbs): return [] if cbs is None else [cbs] if isinstance(cbs, (Callback,type)) else list(cbs)
+def _listed(cbs):
+    return [] if cbs is None else [cbs] if isinstance(cbs, (Callback,type)) else list(cbs)
 
 def _check_callbacks(cbs):
     for cb in cbs:
-        if isinstance(cb, type): raise TypeError(f"cbs: expected instances, got the class {cb.__name__}; write {cb.__name__}()")
-        if not isinstance(cb, Callback): raise TypeError(f"cbs: expected instances of Callback, got {cb!r:.60}")
+        if isinstance(cb, type):
+            raise TypeError(f"cbs: expected instances, got the class {cb.__name__}; write "
+                            f"{cb.__name__}()")
+        if not isinstance(cb, Callback):
+            raise TypeError(f"cbs: expected instances of Callback, got {cb!r:.60}")
         for name in set(dir(cb))-{*_events,*_steps}:
             if name.startswith('_'): continue
             close = difflib.get_close_matches(name, _events, 1, .85)
             if close or name.startswith(('before_','after_','cancel_','cleanup_')):
-                hint = f"did you mean {close[0]}?" if close else f"the events are {', '.join(_events)}"
-                raise ValueError(f"cbs: {type(cb).__name__} has {name}, which is no event; {hint}")
-    if len({id(o) for o in cbs})<len(cbs): raise ValueError("cbs: one callback is there twice, and would be called twice")
+                hint = (f"did you mean {close[0]}?" if close
+                        else f"the events are {', '.join(_events)}")
+                raise ValueError(f"cbs: {type(cb).__name__} has {name}, which is no event; "
+                                 f"{hint}")
+    if len({id(o) for o in cbs})<len(cbs):
+        raise ValueError("cbs: one callback is there twice, and would be called twice")
 
 def _listeners(cbs):
     "Methods by event and step, in the order of calling."
@@ -164,16 +241,17 @@ def _listeners(cbs):
 
 # %% ../nbs/09_learner.ipynb #83ad9efe
 class Learner:
-    "A model, its data, a loss and an optimizer. `fit` runs the loops; callbacks, or a subclass, say what happens in them."
+    "A model, its data, a loss and an optimizer; callbacks, or a subclass, say what `fit` does."
     def __init__(self,
         model, # Called with the inputs of a batch; `parameters()` gives what is trained
         dls, # Has the loaders `train` and `valid`; each gives its batches anew in every pass
-        loss_func=F.mse_loss, # Function of predictions and targets, a scalar tensor averaged over the rows
+        loss_func=F.mse_loss, # Function of predictions and targets: a scalar, mean over rows
         lr=0.1, # Learning rate
         cbs=(), # Callbacks of every fit
         opt_func=optim.SGD, # Makes the optimizer, as `opt_func(parameters, lr=lr)`
     ):
-        self.model,self.dls,self.loss_func,self.lr,self.opt_func = model,dls,loss_func,lr,opt_func
+        self.model,self.dls,self.loss_func,self.lr = model,dls,loss_func,lr
+        self.opt_func = opt_func
         self.cbs,self.history = _listed(cbs),[]
         self.opt = self._made = self._on = None
         _check_callbacks(self.cbs)
@@ -185,7 +263,9 @@ class Learner:
         for f in self._on.get(event, ()): f(self)
 
     def _ask(self, step):
-        if self._on is None: raise RuntimeError(f"{step}: callbacks supply it during a fit only; a TrainLearner has it as its own")
+        if self._on is None:
+            raise RuntimeError(f"{step}: callbacks supply it during a fit only; a TrainLearner "
+                               "has it as its own")
         self._on[step][0](self)
 
     def predict(self):   self._ask('predict')
@@ -197,8 +277,10 @@ class Learner:
 # %% ../nbs/09_learner.ipynb #4aaa7c61
 @patch
 def _run(self:Learner, phase, f):
-    with contextlib.ExitStack() as stack:           # runs all cleanups, even where one raises; last in, first out
-        for cleanup in reversed(self._on.get('cleanup_'+phase, ())): stack.callback(cleanup, self)
+    # runs all cleanups, even where one raises; last in, first out, so in the order of callbacks
+    with contextlib.ExitStack() as stack:
+        for cleanup in reversed(self._on.get('cleanup_'+phase, ())):
+            stack.callback(cleanup, self)
         try:
             self.callback('before_'+phase)
             f()
@@ -213,7 +295,8 @@ def _one_batch(self:Learner):
     self.get_loss()
     self.callback('after_loss')
     if self.training:
-        self.zero_grad()      # just before they are needed: no batch that broke off leaves gradients to the next
+        # just before they are needed: no batch that broke off leaves gradients to the next
+        self.zero_grad()
         self.backward()
         self.callback('after_backward')
         self.step()
@@ -223,8 +306,9 @@ def _one_batch(self:Learner):
 def _all_batches(self:Learner):
     self.iter = -1
     for self.iter,self.batch in enumerate(self.dl): self._run('batch', self._one_batch)
-    if self.iter<0: raise ValueError(f"dls.{self.phase}: this loader gave no batch in epoch {self.epoch}; "
-                                     "it may be empty, or an iterator that is used up after one pass")
+    if self.iter<0:
+        raise ValueError(f"dls.{self.phase}: this loader gave no batch in epoch {self.epoch}; "
+                         "it may be empty, or an iterator that is used up after one pass")
 
 # %% ../nbs/09_learner.ipynb #1ec7d07c
 def _set_mode(model, training):
@@ -249,12 +333,17 @@ def _all_epochs(self:Learner):
 def _check(self:Learner):
     for phase in self.phases:
         if getattr(self.dls, phase, None) is None:
-            raise ValueError(f"dls: expected a loader as `{phase}`, got none; `fit({phase}=False)` does without")
+            raise ValueError(f"dls: expected a loader as `{phase}`, got none; "
+                             f"`fit({phase}=False)` does without")
     for s in _steps if 'train' in self.phases else _steps[:2]:
         own = getattr(getattr(self, s), '__func__', None) is not getattr(Learner, s)
-        found = [type(self).__name__]*own + [type(getattr(f, '__self__', f)).__name__ for f in self._on.get(s, ())]
-        if not found: raise NotImplementedError(f"nothing supplies `{s}`: add TrainCB() to cbs, or use a TrainLearner")
-        if len(found)>1: raise ValueError(f"`{s}` is supplied more than once, by {' and '.join(found)}")
+        found = [type(self).__name__]*own + [type(getattr(f, '__self__', f)).__name__
+                                             for f in self._on.get(s, ())]
+        if not found:
+            raise NotImplementedError(f"nothing supplies `{s}`: add TrainCB() to cbs, or use a "
+                                      "TrainLearner")
+        if len(found)>1:
+            raise ValueError(f"`{s}` is supplied more than once, by {' and '.join(found)}")
 
 # %% ../nbs/09_learner.ipynb #4e7cc3fa
 @patch
@@ -262,28 +351,43 @@ def _make_opt(self:Learner):
     params = list(self.model.parameters())
     if self.opt is None: self.opt = self.opt_func(iter(params), lr=self.lr)
     if self._made is None or self._made[0] is not self.opt:
-        if not hasattr(self.opt, 'param_groups'): raise TypeError(f"opt_func: expected an optimizer with param_groups, got {self.opt!r:.80}")
+        if not hasattr(self.opt, 'param_groups'):
+            raise TypeError("opt_func: expected an optimizer with param_groups, got "
+                            f"{self.opt!r:.80}")
         self._made = self.opt,params,self.lr,self.opt_func
     _,made_for,_,made_by = self._made
     if len(params)!=len(made_for) or any(p is not q for p,q in zip(params, made_for)):
-        raise RuntimeError("the model has other parameters than those its optimizer was made for; set learn.opt = None for a new one")
-    if self.opt_func is not made_by: raise RuntimeError("opt_func was changed after the optimizer was made; set learn.opt = None for a new one")
+        raise RuntimeError("the model has other parameters than those its optimizer was made "
+                           "for; set learn.opt = None for a new one")
+    if self.opt_func is not made_by:
+        raise RuntimeError("opt_func was changed after the optimizer was made; set learn.opt = "
+                           "None for a new one")
 
+# %% ../nbs/09_learner.ipynb #5d1c0a18
 @patch
-@contextlib.contextmanager
-def _with_lr(self:Learner, lr):
-    "The learning rate of one fit; afterwards all settings of the optimizer are as they were."
+def _set_lr(self:Learner, lr, settings):
+    "The learning rate of one fit; `settings` gets what the groups were before."
     opt,_,base,_ = self._made
     if lr is not None: base = getattr(opt, 'defaults', {}).get('lr', base)
     self.fit_lr = self.lr if lr is None else lr
-    kept = [{k: copy.deepcopy(v) for k,v in g.items() if k!='params'} for g in opt.param_groups]
-    for g in opt.param_groups: g['lr'] = self.fit_lr if g['lr']==base else g['lr']*(self.fit_lr/base)
-    try: yield
-    finally:
-        for g,settings in zip(opt.param_groups, kept):
-            params = g['params']
-            g.clear()                            # also what a schedule added
-            g.update(settings, params=params)
+    settings += [(g, {k: copy.deepcopy(v) for k,v in g.items() if k!='params'})
+                 for g in opt.param_groups]
+    for g in opt.param_groups:
+        if g['lr']==base: g['lr'] = self.fit_lr
+        elif base: g['lr'] = g['lr']*(self.fit_lr/base)      # no ratio to 0: it stays as it is
+
+@patch
+def _settle(self:Learner, before, settings):
+    self._on,self.cbs = None,before['cbs']
+    for k in [k for k in vars(self) if callable(getattr(type(self), k, None))]:
+        if k in before: setattr(self, k, before[k])
+        else: delattr(self, k)
+    for g,kept in settings:
+        g.update(kept)
+        for k in g.keys()-kept.keys()-{'params'}: del g[k]   # what a schedule added
+    _set_mode(self.model, False)
+    for k in ('preds','loss','inputs','targets','batch'):    # a graph cannot be copied
+        if hasattr(self, k): setattr(self, k, _nested(getattr(self, k), torch.detach))
 
 # %% ../nbs/09_learner.ipynb #9b6ccacc
 @patch
@@ -295,23 +399,27 @@ def fit(self:Learner,
     cbs=(), # More callbacks, for this fit alone
     lr=None, # Learning rate of this fit, where no schedule sets it; the Learner's if None
 ):
-    "Train and validate. The optimizer's state lives on from fit to fit; the model is in evaluation mode afterwards."
+    "Train and validate. The optimizer's state lives on; the model ends in evaluation mode."
     if self._on is not None: raise RuntimeError("fit: this Learner is in a fit already")
-    if n_epochs<1 or not (train or valid): raise ValueError(f"nothing to do with {n_epochs=}, {train=}, {valid=}")
-    own = self.cbs
+    if n_epochs<1 or not (train or valid):
+        raise ValueError(f"nothing to do with {n_epochs=}, {train=}, {valid=}")
+    before,settings = dict(vars(self)),[]
     try:
-        self.cbs = [*own,*_listed(cbs)]
-        _check_callbacks(self.cbs)
-        self.n_epochs,self.phases,self._on = n_epochs,['train']*bool(train)+['valid']*bool(valid),_listeners(self.cbs)
-        self._check()
-        if train: self._make_opt()
-        with self._with_lr(lr) if train else contextlib.nullcontext(): self._run('fit', self._all_epochs)
-    except tuple(_phases.values()) as e: raise RuntimeError(f"a callback raised {type(e).__name__} where there is nothing of this kind to cancel") from e
-    finally:
-        self.cbs,self._on = own,None
-        _set_mode(self.model, False)
-        for k in ('preds','loss'):               # without the graph, so that a Learner can be copied
-            if isinstance(getattr(self, k, None), torch.Tensor): setattr(self, k, getattr(self, k).detach())
+        try:
+            self.cbs = [*self.cbs,*_listed(cbs)]
+            _check_callbacks(self.cbs)
+            self.n_epochs,self.phases = n_epochs,['train']*bool(train)+['valid']*bool(valid)
+            self._on = _listeners(self.cbs)
+            self._check()
+            if train:
+                self._make_opt()
+                self._set_lr(lr, settings)
+            self._run('fit', self._all_epochs)
+        except tuple(_phases.values()) as e:
+            raise RuntimeError(f"a callback raised {type(e).__name__} where there is nothing "
+                               "of this kind to cancel") from e
+        finally: self._settle(before, settings)
+    finally: self._settle(before, settings)          # again, if a Ctrl-C came in between
 
 # %% ../nbs/09_learner.ipynb #77c52906
 @patch
@@ -333,8 +441,11 @@ def split_batch(
     if isinstance(batch, torch.Tensor): batch = (batch,)
     elif isinstance(batch, Mapping): batch = tuple(batch[k] for k in keys or batch)
     elif not isinstance(batch, (tuple,list)):
-        raise TypeError(f"batch: expected a tensor, tuple, list or dict, got {type(batch).__name__}; override `predict` for other kinds")
-    if len(batch)<n_inp: raise ValueError(f"n_inp: expected at most {len(batch)}, the parts of a batch, got {n_inp}")
+        raise TypeError("batch: expected a tensor, tuple, list or dict, got "
+                        f"{type(batch).__name__}; override `predict` for other kinds")
+    if len(batch)<n_inp:
+        raise ValueError(f"n_inp: expected at most {len(batch)}, the parts of a batch, got "
+                         f"{n_inp}")
     return tuple(batch[:n_inp]),tuple(batch[n_inp:])
 
 # %% ../nbs/09_learner.ipynb #3349c763
@@ -355,7 +466,7 @@ class TrainCB(Callback):
 
 # %% ../nbs/09_learner.ipynb #0c36469b
 class TrainLearner(Learner):
-    "A `Learner` that needs no `TrainCB`: the steps are its own methods, ready to be overridden."
+    "A `Learner` that needs no `TrainCB`: the steps are its own methods, to be overridden."
     n_inp,keys = 1,None        # as in `TrainCB`
     def predict(self):
         self.inputs,self.targets = split_batch(self.batch, self.n_inp, self.keys)
@@ -367,7 +478,7 @@ class TrainLearner(Learner):
 
 # %% ../nbs/09_learner.ipynb #6c18c10b
 class MomentumLearner(TrainLearner):
-    "Momentum without an optimizer's help: a share of the gradients is kept for the next batch."
+    "Momentum without an optimizer's help: a fraction of the gradients is kept for the next."
     def __init__(self,
         model, # As in `Learner`, like all but `mom`
         dls, # Loaders
@@ -375,7 +486,7 @@ class MomentumLearner(TrainLearner):
         lr=0.1, # Learning rate
         cbs=(), # Callbacks
         opt_func=optim.SGD, # An optimizer without momentum of its own
-        mom=0.85, # Share that is kept, in [0,1)
+        mom=0.85, # Fraction that is kept, in [0,1)
     ):
         super().__init__(model, dls, loss_func, lr, cbs, opt_func)
         self.mom = mom
@@ -384,6 +495,13 @@ class MomentumLearner(TrainLearner):
     def zero_grad(self):
         for p in self.model.parameters():
             if p.grad is not None: p.grad *= self.mom
+
+    # the velocity lives in the gradients, which no state dict has
+    def extra_state(self): # Dict of the list of gradients, for a checkpoint
+        return dict(grads=[p.grad for p in self.model.parameters()])
+    def load_extra_state(self, state): # What `extra_state` returned
+        for p,g in zip(self.model.parameters(), state['grads']):
+            p.grad = None if g is None else g.detach().clone().to(p)
 
 # %% ../nbs/09_learner.ipynb #41e61dd1
 class DeviceCB(Callback):
@@ -397,20 +515,39 @@ class DeviceCB(Callback):
     def before_batch(self, learn): learn.batch = to_device(learn.batch, self.device)
 
 # %% ../nbs/09_learner.ipynb #cd92ce17
-def _number(x): return x.item() if isinstance(x, torch.Tensor) else float(x)
-
 class _LossText:
     "The current loss as text, read from the device only where a bar shows it."
     def __init__(self, learn): self.learn = learn
-    def __str__(self): return f'{_number(self.learn.loss):.3f}' if hasattr(self.learn, 'loss') else ''
+    def __str__(self):
+        return f'{_number(self.learn.loss):.3f}' if hasattr(self.learn, 'loss') else ''
+
+class _Bar(ConsoleProgressBar):
+    "A bar that ends at the right edge of the terminal, and leaves nothing behind."
+    def on_update(self, val, text):
+        self.prefix = self.prefix[:max(0, self.cols-5)]
+        super().on_update(val, text[:max(0, self.cols-5-len(self.prefix))])
+
+    def on_iter_end(self):
+        self.prefix = ''
+        super().on_iter_end()
+
+class _NoBar:
+    "In place of a bar that nobody sees."
+    last_v,main_bar = None,None
+    def update(self, val): pass
+
+def _bars_seen():
+    return master_bar is NBMasterBar or getattr(sys.stdout, 'isatty', lambda: False)()
 
 # %% ../nbs/09_learner.ipynb #32a1cb18
 class _LivePlot:
     "Losses of training batches and of validation passes, redrawn in place."
     def __init__(self):
+        import matplotlib.pyplot as plt                    # here: most who train do not draw
         from IPython.display import display
         self.fig,self.ax = plt.subplots(figsize=(5, 2.8), layout='constrained')
-        plt.close(self.fig)              # it is shown by its handle; nothing stays open, whatever happens
+        # it is shown by its handle; nothing stays open, whatever happens
+        plt.close(self.fig)
         self.out = display(self.fig, display_id=True)
         self.losses,self.new,self.valid,self.due = [],[],[],0.
 
@@ -435,7 +572,7 @@ class _LivePlot:
 
 # %% ../nbs/09_learner.ipynb #208ce113
 class ProgressCB(Callback):
-    "Progress bars of epochs and batches, with the rows of `MetricsCB` as a table; in Jupyter, if asked, a live plot of the loss."
+    "Progress bars, with the rows of `MetricsCB` as a table; in Jupyter, if asked, a live plot."
     order,in_lr_find = 20,False
     bar = child = live = None
     def __init__(self,
@@ -443,22 +580,27 @@ class ProgressCB(Callback):
     ): self.plot = plot
 
     def before_fit(self, learn):
-        self.bar,self.valid_loss = master_bar(range(learn.n_epochs)),Average()
+        self.bar,self.child,self.valid_loss = _NoBar(),_NoBar(),Average()
+        if not _bars_seen(): return          # a file or a pipe gets the table alone
+        self.bar = master_bar(range(learn.n_epochs))
         if self.plot and isinstance(self.bar, NBMasterBar): self.live = _LivePlot()
         if 'log' not in vars(learn): learn.log = self._log
 
     def before_epoch(self, learn):
+        if isinstance(self.bar, _NoBar): return
         if learn.phase==learn.phases[0]: self.bar.update(learn.epoch)
         try: n = len(learn.dl)
-        except TypeError: n = 0          # a loader may have no length
-        self.child = progress_bar(learn.dl, total=n or 'noinfer', parent=self.bar)
-        self.child.prefix,self.child.comment = f'Epoch {learn.epoch+1}/{learn.n_epochs} {learn.phase} :',_LossText(learn)
+        except (TypeError,NotImplementedError): n = 0        # a loader may have no length
+        make = _Bar if progress_bar is ConsoleProgressBar else progress_bar
+        self.child = make(learn.dl, total=n or 'noinfer', parent=self.bar)
+        self.child.prefix = f'Epoch {learn.epoch+1}/{learn.n_epochs} {learn.phase} :'
+        self.child.comment = _LossText(learn)
         self.child.update(0)
 
     def after_batch(self, learn):
         self.child.update(learn.iter+1)
         if self.live and learn.training: self.live.add(learn.loss)
-        elif self.live: self.valid_loss.add(learn.loss, _rows((learn.batch, learn.preds)))
+        elif self.live: self.valid_loss.add(learn.loss, _rows((learn.preds, learn.batch)))
 
     def cancel_batch(self, learn): self.child.update(learn.iter+1)
 
@@ -502,97 +644,225 @@ class SingleBatchCB(Callback):
 
 # %% ../nbs/09_learner.ipynb #6c91f0dc
 class NaNStopCB(Callback):
-    "Stops with an error at the first loss that is no finite number, before it reaches the weights. On a GPU it makes each batch wait."
+    "Stops with an error at the first loss that is not finite, before it reaches the weights."
     in_lr_find = False      # there the loss is meant to explode
     def after_loss(self, learn):
         loss = _number(learn.loss)
         if math.isfinite(loss): return
-        raise FloatingPointError(f"the loss is {loss} in epoch {learn.epoch}, {learn.phase} batch {learn.iter}")
+        raise FloatingPointError(f"the loss is {loss} in epoch {learn.epoch}, {learn.phase} "
+                                 f"batch {learn.iter}")
 
 # %% ../nbs/09_learner.ipynb #bb963f35
 class LRFinderCB(Callback):
     "Raises the learning rate at each batch until the loss explodes."
     order = 30
     def __init__(self,
-        gamma=1.3, # Factor from batch to batch, above 1
-        max_mult=3, # Stop where the loss is so many times its lowest
-        max_iter=100, # Stop after so many batches
-    ): self.gamma,self.max_mult,self.max_iter = gamma,max_mult,max_iter
+        gamma=1.15, # Factor from batch to batch, above 1
+        max_mult=3, # Stop where the loss is so many times its lowest, above 1
+        max_iter=150, # Stop after so many batches, 1 or more
+    ):
+        if not gamma>1: raise ValueError(f"gamma: expected a number above 1, got {gamma}")
+        if not max_mult>1:
+            raise ValueError(f"max_mult: expected a number above 1, got {max_mult}")
+        if not max_iter>=1: raise ValueError(f"max_iter: expected 1 or more, got {max_iter}")
+        self.gamma,self.max_mult,self.max_iter = gamma,max_mult,max_iter
 
-    def before_fit(self, learn): self.lr,self.lrs,self.losses,self.best = learn.fit_lr,[],[],math.inf
+    def before_fit(self, learn):
+        self.lr,self.lrs,self.losses,self.exploded = learn.fit_lr,[],[],False
 
     def after_batch(self, learn):
         if not learn.training: return
-        loss = learn.loss.item()
         self.lrs.append(self.lr)
-        self.losses.append(loss)
-        self.best = min(self.best, loss)
-        limit = self.best+(self.max_mult-1)*abs(self.best)      # max_mult*best, also where losses are negative
-        if not loss<=limit<math.inf or len(self.lrs)>=self.max_iter: raise CancelFit()
+        self.losses.append(float(_number(learn.loss)))
+        self.exploded = self._explodes()
+        if self.exploded or len(self.lrs)>=self.max_iter: raise CancelFit()
         self.lr *= self.gamma
         for g in learn.opt.param_groups: g['lr'] *= self.gamma
 
-    def smooth(self): # Floats, as many as there are losses
-        "Losses averaged over five neighbours, fewer at the ends."
-        windows = [self.losses[max(0, i-2):i+3] for i in range(len(self.losses))]
-        return [sum(o)/len(o) for o in windows]
+    def smooth(self): # Floats, as many as there are losses; nan where a loss is not finite
+        "The median of each loss and its three neighbours on both sides, fewer at the ends."
+        n = sum(map(math.isfinite, self.losses))         # only the last may be no number
+        windows = [sorted(self.losses[max(0, i-3):min(n, i+4)]) for i in range(n)]
+        medians = [(o[(len(o)-1)//2]+o[len(o)//2])/2 for o in windows]
+        return medians + [math.nan]*(len(self.losses)-n)
 
-    def suggest(self): # float
-        "A tenth of the learning rate at which the averaged loss was lowest."
-        found = [(loss,lr) for loss,lr in zip(self.smooth(), self.lrs) if math.isfinite(loss)]
-        if not found: raise FloatingPointError(f"lr_find: found no finite loss; the first is {self.losses[:1]}")
-        return min(found)[1]/10
+    def state_dict(self): return copy.deepcopy(vars(self)) # Dict
+    def load_state_dict(self, state_dict): vars(self).update(copy.deepcopy(state_dict))
+
+# %% ../nbs/09_learner.ipynb #5d1c0a12
+def _noise(losses):
+    "Standard deviation of single losses, from the differences of neighbours."
+    steps = [abs(a-b) for a,b in zip(losses, losses[1:])]
+    return math.sqrt(math.pi)/2*sum(steps)/len(steps) if steps else 0.
+
+@patch
+def _explodes(self:LRFinderCB):
+    if not math.isfinite(self.losses[-1]): return True
+    if len(self.losses)<30: return False           # too few to know the noise
+    medians = self.smooth()[3:-3]                  # each of seven losses
+    first,low,now = medians[0],min(medians),medians[-1]
+    # so many times the lowest, or back at the first; in any case more than noise could do
+    rise = max(min((self.max_mult-1)*abs(low), first-low), 4*_noise(self.losses[:-7]))
+    return now>low+rise
+
+@patch
+def suggest(self:LRFinderCB): # float
+    "A tenth of the highest rate before the explosion with a loss as good as the lowest."
+    smooth = [o for o in self.smooth() if math.isfinite(o)]
+    if not smooth:
+        raise FloatingPointError("lr_find: found no finite loss; the first is "
+                                 f"{self.losses[:1]}")
+    if len(smooth)<len(self.losses): smooth = smooth[:-3] or smooth[:1]  # bound for infinity
+    low = min(smooth)
+    lowest = smooth.index(low)
+    n = max(lowest+1, len(smooth)-7)               # before the explosion
+    near = 2*1.2533*_noise(self.losses[:n])/math.sqrt(7)   # two deviations of such a median
+    good = [i for i,o in enumerate(smooth) if o<=low+near]
+    best = good[-1] if self.exploded else good[0]  # some losses never explode
+    fell = smooth[min(3, len(smooth)-1)]-low>2*near and len(smooth)>=14
+    if not self.exploded and not fell:
+        warnings.warn(f"lr_find: from {self.lrs[0]:.2g} to {self.lrs[-1]:.2g} the loss "
+                      "neither fell nor exploded; what is returned is the first rate, no more",
+                      stacklevel=3)
+        return self.lrs[0]
+    if self.lrs[best]/10<self.lrs[0] and not fell:
+        warnings.warn("lr_find: the loss rose from the first rates on; start below "
+                      f"{self.lrs[0]:.2g}", stacklevel=3)
+    return max(self.lrs[best]/10, self.lrs[0])
 
 # %% ../nbs/09_learner.ipynb #b29b11a1
 @patch
 def plot(self:LRFinderCB,
     ax=None, # Axes to draw on; a new figure if None
+    lr=None, # The suggestion; asked for if None
 ): # The axes
     "The loss against the learning rate, and the suggestion."
-    lr,smooth = self.suggest(),self.smooth()
+    lr,smooth = self.suggest() if lr is None else lr,self.smooth()
+    import matplotlib.pyplot as plt
     if ax is None: ax = plt.subplots(figsize=(5, 3), layout='constrained')[1]
     ax.semilogx(self.lrs, self.losses, '.', color='0.6', label='each batch')
-    ax.semilogx(self.lrs, smooth, label='averaged over five')
+    ax.semilogx(self.lrs, smooth, label='median of seven')
     ax.axvline(lr, color='tab:red', ls='--', label=f'suggestion {lr:.2g}')
     ax.set(title='Loss while the learning rate grows', xlabel='learning rate', ylabel='loss')
     low,high = min(filter(math.isfinite, smooth)),smooth[0]
-    if high>low: ax.set_ylim(low-.2*(high-low), high+.4*(high-low))     # the explosion itself need not be seen
+    # the explosion itself need not be seen
+    if high>low: ax.set_ylim(low-.2*(high-low), high+.4*(high-low))
     ax.legend()
     return ax
 
 # %% ../nbs/09_learner.ipynb #735f1496
-def _snapshot(model):
-    "A function that puts the model back into its present state."
-    params = list(model.parameters())
-    grads = [p.grad for p in params]
-    state = copy.deepcopy(model.state_dict()) if hasattr(model, 'state_dict') else [p.detach().clone() for p in params]
-    def _buffers(): return model.named_buffers() if hasattr(model, 'named_buffers') else ()
-    buffers = {k: b.clone() for k,b in _buffers()}         # those that a state dict leaves out, too
-    def restore():
-        if isinstance(state, list):
-            with torch.no_grad():
-                for p,s in zip(params, state): p.copy_(s)
-        else: model.load_state_dict(state)
-        for k,b in _buffers(): b.copy_(buffers[k])
-        for p,g in zip(params, grads): p.grad = None if g is None else g.to(p.device)
-    for p in params: p.grad = None
-    return restore
+_foreign = {'matplotlib','IPython','multiprocessing','threading','logging','datasets','pyarrow'}
+_leaves = str,bytes,bool,int,float,type(None),type,types.ModuleType,Learner
+_random = torch.Generator,np.random.Generator,np.random.RandomState,random.Random
 
+def _parts(o):
+    "What an object holds."
+    if isinstance(o, torch.Tensor): return ()
+    if isinstance(o, Mapping): return list(o.values())
+    if isinstance(o, (list,tuple,set,deque)): return list(o) if len(o)<=1000 else ()
+    if isinstance(o, partial): return [o.func,*o.args,*o.keywords.values()]
+    if isinstance(o, types.MethodType): return [o.__self__,o.__func__]
+    if isinstance(o, types.FunctionType):
+        try: found = inspect.getclosurevars(o)
+        except ValueError: return ()
+        return [*found.nonlocals.values(),
+                *(v for v in found.globals.values() if isinstance(v, _random))]
+    module = type(o).__module__
+    if module.startswith('torch._'): return list(getattr(o, '_modules', {}).values())
+    if module.split('.')[0] in _foreign or type(o).__name__.endswith('Iter'): return ()
+    return list(getattr(o, '__dict__', {}).values())
+
+# %% ../nbs/09_learner.ipynb #5d1c0a19
+def _reachable(*roots): # Dict of objects by `id`
+    "All that is reached from `roots` by attributes, containers, partials and closures."
+    todo,seen = list(roots),{}
+    while todo:
+        o = todo.pop()
+        if id(o) in seen or isinstance(o, _leaves): continue
+        seen[id(o)] = o
+        todo += _parts(o)
+    return seen
+
+# %% ../nbs/09_learner.ipynb #5d1c0a13
+def _rewind_random(o):
+    "A function that puts a source of random numbers back to where it is."
+    if isinstance(o, np.random.Generator):
+        return partial(setattr, o.bit_generator, 'state', o.bit_generator.state)
+    if isinstance(o, random.Random): return partial(o.setstate, o.getstate())
+    return partial(o.set_state, o.get_state())
+
+def _rewind_tensor(o):
+    data,values,leaf = o.data,o.data.clone(),o.is_leaf
+    needs,grad = o.requires_grad,o.grad if leaf else None
+    def _back():
+        data.copy_(values)
+        o.data = data                    # also one that was moved to a device, or grew
+        if leaf: o.requires_grad_(needs).grad = grad
+    return _back
+
+def _rewind(o, deep):
+    "A function that puts one object back; None where there is nothing to put back."
+    if isinstance(o, _random): return _rewind_random(o)
+    if isinstance(o, torch.Tensor): return _rewind_tensor(o) if deep else None
+    if isinstance(o, (dict,set)) and deep:
+        kept = copy.copy(o)
+        return lambda: (o.clear(), o.update(kept))
+    if isinstance(o, (list,deque)) and deep:
+        kept = list(o)
+        return lambda: (o.clear(), o.extend(kept))
+    if not hasattr(o, '__dict__') or type(o).__module__.startswith('torch._'): return None
+    foreign = type(o).__module__.split('.')[0] in _foreign
+    if foreign or isinstance(o, types.FunctionType): return None
+    d = vars(o)
+    # of a loader no more than its counters
+    kept = {k: v for k,v in d.items() if deep or isinstance(v, (int,float,str,type(None)))}
+    def _back():
+        d.update(kept)
+        for k in list(d.keys()-kept.keys()) if deep else (): del d[k]
+    return _back
+
+# %% ../nbs/09_learner.ipynb #5d1c0a14
+def _snapshot(learn, cbs):
+    "A function that puts back a Learner, its model, `cbs`, loaders, and all random numbers."
+    loaders = _reachable(learn.dls)
+    own = {k: v for k,v in vars(learn).items()
+           if k not in ('dls','cbs','opt','opt_func','_made')}
+    deep = {k: o for k,o in _reachable(learn.model, own, cbs).items() if k not in loaders}
+    back = [f for o in loaders.values() if (f := _rewind(o, False))]
+    back += [f for o in deep.values() if (f := _rewind(o, True))]
+    back += [partial(torch.set_rng_state, torch.get_rng_state()),
+             partial(np.random.set_state, np.random.get_state()),
+             partial(random.setstate, random.getstate())]
+    if torch.cuda.is_initialized():
+        back.append(partial(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
+    kept = dict(vars(learn))
+    def _restore():
+        with torch.no_grad():
+            for f in back: f()
+        vars(learn).update(kept)
+        for k in vars(learn).keys()-kept.keys(): delattr(learn, k)
+    return _restore
+
+# %% ../nbs/09_learner.ipynb #5d1c0a20
 @patch
 def lr_find(self:Learner,
     start=1e-5, # First learning rate
-    gamma=1.3, # Factor from batch to batch
+    gamma=1.15, # Factor from batch to batch
     max_mult=3, # Stop where the loss is so many times its lowest
     plot=True, # Draw the losses?
-    max_iter=100, # Batches at most
+    max_iter=150, # Batches at most
 ): # A learning rate to try, float
-    "Train with a growing learning rate and a new optimizer, then put model, optimizer and history back; after arXiv:1506.01186."
-    finder,restore,kept = LRFinderCB(gamma, max_mult, max_iter),_snapshot(self.model),(self.cbs,self.opt,self._made,list(self.history))
+    "Train a little with a growing learning rate, then put all back; after arXiv:1506.01186."
+    if self._on is not None: raise RuntimeError("lr_find: this Learner is in a fit")
+    cbs,finder = [cb for cb in self.cbs if cb.in_lr_find],LRFinderCB(gamma, max_mult, max_iter)
+    restore = _snapshot(self, cbs)
     try:
-        self.cbs,self.opt = [cb for cb in self.cbs if cb.in_lr_find],None      # a new optimizer: the old one is not touched
-        self.fit(max_iter, valid=False, cbs=[finder], lr=start)
-    finally:
-        self.cbs,self.opt,self._made,self.history = kept
-        restore()
-    if plot: finder.plot()
-    return finder.suggest()
+        try:
+            for p in self.model.parameters(): p.grad = None
+            self.cbs,self.opt = cbs,None       # a new optimizer: the old one is not touched
+            self.fit(max_iter, valid=False, cbs=[finder], lr=start)
+        finally: restore()
+    finally: restore()                         # again, if a Ctrl-C came in between
+    lr = finder.suggest()
+    if plot: finder.plot(lr=lr)
+    return lr

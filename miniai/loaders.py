@@ -9,18 +9,22 @@ __all__ = ['show_image', 'subplots', 'get_grid', 'show_images', 'show_rows', 'in
 # %% ../nbs/05_datasets.ipynb #13f3972a
 import functools,math
 from operator import itemgetter
+from pathlib import Path
 import matplotlib.pyplot as plt,numpy as np,torch
 from fastcore.basics import patch
 from fastcore.meta import delegates
 from PIL import Image
 from torch.utils.data import DataLoader,TensorDataset,default_collate
+from .data import open_image
+from .training import load_loader_state,loader_state
 
 # %% ../nbs/05_datasets.ipynb #9fc0e20d
 def _pixels(im):
     "The picture `im` as an array, (h,w) or (h,w,c) with 3 or 4 channels."
     is_tensor = isinstance(im, torch.Tensor)
-    if isinstance(im, Image.Image):       # palettes and CMYK too
-        if im.mode!='RGBA' and (im.mode=='P' or len(im.getbands())>1): im = im.convert('RGB')
+    if isinstance(im, (str,bytes,Path)) or isinstance(im, Image.Image) and im.mode!='F':
+        x = np.asarray(open_image(im, name='im'))     # upright, opaque, 8 bits
+        return x[..., 0] if (x==x[..., :1]).all() else x
     if is_tensor: im = im.detach().cpu()
     if is_tensor and im.is_floating_point(): im = im.float()     # numpy has no bfloat16
     x = np.asarray(im)
@@ -28,7 +32,7 @@ def _pixels(im):
     if first: x = x.transpose(1, 2, 0)                # (c,h,w) -> (h,w,c)
     if x.ndim==3 and x.shape[2]==1: x = x[..., 0]     # (h,w,1) -> (h,w)
     if x.ndim==2 or (x.ndim==3 and x.shape[2] in (3,4)): return x
-    raise ValueError(f"im: expected one picture, (h,w) or (c,h,w) with 1, 3 or 4 channels, "
+    raise ValueError("im: expected one picture, (h,w) or (c,h,w) with 1, 3 or 4 channels, "
                      f"got the shape {tuple(x.shape)}; `show_images` takes several")
 
 def _limits(x):
@@ -41,7 +45,7 @@ def _limits(x):
 # %% ../nbs/05_datasets.ipynb #58c4ef45
 @delegates(plt.Axes.imshow)
 def show_image(
-    im, # Picture: tensor (h,w) or (c,h,w) with c in 1, 3, 4, on any device; array, channels first or last; PIL image
+    im, # Tensor (h,w) or (c,h,w), c in 1, 3, 4; array, channels first or last; PIL image; path
     ax=None, # Axes to draw on; a new figure if None
     figsize=None, # Inches (width,height) of a new figure
     title=None, # Text or number above the picture
@@ -67,18 +71,19 @@ def show_image(
 def subplots(
     nrows=1, # Rows
     ncols=1, # Columns
-    figsize=None, # Inches (width,height); `imsize` a cell if None
+    figsize=None, # Inches (width,height); `imsize` per cell if None
     imsize=3, # Inches of a cell's side
     suptitle=None, # Text above all
     **kwargs, # More options, shown in the signature
 ): # `(figure, axes)`; axes as `plt.subplots` returns them
     "Like `plt.subplots`, sized by the cell."
     kwargs.setdefault('layout', 'constrained')    # titles do not run into the row above
-    fig,axs = plt.subplots(nrows, ncols, figsize=figsize or (ncols*imsize, nrows*imsize), **kwargs)
+    fig,axs = plt.subplots(nrows, ncols, figsize=figsize or (ncols*imsize, nrows*imsize),
+                           **kwargs)
     if suptitle is not None: fig.suptitle(suptitle)
     return fig,axs
 
-# %% ../nbs/05_datasets.ipynb #b5526a93
+# %% ../nbs/05_datasets.ipynb #2596317d
 @delegates(subplots, keep=True, but=['suptitle','squeeze'])
 def get_grid(
     n, # Number of cells needed, at least 1
@@ -87,12 +92,14 @@ def get_grid(
     title=None, # Text above all
     **kwargs, # More options, shown in the signature
 ): # `(figure, axes)`; axes: array (n,) of those in use
-    "One figure with room for `n` pictures, near a square unless told otherwise; cells to spare are blank."
+    "One figure with room for `n` pictures, near a square unless told otherwise."
     if n<1: raise ValueError(f"n: expected at least 1 picture, got {n}")
-    if any(o is not None and o<1 for o in (nrows, ncols)): raise ValueError(f"nrows, ncols: expected 1 or more, got {nrows}, {ncols}")
+    if any(o is not None and o<1 for o in (nrows, ncols)):
+        raise ValueError(f"nrows, ncols: expected 1 or more, got {nrows}, {ncols}")
     if nrows is None: nrows = math.isqrt(n) if ncols is None else math.ceil(n/ncols)
     if ncols is None: ncols = math.ceil(n/nrows)
-    if nrows*ncols<n: raise ValueError(f"nrows, ncols: a grid of {nrows} by {ncols} has no room for {n} pictures")
+    if nrows*ncols<n: raise ValueError(f"nrows, ncols: a grid of {nrows} by {ncols} has no "
+                                       f"room for {n} pictures")
     fig,axs = subplots(nrows, ncols, suptitle=title, squeeze=False, **kwargs)
     for ax in axs.flat[n:]: ax.axis('off')
     return fig,axs.flat[:n]
@@ -103,7 +110,7 @@ def show_images(
     ims, # Pictures, each as for `show_image`: a batch (n,c,h,w), a list, any iterable
     nrows=None, # Rows; see `get_grid`
     ncols=None, # Columns; see `get_grid`
-    titles=None, # One text or number a picture
+    titles=None, # One text or number per picture
     cmap='gray', # Colours for one channel
     vmin=None, # Value shown darkest; each picture its own if None
     vmax=None, # Value shown brightest; each picture its own if None
@@ -111,39 +118,50 @@ def show_images(
     "Draw pictures in one figure; `title` stands above all of them."
     ims = list(ims)
     titles = [None]*len(ims) if titles is None else list(titles)
-    if len(titles)!=len(ims): raise ValueError(f"titles: expected {len(ims)}, one a picture, got {len(titles)}")
+    if len(titles)!=len(ims):
+        raise ValueError(f"titles: expected {len(ims)}, one per picture, got {len(titles)}")
     fig,axs = get_grid(len(ims), nrows, ncols, **kwargs)
-    width = fig.get_figwidth()/axs[0].get_gridspec().ncols      # inches a cell
+    width = fig.get_figwidth()/axs[0].get_gridspec().ncols      # inches per cell
     for im,ax,t in zip(ims, axs, titles):
         show_image(im, ax=ax, title=t, cmap=cmap, vmin=vmin, vmax=vmax)
-        ax.title.set_fontsize(min(12, 4+4*width))               # points: small cells, small titles
+        # points: small cells, small titles
+        ax.title.set_fontsize(min(12, 4+4*width))
 
 # %% ../nbs/05_datasets.ipynb #04ef7321
 def show_rows(
-    rows, # Dict: the name of a row -> its pictures, tensors (c,h,w) of one size for all rows, with c 1 or 3
+    rows, # Dict: name of a row -> its pictures, float tensors (c,h,w) of one size, c 1 or 3
     title=None, # Text above all
-    titles=None, # One text a column
+    titles=None, # One text per column
     size=.6, # Inches of a picture's side
     vmin=-1, # Value shown darkest
     vmax=1, # Value shown brightest
     gap=1, # White pixels between pictures
 ): # The axes
     "Draw pictures in rows with names, all on one scale; rows may differ in length."
+    if not vmin<vmax: raise ValueError(f"vmin: expected less than vmax, got {vmin} and {vmax}")
+    whole = [k for k,v in rows.items() if any(not o.is_floating_point() for o in v)]
+    if whole and vmax<=1: raise TypeError(f"rows: expected floats, got integers in {whole}")
     rows = {k: [o.detach().float().cpu() for o in v] for k,v in rows.items()}
-    n,shape = max(map(len, rows.values()), default=0),next((o[0].shape for o in rows.values() if o), None)
+    n,shape = max(map(len, rows.values()),
+                  default=0),next((o[0].shape for o in rows.values() if o), None)
     if shape is None: raise ValueError("rows: there is no picture in them")
     bad = [k for k,v in rows.items() if any(o.shape!=shape for o in v)]
-    if bad: raise ValueError(f"rows: expected the shape {tuple(shape)}, of the first picture, everywhere; not so in {bad}")
-    if titles is not None and len(titles)!=n: raise ValueError(f"titles: expected {n}, one a column, got {len(titles)}")
+    if bad: raise ValueError(f"rows: expected the shape {tuple(shape)}, of the first picture, "
+                             f"everywhere; not so in {bad}")
+    if titles is not None and len(titles)!=n:
+        raise ValueError(f"titles: expected {n}, one per column, got {len(titles)}")
     c,h,w = shape
     sheet = torch.ones(c, len(rows)*(h+gap)-gap, n*(w+gap)-gap)
     for i,row in enumerate(rows.values()):
         for j,o in enumerate(row):
-            sheet[:, i*(h+gap):i*(h+gap)+h, j*(w+gap):j*(w+gap)+w] = ((o-vmin)/(vmax-vmin)).clamp(0, 1)
-    fig,ax = subplots(figsize=(size*n+1.2, size*len(rows)*h/w+.3*(title is not None)+.2*(titles is not None)), suptitle=title)
+            sheet[:, i*(h+gap):i*(h+gap)+h,
+                  j*(w+gap):j*(w+gap)+w] = ((o-vmin)/(vmax-vmin)).clamp(0, 1)
+    above = .3*(title is not None) + .2*(titles is not None)
+    fig,ax = subplots(figsize=(size*n+1.2, size*len(rows)*h/w+above), suptitle=title)
     show_image(sheet, ax=ax, noframe=False, vmin=0, vmax=1, interpolation='nearest')
     ax.set_yticks([i*(h+gap)+h/2 for i in range(len(rows))], list(rows), fontsize=9)
-    ax.set_xticks([j*(w+gap)+w/2 for j in range(n)] if titles is not None else [], titles or [], fontsize=9)
+    ax.set_xticks([j*(w+gap)+w/2 for j in range(n)] if titles is not None else [], titles or [],
+                  fontsize=9)
     ax.tick_params(length=0, labeltop=True, labelbottom=False)
     ax.spines[:].set_visible(False)
     return ax
@@ -160,11 +178,13 @@ def inplace(
     return _f
 
 # %% ../nbs/05_datasets.ipynb #1e947649
-def _collate(keys, rows): return tuple(default_collate(list(map(itemgetter(k), rows))) for k in keys)
+def _collate(keys, rows):
+    if not rows: raise ValueError("rows: expected at least one, got none")
+    return tuple(default_collate(list(map(itemgetter(k), rows))) for k in keys)
 
 def collate_dict(
-    *keys, # Names of columns; or one `datasets.Dataset`, which stands for all its columns in order
-): # Function: list of dicts -> tuple of batches, one a key, each (bs,...)
+    *keys, # Names of columns; or one `datasets.Dataset`, which stands for all its columns
+): # Function: list of dicts -> tuple of batches, one per key, each (bs,...)
     "Make a collate function for a `DataLoader` over rows that are dicts."
     if len(keys)==1 and hasattr(keys[0], 'features'): keys = tuple(keys[0].features)
     if not keys or not all(isinstance(k, str) for k in keys):
@@ -174,7 +194,8 @@ def collate_dict(
 # %% ../nbs/05_datasets.ipynb #5eedb3cb
 def _to(b, device):
     if not isinstance(b, (tuple,list)) or not all(isinstance(o, torch.Tensor) for o in b):
-        raise TypeError(f"device: expected batches that are tuples of tensors, got {b!r:.80}; `collate` chooses columns")
+        raise TypeError(f"device: expected batches that are tuples of tensors, got {b!r:.80}; "
+                        f"`collate` chooses columns")
     return tuple(o.to(device, non_blocking=True) for o in b)
 
 class _OnDevice:
@@ -197,42 +218,56 @@ class DataLoaders:
     @classmethod
     def from_dd(cls,
         dd, # `datasets.DatasetDict`, whose rows give tensors or numbers
-        bs=64, # Rows a batch
+        bs=64, # Rows per batch
         splits=('train','test'), # Names of the training and of the validation split in `dd`
-        collate=None, # Function from a list of rows to a batch, with `device` a tuple of tensors; `collate_dict` of the split if None
+        collate=None, # Function from a list of rows to a batch; that of `collate_dict` if None
         device=None, # Where the batches go, a `torch.device` or its name; as they come if None
         **kwargs, # More for both `DataLoader`s: `num_workers`, `pin_memory`, ...
     ): # `DataLoaders`; only the training loader shuffles
         "Make both loaders from two splits of `dd`."
         missing = [o for o in splits if o not in dd]
-        if missing or len(splits)!=2: raise ValueError(f"splits: expected two of {list(dd)}, got {list(splits)}")
+        if missing or len(splits)!=2:
+            raise ValueError(f"splits: expected two of {list(dd)}, got {list(splits)}")
         def _dl(split, shuffle):
-            dl = DataLoader(dd[split], bs, shuffle=shuffle, collate_fn=collate or collate_dict(dd[split]), **kwargs)
+            dl = DataLoader(dd[split], bs, shuffle=shuffle,
+                            collate_fn=collate or collate_dict(dd[split]), **kwargs)
             return dl if device is None else _OnDevice(dl, device)
         return cls(_dl(splits[0], True), _dl(splits[1], False))
 
 # %% ../nbs/05_datasets.ipynb #054b9057
+def _check_batches(tensors, bs, drop_last, generator):
+    if not tensors or not all(isinstance(o, torch.Tensor) for o in tensors):
+        raise TypeError(f"tensors: expected one tensor or more, got "
+                        f"{[type(o).__name__ for o in tensors]}")
+    if any(o.ndim==0 for o in tensors):
+        raise ValueError("tensors: expected at least one dimension, got a single number")
+    lens = [len(o) for o in tensors]
+    if len(set(lens))!=1: raise ValueError(f"tensors: expected equal lengths, got {lens}")
+    if not isinstance(bs, (int,np.integer)) or bs<1:
+        raise ValueError(f"bs: expected a whole number, 1 or more, got {bs!r}")
+    if not isinstance(generator, (torch.Generator,type(None))):
+        kind = type(generator).__name__
+        raise TypeError(f"generator: expected a torch.Generator, got {kind}")
+    if drop_last and bs>lens[0]:
+        raise ValueError(f"bs: expected at most {lens[0]} rows with drop_last, got {bs}")
+
+# %% ../nbs/05_datasets.ipynb #41f11a78
 class BatchLoader:
-    "Batches cut out of tensors in memory by one indexing call each, with the interface of a `DataLoader`."
+    "Batches cut out of tensors in memory by one call each; the interface of a `DataLoader`."
     def __init__(self,
-        *tensors, # Tensors of equal length n, such as pictures (n,c,h,w), uint8, and classes (n,), int64
-        bs, # Rows a batch
+        *tensors, # Tensors of equal length n, such as pictures (n,c,h,w) and classes (n,)
+        bs, # Rows per batch
         shuffle=False, # A new random order at each pass?
         drop_last=False, # Leave out a last batch of fewer than `bs` rows?
         device=None, # Where the tensors are kept and the batches come from; as they are if None
-        tfm=None, # Function of a batch, called as `tfm(*batch)`, that returns the tuple to give out
+        tfm=None, # Function of a batch, called as `tfm(*batch)`, whose result is given out
         generator=None, # `torch.Generator` of the order; torch's own if None
     ):
-        if not tensors or not all(isinstance(o, torch.Tensor) for o in tensors):
-            raise TypeError(f"tensors: expected one tensor or more, got {[type(o).__name__ for o in tensors]}")
-        if any(o.ndim==0 for o in tensors): raise ValueError("tensors: expected at least one dimension, got a single number")
-        lens = [len(o) for o in tensors]
-        if len(set(lens))!=1: raise ValueError(f"tensors: expected equal lengths, got {lens}")
-        if not isinstance(bs, int) or bs<1: raise ValueError(f"bs: expected a whole number, 1 or more, got {bs!r}")
-        if drop_last and bs>lens[0]: raise ValueError(f"bs: expected at most {lens[0]} rows with drop_last, got {bs}")
+        _check_batches(tensors, bs, drop_last, generator)
         self.tensors = tuple(o if device is None else o.to(device) for o in tensors)
         self.dataset = TensorDataset(*self.tensors)
-        self.bs,self.shuffle,self.drop_last,self.tfm,self.generator = bs,shuffle,drop_last,tfm,generator
+        self.bs,self.shuffle,self.drop_last = int(bs),shuffle,drop_last
+        self.tfm,self.generator = tfm,generator
 
     @property
     def batch_size(self): return self.bs     # its name in a `DataLoader`
@@ -243,7 +278,8 @@ class BatchLoader:
 
     def __iter__(self): # Tuples of tensors (bs,...), or what `tfm` makes of them
         n,g = len(self.dataset),self.generator
-        idx = torch.randperm(n, generator=g, device=g.device if g else 'cpu') if self.shuffle else torch.arange(n)
+        idx = torch.randperm(n, generator=g, device=g.device
+                             if g else 'cpu') if self.shuffle else torch.arange(n)
         idx = idx.to(self.tensors[0].device)
         for i in idx.split(self.bs)[:len(self)]:
             batch = tuple(o.index_select(0, i) for o in self.tensors)
@@ -254,11 +290,18 @@ class BatchLoader:
 def from_tensors(cls:DataLoaders,
     train, # Tuple of training tensors of equal length
     valid, # Tuple of validation tensors of equal length
-    bs=64, # Rows of a training batch; a validation batch has twice as many, since it needs no gradients
-    drop_last=False, # Leave out a smaller last training batch? The validation loader always gives all rows
+    bs=64, # Rows of a training batch; a validation batch, without gradients, has twice as many
+    drop_last=False, # Leave out a smaller last training batch? Validation always gives all rows
     generator=None, # `torch.Generator` of the training order; torch's own if None
     **kwargs, # More for both `BatchLoader`s: `device`, `tfm`
 ): # `DataLoaders`; only the training loader shuffles
     "Make both loaders from tensors in memory."
-    return cls(BatchLoader(*train, bs=bs, shuffle=True, drop_last=drop_last, generator=generator, **kwargs),
+    training = dict(shuffle=True, drop_last=drop_last, generator=generator)
+    return cls(BatchLoader(*train, bs=bs, **training, **kwargs),
                BatchLoader(*valid, bs=2*bs, **kwargs))
+
+
+
+# %% ../nbs/05_datasets.ipynb #1b8c73ea
+for _cls in (BatchLoader,_OnDevice):
+    _cls.state_dict,_cls.load_state_dict = loader_state,load_loader_state

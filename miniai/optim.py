@@ -12,16 +12,20 @@ from copy import deepcopy
 from fastcore.basics import patch
 from .learner import Callback
 from .loaders import get_grid
+from .training import length
 
 # %% ../nbs/12_accel_sgd.ipynb #3907b95e
 def ewa(
-    x, # Values in order, (n,...), float
+    x, # Values in order, (n,...)
     beta, # Weight of the past, in [0,1)
     debias=True, # Divide by the sum of the weights?
-): # Average up to and with each value, like `x`
+): # Average up to and with each value, like `x`, float
     "Exponentially weighted averages; the correction is that of section 3, arXiv:1412.6980."
     if not 0<=beta<1: raise ValueError(f"beta: expected a number in [0,1), got {beta}")
-    res,avg = torch.empty_like(x),torch.zeros_like(x[:1]).sum(0)
+    x = torch.as_tensor(x)
+    if not x.ndim: raise ValueError("x: expected values in order, got a single number")
+    if not (x.is_floating_point() or x.is_complex()): x = x.float()
+    res,avg = torch.empty_like(x),0.
     for i,o in enumerate(x):
         avg = beta*avg + (1-beta)*o
         res[i] = avg/(1-beta**(i+1)) if debias else avg
@@ -29,13 +33,14 @@ def ewa(
 
 # %% ../nbs/12_accel_sgd.ipynb #8c54f42e
 class Optimizer:
-    "Base of the optimizers: keeps parameters in groups with settings of their own; a subclass defines `update`."
+    "Base of the optimizers: parameters in groups with settings; a subclass defines `update`."
     def __init__(self,
-        params, # Tensors with gradients; or dicts, a group each, such as `dict(params=[...], lr=.1)`
+        params, # Tensors; or dicts, a group each, such as `dict(params=[...], lr=.1)`
         **defaults, # Settings of the groups that do not give their own
     ):
         self.defaults,self.param_groups,self.state = defaults,[],{}
-        if isinstance(params, torch.Tensor): raise TypeError("params: expected several tensors, got one; put it in a list")
+        if isinstance(params, torch.Tensor):
+            raise TypeError("params: expected several tensors, got one; put it in a list")
         groups = list(params)
         if not groups: raise ValueError("params: expected at least one tensor, got none")
         if not isinstance(groups[0], dict): groups = [dict(params=groups)]
@@ -56,7 +61,10 @@ class Optimizer:
         for group in self.param_groups:
             settings = {k: group[k] for k in self.defaults}
             for p in group['params']:
-                if p.grad is not None: self.update(p, p.grad, self.state.setdefault(p, {}), **settings)
+                if p.grad is None: continue
+                # complex numbers move as pairs of real ones, as in torch
+                pair = [torch.view_as_real(o) if o.is_complex() else o for o in (p, p.grad)]
+                self.update(*pair, self.state.setdefault(p, {}), **settings)
 
     def zero_grad(self):
         "Forget the gradients, so that the next `backward` starts from zero."
@@ -67,66 +75,107 @@ class Optimizer:
 def _check_settings(group):
     "Raise a ValueError that names the first impossible setting."
     for k in ('lr','weight_decay','eps'):
-        if not 0<=group.get(k, 0)<math.inf: raise ValueError(f"{k}: expected 0 or a positive number, got {group[k]}")
+        if not 0<=group.get(k, 0)<math.inf:
+            raise ValueError(f"{k}: expected 0 or a positive number, got {group[k]}")
     for k in ('momentum','alpha'):
-        if not 0<=group.get(k, 0)<1: raise ValueError(f"{k}: expected a number in [0,1), got {group[k]}")
+        if not 0<=group.get(k, 0)<1:
+            raise ValueError(f"{k}: expected a number in [0,1), got {group[k]}")
     betas = group.get('betas', (0, 0))
-    if len(betas)!=2 or not all(0<=o<1 for o in betas):
+    if not isinstance(betas, (tuple,list)) or len(betas)!=2 or not all(0<=o<1 for o in betas):
         raise ValueError(f"betas: expected two numbers in [0,1), got {betas}")
-    if group.get('nesterov') and not group['momentum']: raise ValueError("nesterov: needs a momentum above 0")
+    if group.get('nesterov') and not group.get('momentum'):
+        raise ValueError("nesterov: needs a momentum above 0")
 
+def _check_params(params, seen):
+    "Raise an error for the first tensor that could never be moved."
+    for p in params:
+        if not isinstance(p, torch.Tensor):
+            raise TypeError(f"params: expected tensors, got {type(p).__name__}")
+        shape = tuple(p.shape)
+        if not (p.is_floating_point() or p.is_complex()):
+            raise TypeError(f"params: expected float tensors, got {p.dtype} of shape {shape}")
+        if not (p.is_leaf or p.retains_grad):
+            raise ValueError(f"params: a tensor of shape {shape} was computed from others, so "
+                             "it gets no gradient; give those it was made of")
+        if p in seen: raise ValueError(f"params: a tensor of shape {shape} is given twice")
+        seen.add(p)
+
+# %% ../nbs/12_accel_sgd.ipynb #7a3f1201
 @patch
 def add_param_group(self:Optimizer,
-    group, # Dict with `params`, a tensor or several, and the settings that differ from the defaults
+    group, # Dict with `params`, a tensor or several, and settings that differ from the defaults
 ):
     "Add parameters with settings of their own."
+    if not isinstance(group, dict) or 'params' not in group:
+        got = list(group) if isinstance(group, dict) else type(group).__name__
+        raise ValueError(f"params: expected a dict with 'params' as a group, got {got}")
     params = group['params']
     params = [params] if isinstance(params, torch.Tensor) else list(params)
     unknown = sorted(group.keys()-self.defaults.keys()-{'params'})
-    if unknown: raise ValueError(f"params: a group has {unknown}; the settings are {list(self.defaults)}")
-    seen = {p for g in self.param_groups for p in g['params']}
-    for p in params:
-        if not isinstance(p, torch.Tensor): raise TypeError(f"params: expected tensors, got {type(p).__name__}")
-        if p in seen: raise ValueError(f"params: a tensor of shape {tuple(p.shape)} is given twice")
-        seen.add(p)
+    if unknown:
+        raise ValueError(f"params: a group has {unknown}; the settings are "
+                         f"{list(self.defaults)}")
+    _check_params(params, {p for g in self.param_groups for p in g['params']})
     group = {**self.defaults, **group, 'params': params}
     _check_settings(group)
     self.param_groups.append(group)
 
 # %% ../nbs/12_accel_sgd.ipynb #4555c25f
-@patch
-def state_dict(self:Optimizer): # Dict of `state`, by the numbers of the parameters, and `param_groups`
-    "A copy of all that `load_state_dict` needs to go on from here."
-    numbers = {p: i for i,p in enumerate(p for g in self.param_groups for p in g['params'])}
-    groups = [{**deepcopy({k: v for k,v in g.items() if k!='params'}), 'params': [numbers[p] for p in g['params']]}
-              for g in self.param_groups]
-    return dict(state={numbers[p]: deepcopy(s) for p,s in self.state.items()}, param_groups=groups)
+def _like(v, p):
+    "A copy of the state `v` for the parameter `p`."
+    if not isinstance(v, torch.Tensor): return deepcopy(v)
+    pair = torch.view_as_real(p.detach()) if p.is_complex() else p
+    if v.shape!=pair.shape:
+        raise ValueError(f"state_dict: expected the shape {tuple(pair.shape)}, got "
+                         f"{tuple(v.shape)}")
+    return v.detach().clone().to(p.device, pair.dtype)
 
 @patch
+def state_dict(self:Optimizer): # Dict of `state`, by numbers of parameters, and `param_groups`
+    "A copy of all that `load_state_dict` needs to go on from here."
+    numbers = {p: i for i,p in enumerate(p for g in self.param_groups for p in g['params'])}
+    groups = [{**deepcopy({k: v for k,v in g.items() if k!='params'}),
+               'params': [numbers[p] for p in g['params']]}
+              for g in self.param_groups]
+    return dict(state={numbers[p]: deepcopy(s) for p,s in self.state.items()},
+                param_groups=groups)
+
+# %% ../nbs/12_accel_sgd.ipynb #7a3f1203
+@patch
 def load_state_dict(self:Optimizer,
-    state_dict, # What `state_dict` returned, of an optimizer with as many parameters in the same order
+    state_dict, # What `state_dict` returned, of an optimizer with such parameters in this order
 ):
-    "Go on from where `state_dict` was taken. The parameters themselves are the model's to restore."
+    "Go on from where `state_dict` was taken. The parameters are the model's to restore."
+    if not {'state','param_groups'}<=state_dict.keys():
+        raise ValueError("state_dict: expected state and param_groups, got "
+                         f"{list(state_dict)}")
     groups = state_dict['param_groups']
     got,want = ([len(g['params']) for g in o] for o in (groups, self.param_groups))
-    if got!=want: raise ValueError(f"state_dict: expected groups of {want} parameters, got {got}")
+    if got!=want:
+        raise ValueError(f"state_dict: expected groups of {want} parameters, got {got}")
     missing = [k for k in self.defaults if any(k not in g for g in groups)]
-    if missing: raise ValueError(f"state_dict: has no {missing}; is it that of another optimizer?")
-    def _like(v, p): return v.detach().clone().to(p.device, p.dtype) if isinstance(v, torch.Tensor) else deepcopy(v)
-    ps = {i: p for old,new in zip(groups, self.param_groups) for i,p in zip(old['params'], new['params'])}
-    self.state = {ps[i]: {k: _like(v, ps[i]) for k,v in s.items()} for i,s in state_dict['state'].items()}
-    self.param_groups = [{**deepcopy(old), 'params': new['params']} for old,new in zip(groups, self.param_groups)]
+    if missing:
+        raise ValueError(f"state_dict: has no {missing}; is it that of another optimizer?")
+    ps = {i: p for old,new in zip(groups, self.param_groups)
+          for i,p in zip(old['params'], new['params'])}
+    state = {ps[i]: {k: _like(v, ps[i]) for k,v in s.items()}
+             for i,s in state_dict['state'].items()}
+    self.param_groups = [{**deepcopy(old), 'params': new['params']}
+                         for old,new in zip(groups, self.param_groups)]
+    self.state = state
 
 # %% ../nbs/12_accel_sgd.ipynb #c4c34ff3
 class Momentum(Optimizer):
-    "SGD with momentum and weight decay, as `torch.optim.SGD`: Sutskever and others, 2013, section 2, the learning rate outside."
+    "SGD with momentum, as `torch.optim.SGD`: Sutskever and others, 2013, section 2."
     def __init__(self,
         params, # Tensors, or groups of them as dicts
         lr=1e-3, # Learning rate, 0 or more
-        momentum=0., # Share of the velocity that is kept at each step, in [0,1); 0 is plain SGD
+        momentum=0., # Fraction of the velocity that is kept, in [0,1); 0 is plain SGD
         weight_decay=0., # 0 or more; this times the parameter is added to its gradient
         nesterov=False, # Step along the gradient plus `momentum` times the velocity?
-    ): super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+    ):
+        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay,
+                         nesterov=nesterov)
 
     def update(self, p, grad, state, lr, momentum, weight_decay, nesterov):
         "One step of `p`."
@@ -139,7 +188,7 @@ class Momentum(Optimizer):
 
 # %% ../nbs/12_accel_sgd.ipynb #eacc0bdf
 class RMSProp(Optimizer):
-    "Divides each gradient by the root of the average of its squares: Hinton's lecture 6e; as `torch.optim.RMSprop`."
+    "Divides each gradient by the root of its mean square: Hinton's lecture 6e; as torch's."
     def __init__(self,
         params, # Tensors, or groups of them as dicts
         lr=1e-2, # Learning rate, 0 or more: about the length of a step
@@ -147,7 +196,9 @@ class RMSProp(Optimizer):
         eps=1e-8, # Added to the root, 0 or more
         weight_decay=0., # 0 or more; this times the parameter is added to its gradient
         momentum=0., # Share of the velocity that is kept at each step, in [0,1)
-    ): super().__init__(params, lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum)
+    ):
+        super().__init__(params, lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay,
+                         momentum=momentum)
 
     def update(self, p, grad, state, lr, alpha, eps, weight_decay, momentum):
         "One step of `p`."
@@ -162,11 +213,11 @@ class RMSProp(Optimizer):
 
 # %% ../nbs/12_accel_sgd.ipynb #cc5d0605
 class Adam(Optimizer):
-    "Averages of the gradients and of their squares, without bias: algorithm 1, arXiv:1412.6980; as `torch.optim.Adam`."
+    "Averages of gradients and squares without bias: algorithm 1, arXiv:1412.6980; as torch's."
     def __init__(self,
         params, # Tensors, or groups of them as dicts
         lr=1e-3, # Learning rate, 0 or more: about the length of a step
-        betas=(.9, .999), # Weights of the past in the averages of the gradients and of their squares, each in [0,1)
+        betas=(.9, .999), # Weights of the past in both averages, each in [0,1)
         eps=1e-8, # Added to the root, 0 or more
         weight_decay=0., # 0 or more; this times the parameter is added to its gradient
     ): super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
@@ -176,20 +227,22 @@ class Adam(Optimizer):
         if weight_decay: grad = grad + weight_decay*p
         if not state: state.update(n=0, m=torch.zeros_like(p), s=torch.zeros_like(p))
         state['n'] += 1
-        m = state['m'].lerp_(grad, 1-betas[0])                                   # beta*m + (1-beta)*grad
+        # beta*m + (1-beta)*grad
+        m = state['m'].lerp_(grad, 1-betas[0])
         s = state['s'].mul_(betas[1]).addcmul_(grad, grad, value=1-betas[1])
-        m_sum,s_sum = (1-beta**state['n'] for beta in betas)                     # sums of the weights
+        # sums of the weights
+        m_sum,s_sum = (1-beta**state['n'] for beta in betas)
         p.addcdiv_(m, (s/s_sum).sqrt()+eps, value=-lr/m_sum)
 
 # %% ../nbs/12_accel_sgd.ipynb #36ddb52e
 class AdamW(Adam):
-    "`Adam` with weight decay that shrinks the parameter, apart from the gradient: algorithm 2, arXiv:1711.05101."
+    "`Adam` with weight decay that shrinks the parameter itself: algorithm 2, arXiv:1711.05101."
     def __init__(self,
         params, # Tensors, or groups of them as dicts
         lr=1e-3, # Learning rate, 0 or more: about the length of a step
-        betas=(.9, .999), # Weights of the past in the averages of the gradients and of their squares, each in [0,1)
+        betas=(.9, .999), # Weights of the past in both averages, each in [0,1)
         eps=1e-8, # Added to the root, 0 or more
-        weight_decay=1e-2, # 0 or more; a step shrinks the parameter by the factor `1-lr*weight_decay`
+        weight_decay=1e-2, # 0 or more; each step shrinks a parameter by `1-lr*weight_decay`
     ): super().__init__(params, lr, betas, eps, weight_decay)
 
     def update(self, p, grad, state, lr, betas, eps, weight_decay):
@@ -203,14 +256,16 @@ def _cos_between(start, end, pct): return end + (start-end)*(1+math.cos(math.pi*
 class _Sched:
     "A schedule of `opt`: `_set` writes the settings after `self.n` steps into its groups."
     def __init__(self, opt, total_steps):
-        if not hasattr(opt, 'param_groups'): raise TypeError(f"opt: expected an optimizer, got {type(opt).__name__}")
+        if not hasattr(opt, 'param_groups'):
+            raise TypeError(f"opt: expected an optimizer, got {type(opt).__name__}")
         if not isinstance(total_steps, int) or total_steps<1:
             raise ValueError(f"total_steps: expected an int of 1 or more, got {total_steps!r}")
         self.opt,self.total_steps,self.n = opt,total_steps,0
 
     def step(self):
         "Go on to the settings of the next step; call it after the `step` of the optimizer."
-        if self.n>=self.total_steps: raise ValueError(f"step: all {self.total_steps} steps of the schedule are done")
+        if self.n>=self.total_steps:
+            raise ValueError(f"step: all {self.total_steps} steps of the schedule are done")
         self.n += 1
         self._set()
 
@@ -220,47 +275,62 @@ class _Sched:
 
     def load_state_dict(self, state_dict): # What `state_dict` returned
         "Go on from where `state_dict` was taken; the settings of the optimizer follow."
+        if state_dict.keys()!=vars(self).keys()-{'opt'}:
+            raise ValueError(f"state_dict: expected that of a {type(self).__name__}, got "
+                             f"{list(state_dict)}")
         vars(self).update(deepcopy(state_dict))
         self._set()
 
 # %% ../nbs/12_accel_sgd.ipynb #b7aa86e4
 class CosineSched(_Sched):
-    "Half a wave of the cosine, from each group's learning rate down to `eta_min`: eq. 5, arXiv:1608.03983."
+    "Half a cosine wave, from each group's learning rate to `eta_min`: eq. 5, arXiv:1608.03983."
     def __init__(self,
         opt, # Optimizer, ours or torch's
         total_steps, # Steps of the whole schedule, 1 or more
         eta_min=0., # Learning rate at the end, 0 or more
     ):
         super().__init__(opt, total_steps)
-        if not eta_min>=0: raise ValueError(f"eta_min: expected 0 or a positive number, got {eta_min}")
+        if not eta_min>=0:
+            raise ValueError(f"eta_min: expected 0 or a positive number, got {eta_min}")
         self.lrs,self.eta_min = [g['lr'] for g in opt.param_groups],eta_min
         self._set()
 
     def _set(self):
-        for g,lr in zip(self.opt.param_groups, self.lrs): g['lr'] = _cos_between(lr, self.eta_min, self.n/self.total_steps)
+        for g,lr in zip(self.opt.param_groups, self.lrs):
+            g['lr'] = _cos_between(lr, self.eta_min, self.n/self.total_steps)
 
 # %% ../nbs/12_accel_sgd.ipynb #157c4fe8
 class OneCycle(_Sched):
-    "Up to `max_lr` and down to almost nothing along cosines, momentum the other way: arXiv:1708.07120."
+    "Up to `max_lr` and down again along cosines, momentum the other way: arXiv:1708.07120."
     def __init__(self,
         opt, # Optimizer, ours or torch's
         max_lr, # Highest learning rate, or a list with one a group
         total_steps, # Steps of the whole schedule, 1 or more
-        pct_start=.3, # Share of the steps that rise, in [0,1]
+        pct_start=.3, # Fraction of the steps that rise, in [0,1]
         div_factor=25., # The first learning rate is `max_lr` divided by this
         final_div_factor=1e4, # The last learning rate is the first divided by this
-        base_momentum=.85, # Momentum, or the first of betas, at the peak; None leaves it as it is
+        base_momentum=.85, # Momentum, or the first beta, at the peak; None leaves it as it is
         max_momentum=.95, # Momentum at both ends
     ):
         super().__init__(opt, total_steps)
         n = len(opt.param_groups)
         self.max_lrs = list(max_lr) if isinstance(max_lr, (list,tuple)) else [max_lr]*n
-        if len(self.max_lrs)!=n: raise ValueError(f"max_lr: expected a number, or {n} in a list, one a group, got {max_lr}")
-        if not all(o>0 for o in self.max_lrs): raise ValueError(f"max_lr: expected positive numbers, got {max_lr}")
-        if not 0<=pct_start<=1: raise ValueError(f"pct_start: expected a number in [0,1], got {pct_start}")
-        if base_momentum is not None and any(not {'betas','momentum'}&g.keys() for g in opt.param_groups):
-            raise ValueError("base_momentum: this optimizer has no betas and no momentum; give None")
-        self.peak,self.div_factor,self.final_div_factor = pct_start*total_steps-1,div_factor,final_div_factor
+        if len(self.max_lrs)!=n:
+            raise ValueError(f"max_lr: expected a number, or {n} in a list, one a group, got "
+                             f"{max_lr}")
+        if not all(0<o<math.inf for o in self.max_lrs):
+            raise ValueError(f"max_lr: expected positive numbers, got {max_lr}")
+        if not 0<=pct_start<=1:
+            raise ValueError(f"pct_start: expected a number in [0,1], got {pct_start}")
+        if base_momentum is not None and any(not {'betas','momentum'}&g.keys()
+                                             for g in opt.param_groups):
+            raise ValueError("base_momentum: this optimizer has no betas and no momentum; give "
+                             "None")
+        if not (div_factor>0 and final_div_factor>0):
+            raise ValueError("div_factor, final_div_factor: expected positive numbers, got "
+                             f"{div_factor}, {final_div_factor}")
+        self.peak,self.div_factor = pct_start*total_steps-1,div_factor
+        self.final_div_factor = final_div_factor
         self.base_momentum,self.max_momentum = base_momentum,max_momentum
         self._set()
 
@@ -287,14 +357,16 @@ def _lr(learn): return learn.opt.param_groups[0]['lr']
 def _loss(learn): return learn.loss
 
 class RecorderCB(Callback):
-    "Keeps numbers of every training batch of the last fit, as lists in the dict `values`, and draws them."
+    "Keeps numbers of every training batch of the last fit, as lists in the dict `values`."
     order,in_lr_find = 40,False
     def __init__(self,
-        **fields, # Functions of the learner by name, each giving a number; learning rate and loss if none are given
+        **fields, # Functions of the learner that give a number; learning rate and loss if none
     ):
         self.fields = fields or dict(lr=_lr, loss=_loss)
         wrong = [k for k,f in self.fields.items() if not callable(f)]
-        if wrong: raise TypeError(f"fields: expected functions of the learner, got something else for {wrong}")
+        if wrong:
+            raise TypeError("fields: expected functions of the learner, got something else "
+                            f"for {wrong}")
         self.values = {k: [] for k in self.fields}
 
     def before_fit(self, learn):
@@ -303,26 +375,39 @@ class RecorderCB(Callback):
     def after_step(self, learn):
         for k,f in self.fields.items():
             v = f(learn)
-            self.values[k].append(v.detach().clone() if isinstance(v, torch.Tensor) else v)   # no wait for a GPU
+            if isinstance(v, torch.Tensor): v = v.detach().clone()        # no wait for a GPU
+            self.values[k].append(v.item() if hasattr(v, 'dtype') and v.ndim==0
+                                  and not isinstance(v, torch.Tensor) else v)
 
-    def numbers(self,
-        name, # Name of a field
-    ): # (n,), float64, on the CPU
-        "The values of a field, one a training batch."
-        values = self.values[name]
-        if not values or not isinstance(values[0], torch.Tensor): return torch.tensor(values, dtype=torch.float64)
-        return torch.stack([o.reshape(()) for o in values]).cpu().double()
+    def state_dict(self): # Dict of tensors and lists, for a checkpoint
+        return {k: torch.stack(o) if o and isinstance(o[0], torch.Tensor) else list(o)
+                for k,o in self.values.items()}
+    def load_state_dict(self, state_dict): # What `state_dict` returned
+        self.values = {k: list(o) for k,o in state_dict.items()}
+
+# %% ../nbs/12_accel_sgd.ipynb #7a3f1204
+@patch
+def numbers(self:RecorderCB,
+    name, # Name of a field
+): # (n,), float64, on the CPU
+    "The values of a field, one per training batch."
+    values = self.values[name]
+    if not values or not isinstance(values[0], torch.Tensor):
+        return torch.tensor(values, dtype=torch.float64)
+    return torch.stack([o.reshape(()) for o in values]).cpu().double()
 
 # %% ../nbs/12_accel_sgd.ipynb #d68e7758
 @patch
 def plot(self:RecorderCB,
-    smooth=None, # Dict of fields to average (`ewa`): the weight of the past in [0,1) by name, such as `dict(loss=.9)`
+    smooth=None, # Dict of fields to average: the `beta` of `ewa`, such as `dict(loss=.9)`
     **kwargs, # For `get_grid`, such as `figsize`
 ): # Axes, one a field
     "Draw a panel for each field; where it is averaged, the values are pale."
     smooth = smooth or {}
     unknown = sorted(smooth.keys()-self.fields.keys())
-    if unknown: raise ValueError(f"smooth: expected names of fields, {list(self.fields)}, got {unknown}")
+    if unknown:
+        raise ValueError(f"smooth: expected names of fields, {list(self.fields)}, got "
+                         f"{unknown}")
     fig,axs = get_grid(len(self.fields), **({'nrows': 1} | kwargs))
     for ax,k in zip(axs, self.fields):
         v = self.numbers(k)
@@ -335,10 +420,11 @@ def plot(self:RecorderCB,
 class _SchedCB(Callback):
     order,in_lr_find = 60,False
     def __init__(self,
-        sched_func, # Makes a schedule, as `sched_func(opt, total_steps=n)`; such as `partial(OneCycle, max_lr=.01)`
+        sched_func, # Makes one of `(opt, total_steps=n)`, as `partial(OneCycle, max_lr=.01)`
     ):
-        if not callable(sched_func): raise TypeError(f"sched_func: expected a function, got {type(sched_func).__name__}")
-        self.sched_func,self.left = sched_func,0
+        if not callable(sched_func):
+            raise TypeError(f"sched_func: expected a function, got {type(sched_func).__name__}")
+        self.sched_func,self.left,self.sched = sched_func,0,None
 
     def _start(self, learn, n):
         self.left = n if 'train' in learn.phases else 0
@@ -349,12 +435,20 @@ class _SchedCB(Callback):
         self.left -= 1
         if self.left>0: self.sched.step()
 
+    def state_dict(self): # Dict, for a checkpoint
+        return dict(left=self.left, sched=self.sched.state_dict() if self.sched else None)
+    def load_state_dict(self, state_dict): # What `state_dict` returned
+        self.left = state_dict['left']
+        if state_dict['sched'] is not None: self.sched.load_state_dict(state_dict['sched'])
+
 class BatchSchedCB(_SchedCB):
-    "Moves a schedule on after each training batch; its steps are the training batches of the fit."
+    "Moves a schedule on after each training batch; its steps are the batches of the fit."
     def before_fit(self, learn):
-        if 'train' in learn.phases and not hasattr(learn.dls.train, '__len__'):
-            raise TypeError("dls.train: expected a loader with a length, since the schedule needs to know its steps; use EpochSchedCB")
-        self._start(learn, learn.n_epochs*len(learn.dls.train) if 'train' in learn.phases else 0)
+        n = length(learn.dls.train) if 'train' in learn.phases else 0
+        if n is None:
+            raise TypeError("dls.train: expected a loader with a length, since the schedule "
+                            "needs to know its steps; use EpochSchedCB")
+        self._start(learn, learn.n_epochs*n)
     def after_batch(self, learn): self._advance(learn)
 
 class EpochSchedCB(_SchedCB):

@@ -15,18 +15,29 @@ from .conv import conv
 from .hooks import Hooks
 from .learner import TrainCB
 
-# %% ../nbs/13_resnet.ipynb #070cf1bc
+# %% ../nbs/13_resnet.ipynb #8b4e1302
 def _shortcut(ni, nf, stride, norm):
     layers = []
     if stride>1: layers.append(nn.AvgPool2d(stride, ceil_mode=True))
     if ni!=nf: layers.append(conv(ni, nf, ks=1, stride=1, act=None, norm=norm))
     return nn.Sequential(*layers)      # empty, it returns its input
 
-def _zero_last(branch):
-    for p in [m for m in branch.modules() if not list(m.children())][-1].parameters(): nn.init.zeros_(p)    # norm, or else convolution
+class _Scale(nn.Module):
+    "A factor for each channel, for norms that have none of their own; 0 at first."
+    def __init__(self, n):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(n))
+    def forward(self, x): return x*self.weight.reshape(-1, *[1]*(x.ndim-2))
 
+def _zero_last(branch, nf):
+    "Make `branch` give zeros: by its norm, or else its convolution; or by a factor at its end."
+    *_,last = (m for m in branch.modules() if not list(m.children()))
+    if not list(last.parameters()): branch.append(_Scale(nf))
+    for p in last.parameters(): nn.init.zeros_(p)
+
+# %% ../nbs/13_resnet.ipynb #070cf1bc
 class ResBlock(nn.Module):
-    "Two convolutions whose result is added to the input: figure 2, arXiv:1512.03385; it starts as its shortcut alone."
+    "Two convolutions added to the input, at first nothing: figure 2, arXiv:1512.03385."
     def __init__(self,
         ni, # Channels in
         nf, # Channels out
@@ -37,10 +48,11 @@ class ResBlock(nn.Module):
     ):
         super().__init__()
         if ks%2==0: raise ValueError(f"ks: expected an odd number, got {ks}")
-        self.branch = nn.Sequential(conv(ni, nf, ks, stride, act=act, norm=norm), conv(nf, nf, ks, 1, act=None, norm=norm))
+        self.branch = nn.Sequential(conv(ni, nf, ks, stride, act=act, norm=norm),
+                                    conv(nf, nf, ks, 1, act=None, norm=norm))
         self.shortcut = _shortcut(ni, nf, stride, norm)
         self.act = act() if act else nn.Identity()
-        _zero_last(self.branch)
+        _zero_last(self.branch, nf)
 
     def forward(self,
         x, # (n,ni,h,w), float
@@ -50,7 +62,7 @@ class ResBlock(nn.Module):
 
 # %% ../nbs/13_resnet.ipynb #e460b526
 class PoolBlock(nn.Module):
-    "A convolution and max pooling, then one convolution whose result is added, as in D. Page's ResNet-9 (2018)."
+    "A convolution and max pooling, then a convolution that is added, as in D. Page's ResNet-9."
     def __init__(self,
         ni, # Channels in
         nf, # Channels out
@@ -64,10 +76,11 @@ class PoolBlock(nn.Module):
         self.down = nn.Sequential()
         if stride>1 or ni!=nf:
             first,*rest = conv(ni, nf, ks, 1, act=act, norm=norm)
-            self.down = nn.Sequential(first, nn.MaxPool2d(stride, ceil_mode=True), *rest)     # norm and activation of fewer pixels
+            # norm and activation of fewer pixels
+            self.down = nn.Sequential(first, nn.MaxPool2d(stride, ceil_mode=True), *rest)
         self.branch = conv(nf, nf, ks, 1, act=None, norm=norm)
         self.act = act() if act else nn.Identity()
-        _zero_last(self.branch)
+        _zero_last(self.branch, nf)
 
     def forward(self,
         x, # (n,ni,h,w), float
@@ -89,8 +102,10 @@ _pools = dict(avg=nn.AdaptiveAvgPool2d, max=nn.AdaptiveMaxPool2d, both=_BothPool
 def _each(x, n, name):
     "`x`, one int or one a stage, as a list of `n`."
     x = [x]*n if isinstance(x, int) else list(x)
-    if len(x)!=n: raise ValueError(f"{name}: expected one number or {n}, one a stage, got {len(x)}")
-    if not all(isinstance(o, int) and o>0 for o in x): raise ValueError(f"{name}: expected ints of 1 or more, got {x}")
+    if len(x)!=n:
+        raise ValueError(f"{name}: expected one number or {n}, one a stage, got {len(x)}")
+    if not all(isinstance(o, int) and o>0 for o in x):
+        raise ValueError(f"{name}: expected ints of 1 or more, got {x}")
     return x
 
 # %% ../nbs/13_resnet.ipynb #ea5f16ef
@@ -103,20 +118,22 @@ def resnet(
     stem_stride=1, # Stride of the stem
     strides=2, # Stride of the first block of each stage: an int, or one a stage
     drop=0., # Share of the features set to zero before the last layer, in training
-    pool='avg', # What becomes of height and width at the end: 'avg', 'max' or 'both', which doubles the features
+    pool='avg', # Pooling at the end: 'avg', 'max' or 'both', which doubles the features
     act=nn.ReLU, # Makes an activation, as `act()`
     norm=nn.BatchNorm2d, # Makes a normalisation, as `norm(nf)`; None for none
     block=ResBlock, # Makes a block, as `block(ni, nf, stride=, act=, norm=)`
 ): # `nn.Sequential` that takes (n,ni,h,w), float, and gives (n,n_out)
-    "A residual net for small pictures: a stem, stages of blocks, global pooling and a linear layer."
+    "A residual net for small pictures: stem, stages of blocks, global pooling, linear layer."
     nfs = list(nfs)
     if not nfs: raise ValueError("nfs: expected at least one number of channels, got none")
-    if pool not in _pools: raise ValueError(f"pool: expected one of {list(_pools)}, got {pool!r}")
+    if pool not in _pools:
+        raise ValueError(f"pool: expected one of {list(_pools)}, got {pool!r}")
     if stem_ks%2==0: raise ValueError(f"stem_ks: expected an odd number, got {stem_ks}")
     n = len(nfs)-1
     model = nn.Sequential()
     model.add_module('stem', conv(ni, nfs[0], stem_ks, stem_stride, act=act, norm=norm))
-    for i,(a,b,k,s) in enumerate(zip(nfs, nfs[1:], _each(depth, n, 'depth'), _each(strides, n, 'strides'))):
+    for i,(a,b,k,s) in enumerate(zip(nfs, nfs[1:], _each(depth, n, 'depth'),
+                                     _each(strides, n, 'strides'))):
         for j in range(k):
             layer = block(b if j else a, b, stride=1 if j else s, act=act, norm=norm)
             model.add_module(f'stage{i+1}_{j+1}', layer)
@@ -141,7 +158,7 @@ _convs = nn.Linear,nn.Conv1d,nn.Conv2d,nn.Conv3d
 _transposed = nn.ConvTranspose1d,nn.ConvTranspose2d,nn.ConvTranspose3d
 
 def _layer_flops(m, inputs, y):
-    "Operations of one call of the layer `m` that made `y` of `inputs`; 0 if it is none that we count."
+    "Operations of one call of the layer `m` that made `y` of `inputs`; 0 for other layers."
     if isinstance(m, _transposed): return 2*inputs[0].numel()*m.weight[0].numel()
     return 2*y.numel()*m.weight[0].numel() if isinstance(m, _convs) else 0
 
@@ -149,7 +166,7 @@ def flops(
     model, # Any `nn.Module`
     *xb, # Its inputs, on its device
 ): # int, for the whole batch
-    "Operations of a forward pass in convolutions and linear layers, counted as torch's `FlopCounterMode` does."
+    "Operations in convolutions and linear layers, counted as torch's `FlopCounterMode` does."
     total = 0
     def _add(hook, m, inputs, output):
         nonlocal total
@@ -168,7 +185,9 @@ class Table(list):
     "A list of rows, dicts with the same keys, that shows itself as a table."
     def _columns(self):
         "Of each column the title, the cells as texts, and whether all are numbers."
-        return [(k, [_cell(r[k]) for r in self], all(isinstance(r[k], (int,float)) for r in self)) for k in (self[0] if self else ())]
+        return [(k, [_cell(r[k]) for r in self],
+                 all(isinstance(r[k], (int,float)) for r in self))
+                for k in (self[0] if self else ())]
 
     def __repr__(self):
         cols = []
@@ -178,7 +197,8 @@ class Table(list):
         return '\n'.join('  '.join(o).rstrip() for o in zip(*cols))
 
     def _repr_markdown_(self):
-        cols = [[k, '---:' if numbers else ':---', *(o.replace('|', '\\|') for o in cells)] for k,cells,numbers in self._columns()]
+        cols = [[k, '---:' if numbers else ':---', *(o.replace('|', '\\|') for o in cells)]
+                for k,cells,numbers in self._columns()]
         return '\n'.join('| '+' | '.join(o)+' |' for o in zip(*cols))
 
 # %% ../nbs/13_resnet.ipynb #2880ac86
@@ -188,34 +208,40 @@ def _shape(x):
     return ' '.join(map(_shape, x)) if isinstance(x, (tuple,list)) else type(x).__name__
 
 def _walk(m, name, depth):
-    "For each row of the summary of `m` a name, the module, and the modules that are counted in it."
+    "For each row of the summary a name, the module, and the modules counted in it."
     children = list(m.named_children())
     if not children or depth==0:
         yield name,m,list(m.modules())
         return
     if list(m.parameters(recurse=False)): yield name,m,[m]
-    for k,child in children: yield from _walk(child, f'{name}.{k}' if name else k, None if depth is None else depth-1)
+    for k,child in children:
+        yield from _walk(child, f'{name}.{k}' if name else k,
+                         None if depth is None else depth-1)
 
+# %% ../nbs/13_resnet.ipynb #8b4e1303
 def summary(
     model, # Any `nn.Module`
     *xb, # Its inputs, on its device; the MFLOPs are those of the whole batch
-    depth=None, # How deep to look into modules that consist of modules; down to the layers if None
+    depth=None, # How deep to look into modules; down to the layers if None
 ): # `Table`: a row a module, in order of definition, and the total in the last
-    "What each module gives out (at its last call), how many parameters it has and what it costs; the model stays as it is."
+    "What each module gave at its last call, its parameters and its cost; nothing is changed."
     shapes,counts = {},defaultdict(int)
     def _note(hook, m, inputs, output):
         shapes[m] = _shape(output)
         counts[m] += _layer_flops(m, inputs, output)
     with _inspecting(model), Hooks(model.modules(), _note): model(*xb)
     rows,seen = Table(),set()
-    def _row(name, kind, shape, n, ops): rows.append(dict(layer=name, type=kind, output=shape, parameters=n, MFLOPs=ops/1e6))
+    def _row(name, kind, shape, n, ops):
+        rows.append(dict(layer=name, type=kind, output=shape, parameters=n, MFLOPs=ops/1e6))
     for name,m,inside in _walk(model, '', depth):
         if m in seen: continue
         inside = [o for o in inside if o not in seen]
         ps = {p for o in inside for p in o.parameters(recurse=False)} - seen
         seen.update(inside, ps)
-        _row(name, type(m).__name__, shapes.get(m, 'not called'), sum(p.numel() for p in ps), sum(counts[o] for o in inside))
-    _row('total', '', shapes[model], sum(p.numel() for p in model.parameters()), sum(counts.values()))
+        _row(name, type(m).__name__, shapes.get(m, 'not called'), sum(p.numel() for p in ps),
+             sum(counts[o] for o in inside))
+    _row('total', '', shapes[model], sum(p.numel() for p in model.parameters()),
+         sum(counts.values()))
     return rows
 
 # %% ../nbs/13_resnet.ipynb #bb8f0bbf
@@ -226,24 +252,27 @@ def _to_float(x):
         x = copy(x)              # of its own class
         for k,v in x.items(): x[k] = _to_float(v)
         return x
-    if isinstance(x, tuple) and hasattr(x, '_fields'): return type(x)(*map(_to_float, x))       # named tuple
+    # named tuple
+    if isinstance(x, tuple) and hasattr(x, '_fields'): return type(x)(*map(_to_float, x))
     return type(x)(map(_to_float, x)) if type(x) in (tuple,list) else x
 
 class AutocastCB(TrainCB):
-    "`TrainCB` with products in bfloat16 (`torch.autocast`); weights, gradients, predictions and loss stay float32."
+    "`TrainCB` with products in bfloat16; weights, gradients, predictions, loss stay float32."
     def __init__(self,
         dtype=torch.bfloat16, # bfloat16, or None for no change
         n_inp=1, # How many parts of the batch are inputs; the rest are targets
         keys=None, # Order of the parts, where a batch is a dict
     ):
         if dtype not in (None, torch.bfloat16):
-            raise ValueError(f"dtype: expected torch.bfloat16 or None, got {dtype}; float16 needs a loss scaler, see lesson 16")
+            raise ValueError(f"dtype: expected torch.bfloat16 or None, got {dtype}; float16 "
+                             "needs a loss scaler, see lesson 16")
         super().__init__(n_inp, keys)
         self.dtype = dtype
 
     def _autocast(self, learn):
         p = next(iter(learn.model.parameters()), None)
-        return nullcontext() if self.dtype is None or p is None else torch.autocast(p.device.type, self.dtype)
+        return (nullcontext() if self.dtype is None or p is None
+                else torch.autocast(p.device.type, self.dtype))
 
     def predict(self, learn):
         with self._autocast(learn): super().predict(learn)

@@ -7,11 +7,11 @@ __all__ = ['scaled_linear_schedule', 'cosine_abar', 'cosine_schedule', 'Continuo
            'v_target', 'x0_target', 'X0Denoiser', 'VDenoiser', 'LevelNet', 'LevelCB', 'BlindDenoiser']
 
 # %% ../nbs/19_schedules.ipynb #48dccc06
-import math,torch
+import contextlib,math,torch
 from fastcore.basics import patch
 from typing import NamedTuple
 from torch import nn
-from .ddpm import Schedule,_as,_ask,_pictures,c_noise
+from .ddpm import Schedule,_as,_ask,_factors,_pictures,_whole,c_noise
 from .learner import Callback
 
 # %% ../nbs/19_schedules.ipynb #da7fce5f
@@ -21,6 +21,7 @@ def scaled_linear_schedule(
     beta_max=.012, # The same in the last step
 ): # `Schedule`
     "Shares whose roots grow evenly, as in the code of latent diffusion, arXiv:2112.10752."
+    n_steps = _whole('n_steps', n_steps)
     return Schedule(torch.linspace(beta_min**.5, beta_max**.5, n_steps, dtype=torch.float64)**2)
 
 # %% ../nbs/19_schedules.ipynb #3ba03edb
@@ -29,8 +30,11 @@ def cosine_abar(
     s=0., # Offset, 0 or more; above 0 the noise comes in a little faster at first
 ): # Like `t`, from 1 down to 0
     "Share of variance that a picture keeps: eq. 17, arXiv:2102.09672."
-    def g(t): return torch.cos((t+s)/(1+s)*math.pi/2)**2
     t = torch.as_tensor(t)
+    if not ((t>=0)&(t<=1)).all():
+        raise ValueError(f"t: expected times in [0,1], got {t.min():.4g} to {t.max():.4g}")
+    if not 0<=s<math.inf: raise ValueError(f"s: expected a number of 0 or more, got {s}")
+    def g(t): return torch.cos((t+s)/(1+s)*math.pi/2)**2
     return g(t)/g(torch.zeros((), dtype=t.dtype, device=t.device))
 
 def cosine_schedule(
@@ -39,23 +43,25 @@ def cosine_schedule(
     max_beta=.999, # Largest share that a step replaces, in (0,1)
 ): # `Schedule`
     "Shares that lead along the square of a cosine: section 3.2, arXiv:2102.09672."
+    n_steps = _whole('n_steps', n_steps)
     abar = cosine_abar(torch.linspace(0, 1, n_steps+1, dtype=torch.float64), s)
     return Schedule((1-abar[1:]/abar[:-1]).clamp(max=max_beta))
 
 # %% ../nbs/19_schedules.ipynb #1383fe2d
 class ContinuousSchedule(Schedule):
-    "Noise levels at every time in [0,1], given by a function: as in arXiv:2107.00630, with times inside of the ends."
+    "Noise levels at every time in [0,1], given by a function: as in arXiv:2107.00630."
     def __init__(self,
-        f, # Share of variance kept at times (n,), float64 in [0,1]: like its argument, falling, in [0,1]
-        ends=(.001,.999), # First and last time that are drawn and walked; there the noise level must be above 0 and finite
+        f, # Share of variance kept at times (n,), float64 in [0,1]: falling, in [0,1]
+        ends=(.001,.999), # First and last time used; levels there are above 0 and finite
     ):
         lo,hi = ends
-        if not 0<=lo<hi<=1: raise ValueError(f"ends: expected two times in [0,1], the smaller one first, got {ends}")
+        if not 0<=lo<hi<=1:
+            raise ValueError(f"ends: expected two times in [0,1], smaller first, got {ends}")
         self.f,self.ends = f,(lo, hi)
         abar = self.abar(torch.linspace(lo, hi, 101, dtype=torch.float64))
         if not ((abar>0)&(abar<1)).all():
-            raise ValueError(f"f: expected numbers in (0,1) from time {lo} to {hi}, got {abar.min():.3g} to {abar.max():.3g}; "
-                             "`ends` can leave more out")
+            raise ValueError(f"f: expected numbers in (0,1) from time {lo} to {hi}, got "
+                             f"{abar.min():.3g} to {abar.max():.3g}; `ends` can leave more out")
         if not (abar.diff()<0).all(): raise ValueError("f: expected a function that falls")
 
     def __len__(self): raise TypeError("a ContinuousSchedule has no steps, so no length")
@@ -65,7 +71,8 @@ class ContinuousSchedule(Schedule):
     ): # Like `t`, float64, in [0,1]
         "Share of variance that a picture keeps up to time `t`."
         t = torch.as_tensor(t).double()
-        if t.numel() and not 0<=t.min()<=t.max()<=1: raise ValueError(f"t: expected times in [0,1], got {t.min():.4g} to {t.max():.4g}")
+        if not ((t>=0)&(t<=1)).all():
+            raise ValueError(f"t: expected times in [0,1], got {t.min():.4g} to {t.max():.4g}")
         return self.f(t)
 
 # %% ../nbs/19_schedules.ipynb #c14d51fc
@@ -77,15 +84,15 @@ def draw(self:ContinuousSchedule,
 ): # (n,), float64, evenly spread between `ends`
     "Random times, for training."
     lo,hi = self.ends
-    return lo + (hi-lo)*torch.rand(n, generator=generator, device=device, dtype=torch.float64)
+    u = torch.rand(_whole('n', n, 0), generator=generator, device=device, dtype=torch.float64)
+    return lo + (hi-lo)*u
 
 @patch
 def times(self:ContinuousSchedule,
     n, # How many, 1 or more
 ): # (n,), float64, from the last of `ends` to the first
     "Times for sampling, evenly spaced, most noise first."
-    if n<1: raise ValueError(f"n: expected at least 1 time, got {n}")
-    return torch.linspace(*self.ends[::-1], n, dtype=torch.float64)
+    return torch.linspace(*self.ends[::-1], _whole('n', n), dtype=torch.float64)
 
 # %% ../nbs/19_schedules.ipynb #bd9f6c5d
 class Prediction(NamedTuple):
@@ -98,18 +105,22 @@ def predictions(
     x_t, # Pictures with noise, sqrt(abar)*x_0 + sqrt(1-abar)*eps, (n,c,h,w)
     abar, # Share of variance kept, a number or (n,), in [0,1]
     *, # Exactly one of the following
-    x_0=None, # Guess of the clean picture, like `x_t`; says nothing of the noise where `abar` is 1
-    eps=None, # Guess of the noise, like `x_t`; says nothing of the picture where `abar` is 0
+    x_0=None, # Guess of the clean picture, like `x_t`; not where `abar` is 1
+    eps=None, # Guess of the noise, like `x_t`; not where `abar` is 0
     v=None, # Guess of the velocity, like `x_t`
 ): # `Prediction`
     "The guess in all three forms: appendix D, arXiv:2202.00512."
-    if sum(o is not None for o in (x_0, eps, v))!=1: raise ValueError("x_0, eps, v: expected exactly one of them")
-    abar = torch.as_tensor(abar)
-    a,s = (_as(o.sqrt(), x_t) for o in (abar, 1-abar))
+    given = {k: o for k,o in dict(x_0=x_0, eps=eps, v=v).items() if o is not None}
+    if len(given)!=1: raise ValueError("x_0, eps, v: expected exactly one of them")
+    (name,guess), = given.items()
+    if guess.shape!=x_t.shape:
+        raise ValueError(f"{name}: expected the shape of x_t, {tuple(x_t.shape)}, "
+                         f"got {tuple(guess.shape)}")
+    a,s = _factors(abar, x_t)
     if eps is not None and not a.all():
-        raise ValueError("abar: where it is 0, the noise says nothing of the picture; predict x_0 or v")
+        raise ValueError("abar: where it is 0, eps says nothing of the picture; use x_0 or v")
     if x_0 is not None and not s.all():
-        raise ValueError("abar: where it is 1, the picture says nothing of the noise; predict eps or v")
+        raise ValueError("abar: where it is 1, x_0 says nothing of the noise; use eps or v")
     if v is not None: x_0,eps = a*x_t-s*v,s*x_t+a*v
     elif eps is not None: x_0 = (x_t-s*eps)/a
     else: eps = (x_t-a*x_0)/s
@@ -122,7 +133,7 @@ def v_target(
     abar, # Share of variance kept, (n,1,1,1), in [0,1]
 ): # Like `x_0`
     "The velocity: section 4, arXiv:2202.00512. For `DDPMCB`."
-    return abar.sqrt()*eps - (1-abar).sqrt()*x_0
+    return abar.sqrt().to(eps)*eps - (1-abar).sqrt().to(x_0)*x_0
 
 def x0_target(
     x_0, # Clean pictures, (n,c,h,w)
@@ -134,7 +145,7 @@ def x0_target(
 
 # %% ../nbs/19_schedules.ipynb #dacfedbe
 class X0Denoiser:
-    "A network that predicts the clean picture, as a denoiser `denoise(x, sigma)` of pictures x_0 + sigma*eps."
+    "A network that predicts the clean picture, as a denoiser `denoise(x, sigma)`."
     def __init__(self,
         model, # Called as `model(x_t, c)`, or `model(x_t, c, cond)`, as in `EpsDenoiser`
     ): self.model = model
@@ -147,38 +158,44 @@ class X0Denoiser:
         return _ask(self.model, x, sigma, cond)[1]
 
 class VDenoiser(X0Denoiser):
-    "A network that predicts the velocity, as a denoiser; eps and x_0 turned as in section 4, arXiv:2202.00512."
+    "A network that predicts the velocity, as a denoiser: section 4, arXiv:2202.00512."
     def __call__(self, x, sigma, cond=None): # Like `x`; the arguments are those of `X0Denoiser`
         s,v = _ask(self.model, x, sigma, cond)
-        return x/(1+s*s) - s/(1+s*s).sqrt()*v
+        return (x/(1+s*s) - s/(1+s*s).sqrt()*v).to(x.dtype)
 
 # %% ../nbs/19_schedules.ipynb #f1003998
 class _LogAbs(nn.Module):
     def forward(self, x): return (x.abs()+1e-3).log()
 
 class LevelNet(nn.Module):
-    "A network that reads the noise level off pictures x_0 + sigma*eps of any scale, as `c_noise` would give it."
+    "A network that reads the noise level off pictures x_0 + sigma*eps of any scale."
     def __init__(self,
         nf=32, # Channels of the convolutions
         ni=1, # Channels of the pictures
     ):
         super().__init__()
-        def block(ni, nf): return nn.Conv2d(ni, nf, 3, stride=2, padding=1, bias=False),nn.BatchNorm2d(nf),nn.ReLU()
-        self.body = nn.Sequential(nn.Conv2d(ni, 16, 3, padding=1, bias=False), _LogAbs(), *block(16, nf), *block(nf, nf),
-                                  nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(nf, 1))
-        with torch.no_grad(): self.body[0].weight -= self.body[0].weight.mean((1,2,3), keepdim=True)     # differences
+        def conv(ni, nf, stride): return nn.Conv2d(ni, nf, 3, stride, padding=1, bias=False)
+        def block(ni, nf): return conv(ni, nf, 2),nn.BatchNorm2d(nf),nn.ReLU()
+        self.body = nn.Sequential(
+            conv(ni, 16, 1), _LogAbs(), *block(16, nf), *block(nf, nf),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(nf, 1))
+        w = self.body[0].weight
+        with torch.no_grad(): w -= w.mean((1,2,3), keepdim=True)            # differences
 
     def forward(self,
         x, # Pictures with noise, (n,ni,h,w), float, none of them all zero
-    ): # Their levels log(sigma)/4, (n,), float32
-        with torch.autocast(x.device.type, enabled=False):          # bfloat16 would round weak noise away
-            x = x.float()
+    ): # Their levels log(sigma)/4, (n,), float32 at least
+        # bfloat16 would round weak noise away
+        cast = torch.amp.is_autocast_available(x.device.type)
+        with torch.autocast(x.device.type, enabled=False) if cast else contextlib.nullcontext():
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
             rms = x.square().mean((1,2,3), keepdim=True).sqrt()
-            return rms.flatten().log()/4 + self.body(x/rms)[:,0]
+            seen = self.body((x/rms).to(self.body[0].weight.dtype))
+            return rms.flatten().log()/4 + seen[:,0]
 
 # %% ../nbs/19_schedules.ipynb #659ef19f
 class LevelCB(Callback):
-    "Makes a batch of pictures into a task for `LevelNet`: pictures x_0 + sigma*eps in, their `c_noise` out."
+    "The task of a `LevelNet`: pictures x_0 + sigma*eps in, their `c_noise` out."
     order = 10
     def __init__(self,
         sched, # `Schedule` or `ContinuousSchedule`, which draws the times
@@ -191,10 +208,10 @@ class LevelCB(Callback):
 
 # %% ../nbs/19_schedules.ipynb #a82ee2dc
 class BlindDenoiser:
-    "A denoiser that goes by the noise level found in the picture, and ignores the one it is told."
+    "A denoiser that goes by the noise level found in the picture, not by the one it is told."
     def __init__(self,
         denoise, # Denoiser `denoise(x, sigma)`, such as `load_denoiser()`
-        level, # Called as `level(x)`: the noise levels of pictures x_0 + sigma*eps, (n,), as `c_noise` gives them
+        level, # `level(x)` gives the noise levels of the pictures, (n,), as `c_noise` does
     ): self.denoise,self.level = denoise,level
 
     def __call__(self,

@@ -10,44 +10,68 @@ import torch,torch.nn.functional as F
 from copy import deepcopy
 from fastcore.basics import patch
 from torch import nn
+from .data import check_finite
 from .hooks import Hooks
 from .init import Normalize
 
 # %% ../nbs/22_superres.ipynb #f31d7193
 def _same_shape(x, target):
-    if x.shape!=target.shape or x.ndim!=4:
-        raise ValueError(f"x, target: expected two batches (n,c,h,w) of one shape, got {tuple(x.shape)} and {tuple(target.shape)}")
+    if x.shape!=target.shape or x.ndim!=4 or not x.numel():
+        raise ValueError("x, target: expected two batches (n,c,h,w) of one shape, not empty, "
+                         f"got {tuple(x.shape)} and {tuple(target.shape)}")
+
+def _floats(x, target):
+    "Both in float32 or more, after a look at their shapes, kinds and numbers."
+    _same_shape(x, target)
+    if x.is_floating_point()!=target.is_floating_point():
+        raise ValueError("x, target: expected both in floats or both in bytes, "
+                         f"got {x.dtype} and {target.dtype}")
+    wide = torch.promote_types(torch.promote_types(x.dtype, target.dtype), torch.float32)
+    return check_finite(x, 'x').to(wide),check_finite(target, 'target').to(wide)
 
 def psnr(
-    x, # Restored pictures, (n,c,h,w), float
+    x, # Restored pictures, (n,c,h,w), float, or bytes
     target, # True pictures, like `x`
     peak=2., # Width of the range of pixel values: 2 for [-1,1], 1 for [0,1], 255 for bytes
 ): # Decibels, the average over the pictures, 0-d tensor; infinite if a picture is exact
     "Peak signal-to-noise ratio: `10*log10(peak**2/mse)` of each picture, averaged."
-    _same_shape(x, target)
-    return (10*(peak**2/(x-target).square().mean((1,2,3))).log10()).mean()
+    a,b = _floats(x, target)
+    if not 0<peak<float('inf'): raise ValueError(f"peak: expected a number above 0, got {peak}")
+    if not x.is_floating_point() and peak!=255:
+        raise ValueError(f"peak: expected 255 for pictures in bytes, got {peak}")
+    return (10*(peak**2/(a-b).square().mean((1,2,3))).log10()).mean()
 
-# %% ../nbs/22_superres.ipynb #de398a0b
+# %% ../nbs/22_superres.ipynb #d3b5129c
 class Degrade:
     "A transform of batches: from pictures to pairs of damaged and whole pictures of one size."
     def __init__(self,
-        factor=2, # The damaged picture keeps one pixel of each block of `factor` by `factor`: their average
+        factor=2, # Side of the blocks of pixels that become one, their average
         noise=.1, # Deviation of the noise that the small picture gets, on the scale of [-1,1]
         mode='bicubic', # How it is made large again: as in `F.interpolate`
         generator=None, # `torch.Generator` of the noise; torch's own if None
     ):
-        if not isinstance(factor, int) or factor<1: raise ValueError(f"factor: expected a whole number, 1 or more, got {factor!r}")
-        if not noise>=0: raise ValueError(f"noise: expected a deviation of 0 or more, got {noise}")
+        if isinstance(factor, bool) or not hasattr(factor, '__index__') or factor<1:
+            raise ValueError(f"factor: expected a whole number, 1 or more, got {factor!r}")
+        if not 0<=noise<float('inf'):
+            raise ValueError(f"noise: expected a deviation of 0 or more, got {noise}")
+        modes = 'nearest','bilinear','bicubic','area','nearest-exact'
+        if mode not in modes: raise ValueError(f"mode: expected one of {modes}, got {mode!r}")
         self.factor,self.noise,self.mode,self.generator = factor,noise,mode,generator
 
     def __call__(self,
-        x, # Pictures (n,c,h,w), uint8, or float in [-1,1]; height and width multiples of `factor`
+        x, # Pictures (n,c,h,w), uint8, or float in [-1,1]; `factor` divides height and width
     ): # `(damaged, whole)`, both (n,c,h,w), float, the second in [-1,1]
-        if any(o%self.factor for o in x.shape[-2:]):
-            raise ValueError(f"x: expected height and width divisible by {self.factor}, got {tuple(x.shape)}")
+        if x.ndim!=4 or any(o%self.factor for o in x.shape[-2:]):
+            raise ValueError("x: expected (n,c,h,w) with height and width divisible by "
+                             f"{self.factor}, got {tuple(x.shape)}")
+        if not (x.is_floating_point() or x.dtype==torch.uint8):
+            raise ValueError(f"x: expected floats in [-1,1] or bytes, got {x.dtype}")
         if not x.is_floating_point(): x = Normalize(127.5, 127.5)(x)[0]       # 0..255 -> [-1,1]
         small,gen = F.avg_pool2d(x, self.factor),self.generator
-        if self.noise: small = small + self.noise*torch.randn(small.shape, generator=gen, device=gen.device if gen else x.device).to(x)
+        if self.noise:
+            device = x.device if gen is None else gen.device
+            eps = torch.randn(small.shape, generator=gen, device=device)
+            small = small + self.noise*eps.to(x)
         return F.interpolate(small, scale_factor=self.factor, mode=self.mode), x
 
 # %% ../nbs/22_superres.ipynb #8fbe9142
@@ -62,25 +86,36 @@ class Residual(nn.Module):
     def forward(self,
         x, # (n,c,h,w), float
     ): # Like `x`
-        return x + self.net(x)
+        y = self.net(x)
+        if y.shape!=x.shape:
+            raise ValueError(f"net: expected {tuple(x.shape)} from it, got {tuple(y.shape)}")
+        return x + y
 
 # %% ../nbs/22_superres.ipynb #e7f62235
 class PerceptualLoss(nn.Module):
-    "Squared error of the pixels plus weighted distances between a frozen net's features, after arXiv:1603.08155, section 3.2."
+    "Squared error of pixels, and of a frozen net's features: section 3.2, arXiv:1603.08155."
     def __init__(self,
-        net, # Module that takes pictures, such as a classifier; copied, the copy frozen in evaluation mode
-        layers, # Names of modules of `net` whose outputs, each a tensor (n,...), are the features
+        net, # Module that takes pictures, such as a classifier; a frozen copy is used
+        layers, # Names of modules of `net`; their outputs, tensors (n,...), are the features
         weights=1., # Weight of the distance at each layer: one number for all, or one a layer
         pixel=1., # Weight of the squared error of the pixels
     ):
         super().__init__()
-        names,layers = dict(net.named_modules()),[layers] if isinstance(layers, str) else list(layers)
-        unknown = [k for k in layers if k not in names]
-        if unknown or not layers: raise ValueError(f"layers: expected names of modules of net, such as {list(names)[1:4]}, got {layers}")
-        weights = [float(weights)]*len(layers) if isinstance(weights, (int,float)) else [float(o) for o in weights]
-        if len(weights)!=len(layers): raise ValueError(f"weights: expected 1 or {len(layers)}, one a layer, got {len(weights)}")
-        self.net,self.layers,self.pixel = deepcopy(net).eval().requires_grad_(False),layers,pixel
-        self.register_buffer('weights', torch.tensor(weights))
+        names = dict(net.named_modules())
+        layers = [layers] if isinstance(layers, str) else list(layers)
+        if not layers or any(k not in names for k in layers):
+            raise ValueError("layers: expected names of modules of net, such as "
+                             f"{list(names)[1:4]}, got {layers}")
+        weights = torch.as_tensor(weights, dtype=torch.float32).flatten()
+        if len(weights) not in (1, len(layers)):
+            raise ValueError(f"weights: expected 1 or {len(layers)}, one a layer, "
+                             f"got {len(weights)}")
+        check_finite(weights, 'weights')
+        self.net,self.layers,self.pixel = deepcopy(net).eval(),layers,pixel
+        self.net.requires_grad_(False)
+        for m in self.net.modules():        # a ReLU in place would change what a layer gave out
+            if hasattr(m, 'inplace'): m.inplace = False
+        self.register_buffer('weights', weights.expand(len(layers)).clone())
 
     def train(self, mode=True): return super().train(False)      # always in evaluation mode
 
@@ -100,7 +135,7 @@ def _wide(x): return x.to(torch.promote_types(x.dtype, torch.float32)).flatten(1
 def distances(self:PerceptualLoss,
     x, # Restored pictures, (n,c,h,w), float
     target, # True pictures, like `x`; no gradient flows here
-): # (layers,), float: squared distance of the features at each layer, relative to the target's, averaged over the pictures
+): # (layers,), float: squared distance, relative to the target's, averaged over the pictures
     "How far the features are apart: 0 for equal ones, 1 if those of `x` were all zero."
     _same_shape(x, target)
     with torch.no_grad(): wanted = [_wide(f) for f in self.features(target)]
@@ -118,19 +153,27 @@ def forward(self:PerceptualLoss,
 
 # %% ../nbs/22_superres.ipynb #bb4e0541
 def _power(x):
-    "Squared amplitudes of the waves in each channel, (n,c,h,w), and their frequencies in waves a pixel, (h,w)."
-    h,w = x.shape[-2:]
-    window = torch.outer(*(torch.hann_window(k, periodic=False, dtype=x.dtype, device=x.device) for k in (h, w)))   # 0 at the border
-    freq = torch.hypot(*torch.meshgrid(*(torch.fft.fftfreq(k, dtype=x.dtype, device=x.device) for k in (h, w)), indexing='ij'))
-    return torch.fft.fft2((x-x.mean((-2,-1), keepdim=True))*window).abs().square(), freq
+    "Squared amplitudes of the waves, (n,c,h,w), and their frequencies in waves a pixel, (h,w)."
+    sides,kw = x.shape[-2:],dict(dtype=x.dtype, device=x.device)
+    rows,cols = (torch.hann_window(k, periodic=False, **kw) for k in sides)  # 0 at the border
+    y,x_ = (torch.fft.fftfreq(k, **kw) for k in sides)
+    waves = torch.fft.fft2((x-x.mean((-2,-1), keepdim=True))*torch.outer(rows, cols))
+    return waves.abs().square(),torch.hypot(y[:,None], x_)
 
 def sharpness(
-    x, # Restored pictures, (n,c,h,w), float32 or float64
-    target, # True pictures, like `x`
-    cut=.25, # Only what is above this frequency counts, in waves a pixel, at least 0 and below .5
-): # 0-d tensor: below 1 where `x` is blurred, 1 where it is as sharp as `target`, above where it is rougher
+    x, # Restored pictures, (n,c,h,w), float, or bytes
+    target, # True pictures, like `x`; flat ones have no detail to compare with
+    cut=.25, # Only frequencies above it count, in waves a pixel, at least 0 and below .5
+): # 0-d tensor: below 1 where `x` is blurred, 1 if as sharp as `target`, above 1 if rougher
     "Energy of the fine detail in `x` relative to that in `target`, right or wrong."
-    _same_shape(x, target)
-    if not 0<=cut<.5: raise ValueError(f"cut: expected a frequency of at least 0 and below .5, got {cut}")
+    x,target = _floats(x, target)
+    if not 0<=cut<.5:
+        raise ValueError(f"cut: expected a frequency of at least 0 and below .5, got {cut}")
     (p,freq),(q,_) = _power(x),_power(target)
-    return p[..., freq>cut].sum()/q[..., freq>cut].sum()
+    got,wanted = (o[..., freq>cut].sum() for o in (p, q))
+    # what rounding alone can give: some units in the last place of the largest number
+    noise = target.numel()*freq.numel()*(8*torch.finfo(q.dtype).eps*target.abs().max())**2
+    if not wanted>noise:
+        raise ValueError(f"target: expected detail above {cut} waves a pixel, got none "
+                         f"in pictures of the shape {tuple(target.shape)}")
+    return got/wanted

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['accuracy', 'log_softmax', 'nll', 'cross_entropy', 'Module', 'Linear', 'ReLU', 'ModuleList', 'Sequential', 'SGD',
            'Dataset', 'SequentialSampler', 'RandomSampler', 'BatchSampler', 'collate', 'WorkerError', 'DataLoader',
-           'get_dls', 'fit']
+           'find_generators', 'loader_state', 'load_loader_state', 'length', 'get_dls', 'fit']
 
 # %% ../nbs/04_minibatch_training.ipynb #a1936032
-import io,math,pickle,random,signal,sys,time,traceback
+import functools,io,math,operator,pickle,random,signal,sys,time,traceback,types
 import dill,torch
 import multiprocessing as mp
 import numpy as np
@@ -19,16 +19,23 @@ from torch.utils import data as torch_data
 
 # %% ../nbs/04_minibatch_training.ipynb #bea382be
 def _check_targets(scores, y):
-    if y.dtype!=torch.int64: raise TypeError(f"y: expected class numbers as int64, got {y.dtype}")
+    if y.dtype!=torch.int64:
+        raise TypeError(f"y: expected class numbers as int64, got {y.dtype}")
     if scores.ndim!=2 or y.shape!=scores.shape[:1]:
-        raise ValueError(f"expected scores (n,classes) and y (n,), got {tuple(scores.shape)} and {tuple(y.shape)}")
+        shapes = f"{tuple(scores.shape)} and {tuple(y.shape)}"
+        raise ValueError(f"expected scores (n,classes) and y (n,), got {shapes}")
+    if y.numel() and (y.min()<0 or y.max()>=scores.shape[1]):       # -1 would be the last class
+        values = f"{y.min().item()} to {y.max().item()}"
+        raise ValueError(f"y: expected classes from 0 to {scores.shape[1]-1}, got {values}")
+
+
 
 # %% ../nbs/04_minibatch_training.ipynb #febdb596
 def accuracy(
     scores, # Score of each class, (n,classes), float
     y,      # Right classes, (n,), int64 in [0,classes)
 ):          # Scalar tensor, float32 in [0,1]
-    "Share of the rows whose largest score is that of the right class."
+    "Fraction of the rows whose largest score is that of the right class."
     _check_targets(scores, y)
     return (scores.argmax(-1)==y).float().mean()
 
@@ -38,7 +45,8 @@ def log_softmax(
 ):     # Logarithms of the probabilities, like `x`, at most 0
     "Log of the softmax over the last axis, by the log-sum-exp trick: no score is too large."
     if not x.is_floating_point(): raise TypeError(f"x: expected floats, got {x.dtype}")
-    x = x - x.amax(-1, keepdim=True).detach()          # the result does not depend on it, so neither does the gradient
+    # the result does not depend on it, so neither does the gradient
+    x = x - x.amax(-1, keepdim=True).detach()
     return x - x.exp().sum(-1, keepdim=True).log()
 
 # %% ../nbs/04_minibatch_training.ipynb #b6d69d20
@@ -58,30 +66,36 @@ def cross_entropy(
     return nll(log_softmax(scores), y)
 
 # %% ../nbs/04_minibatch_training.ipynb #c57a95d3
+def _holds(m, other): return m is other or any(_holds(o, other) for o in m.children())
+
+# %% ../nbs/04_minibatch_training.ipynb #9b1a3403
 class Module:
-    "A part of a net that finds its parameters and inner modules by itself: set them as attributes."
+    "A part of a net that finds its parameters and inner modules, which are set as attributes."
     def __init__(self): self.__dict__.update(training=True, _params={}, _modules={})
 
     def __setattr__(self, name, value):
         if '_params' not in self.__dict__:
-            raise AttributeError(f"{type(self).__name__}: call super().__init__() before setting `{name}`")
+            raise AttributeError(f"{type(self).__name__}: call super().__init__() before "
+                                 f"setting `{name}`")
         is_param = isinstance(value, torch.Tensor) and value.requires_grad and value.is_leaf
-        for kind,found in ((self._params,is_param), (self._modules,isinstance(value, Module))):
+        is_module = isinstance(value, Module)
+        if is_module and _holds(value, self):
+            raise ValueError(f"{name}: this module already holds the one that it is set on")
+        for kind,found in ((self._params,is_param), (self._modules,is_module)):
             if found: kind[name] = value                 # replacing keeps the place
             else: kind.pop(name, None)
         super().__setattr__(name, value)
 
     def __delattr__(self, name):
         super().__delattr__(name)
-        self._params.pop(name, None)
-        self._modules.pop(name, None)
+        for kind in (self._params,self._modules): kind.pop(name, None)
 
     def children(self): # List of `Module`
         "The modules directly inside, in the order they were set."
         return list(self._modules.values())
 
     def named_parameters(self, prefix=''): # Iterator over (name, tensor)
-        "Own parameters first, then those of the modules inside: '0.weight' is the `weight` of the module set as `0`."
+        "Own parameters first, then those of modules inside: 'a.weight' is that of module `a`."
         for k,p in self._params.items(): yield prefix+k,p
         for k,m in self._modules.items(): yield from m.named_parameters(f"{prefix}{k}.")
 
@@ -90,7 +104,8 @@ class Module:
         return list({id(p): p for _,p in self.named_parameters()}.values())
 
     def __call__(self, *args, **kwargs): return self.forward(*args, **kwargs)
-    def forward(self, *args, **kwargs): raise NotImplementedError(f"{type(self).__name__} has no `forward`")
+    def forward(self, *args, **kwargs):
+        raise NotImplementedError(f"{type(self).__name__} has no `forward`")
 
 # %% ../nbs/04_minibatch_training.ipynb #a109411a
 @patch
@@ -119,7 +134,8 @@ def to(self:Module,
 @patch
 def __repr__(self:Module):
     lines = [f"({k}): {m!r}".replace('\n', '\n  ') for k,m in self._modules.items()]
-    return f"{type(self).__name__}(" + ''.join(f"\n  {l}" for l in lines) + ('\n)' if lines else ')')
+    return f"{type(self).__name__}(" + ''.join(f"\n  {l}" for l in lines) + ('\n)'
+                                                                             if lines else ')')
 
 # %% ../nbs/04_minibatch_training.ipynb #9a063ef5
 class Linear(Module):
@@ -130,7 +146,9 @@ class Linear(Module):
         bias=True, # Add a bias?
     ): # Maps floats (...,ni) to (...,nf)
         super().__init__()
-        def draw(*shape): return torch.empty(shape).uniform_(-1/math.sqrt(ni), 1/math.sqrt(ni)).requires_grad_()
+        def draw(*shape):
+            return torch.empty(shape).uniform_(-1/math.sqrt(ni),
+                                               1/math.sqrt(ni)).requires_grad_()
         self.ni,self.nf = ni,nf
         self.weight = draw(nf, ni)
         self.bias = draw(nf) if bias else None
@@ -139,11 +157,13 @@ class Linear(Module):
         x = x@self.weight.T
         return x if self.bias is None else x + self.bias
 
-    def __repr__(self): return f"Linear({self.ni}, {self.nf}{'' if self.bias is not None else ', bias=False'})"
+    def __repr__(self):
+        return f"Linear({self.ni}, {self.nf}{'' if self.bias is not None else ', bias=False'})"
 
 class ReLU(Module):
     "The larger of `x` and 0, for every number of a float tensor."
-    def forward(self, x): return torch.where(x<=0, 0., x)     # like torch's, slope 0 at 0, and a `nan` stays one
+    # like torch's, slope 0 at 0, and a `nan` stays one
+    def forward(self, x): return torch.where(x<=0, 0., x)
 
 # %% ../nbs/04_minibatch_training.ipynb #85978583
 class ModuleList(Module):
@@ -158,7 +178,8 @@ class ModuleList(Module):
         m, # A `Module`
     ): # The list itself
         "Add `m` at the end."
-        if not isinstance(m, Module): raise TypeError(f"m: expected a Module, got {type(m).__name__}")
+        if not isinstance(m, Module):
+            raise TypeError(f"m: expected a Module, got {type(m).__name__}")
         setattr(self, str(len(self)), m)
         return self
 
@@ -178,14 +199,23 @@ class Sequential(ModuleList):
 
 # %% ../nbs/04_minibatch_training.ipynb #f2601122
 class SGD:
-    "Stochastic gradient descent: each step moves the parameters by `-lr` times their gradients."
+    "Stochastic gradient descent: a step moves the parameters by `-lr` times their gradients."
     def __init__(self,
         params, # Iterable of tensors that require a gradient
         lr,     # Learning rate, a positive number
     ):
         self.params,self.lr = list(params),lr
         if not self.params: raise ValueError("params: expected at least one tensor, got none")
-        if not lr>0: raise ValueError(f"lr: expected a positive number, got {lr}")
+        for i,p in enumerate(self.params):
+            if not isinstance(p, torch.Tensor):
+                raise TypeError(f"params: expected tensors, got {type(p).__name__} at {i}")
+            if not (p.is_leaf or p.retains_grad):
+                raise ValueError(f"params: {i} was computed from others, it gets no gradient")
+        if not any(p.requires_grad for p in self.params):
+            raise ValueError("params: expected tensors that require a gradient, none does")
+        if len(set(map(id, self.params)))<len(self.params):
+            raise ValueError("params: one tensor stands there twice, it would move twice")
+        if not 0<lr<math.inf: raise ValueError(f"lr: expected a positive number, got {lr}")
 
     @torch.no_grad()
     def step(self):
@@ -204,7 +234,8 @@ class Dataset:
         x, # Inputs, anything with a length and an index
         y, # Targets, as many as `x`
     ):
-        if len(x)!=len(y): raise ValueError(f"x and y: expected the same length, got {len(x)} and {len(y)}")
+        if len(x)!=len(y):
+            raise ValueError(f"x and y: expected the same length, got {len(x)} and {len(y)}")
         self.x,self.y = x,y
 
     def __len__(self): return len(self.x)
@@ -216,6 +247,13 @@ class Dataset:
 
 # %% ../nbs/04_minibatch_training.ipynb #19b4d059
 def _draw_seed(generator=None): return torch.randint(2**62, (), generator=generator).item()
+
+def _generator(seed):
+    "A generator seeded with `seed`, or from torch's random state if None."
+    if seed is None: seed = _draw_seed()
+    try: return torch.Generator().manual_seed(operator.index(seed))
+    except (TypeError,ValueError,RuntimeError):
+        raise ValueError(f"seed: expected an int of at most 64 bits, got {seed!r}") from None
 
 class SequentialSampler:
     "The indices of `ds` in order."
@@ -229,8 +267,8 @@ class RandomSampler:
     "The indices of `ds`, each once, in an order that is new in every loop."
     def __init__(self,
         ds, # Anything with a length
-        seed=None, # int that fixes the orders; if None, drawn from torch's global random state
-    ): self.n,self.generator = len(ds),torch.Generator().manual_seed(_draw_seed() if seed is None else seed)
+        seed=None, # int that fixes the orders; drawn from torch's random state if None
+    ): self.n,self.generator = len(ds),_generator(seed)
     def __len__(self): return self.n
     def __iter__(self): return iter(torch.randperm(self.n, generator=self.generator).tolist())
 
@@ -242,10 +280,13 @@ class BatchSampler:
         bs,      # Batch size, at least 1
         drop_last=False, # Leave out the last list if it is shorter?
     ):
-        if bs<1: raise ValueError(f"bs: expected at least 1, got {bs}")
+        if not isinstance(bs, (int,np.integer)) or bs<1:
+            raise ValueError(f"bs: expected a whole number, at least 1, got {bs}")
         self.sampler,self.bs,self.drop_last = sampler,bs,drop_last
 
-    def __len__(self): return len(self.sampler)//self.bs if self.drop_last else math.ceil(len(self.sampler)/self.bs)
+    def __len__(self):
+        n = len(self.sampler)
+        return n//self.bs if self.drop_last else math.ceil(n/self.bs)
 
     def __iter__(self):
         idxs = iter(self.sampler)
@@ -253,28 +294,40 @@ class BatchSampler:
             if len(batch)==self.bs or not self.drop_last: yield batch
 
 # %% ../nbs/04_minibatch_training.ipynb #c04128ac
+_number = np.ndarray,np.generic,bool,int,float
+_kinds = torch.Tensor,str,_number,dict,(tuple,list)
+
 def collate(
-    items, # Non-empty list of items of one form: tensors, arrays, numbers, strings, or tuples, lists, dicts of these
-): # The same form, where each leaf is a tensor with a new first axis, or for strings a list
-    "Make one batch of a list of items."
+    items, # List of tensors, arrays, numbers, strings, or of tuples, lists, dicts of them
+): # The form of an item; each leaf a tensor with a new first axis, or for strings a list
+    "Make one batch of a list of items, all of one form."
+    if not len(items): raise ValueError("items: expected at least one, got none")
     o = items[0]
-    if isinstance(o, torch.Tensor): return torch.stack(items)
-    if isinstance(o, str): return items
-    if isinstance(o, (np.ndarray,np.generic)): return torch.stack([torch.as_tensor(i) for i in items])
-    if isinstance(o, (bool,int,float)): return torch.tensor(items)
-    if isinstance(o, dict):
-        if any(i.keys()!=o.keys() for i in items): raise ValueError(f"collate: expected the keys {list(o)} in every dict")
+    kind = next((k for k in _kinds if isinstance(o, k)), None)
+    bad = next((i for i in items if kind is None or not isinstance(i, kind)), None)
+    if kind is None or bad is not None:
+        names = ' and '.join(dict.fromkeys(type(i).__name__ for i in (o,bad)))
+        raise TypeError("collate: expected tensors, arrays, numbers, strings, tuples or dicts, "
+                        f"of one kind in a batch, got {names}")
+    if kind is torch.Tensor: return torch.stack(items)
+    if kind is str: return items
+    if kind is _number:
+        if not isinstance(o, (np.ndarray,np.generic)): return torch.tensor(items)
+        return torch.stack([torch.as_tensor(i) for i in items])
+    if kind is dict:
+        if any(i.keys()!=o.keys() for i in items):
+            raise ValueError(f"collate: expected the keys {list(o)} in every dict")
         return {k: collate([i[k] for i in items]) for k in o}
-    if isinstance(o, (tuple,list)):
-        cols = [collate(list(col)) for col in zip(*items, strict=True)]
-        return type(o)(*cols) if hasattr(o, '_fields') else type(o)(cols)         # a named tuple takes them one by one
-    raise TypeError(f"collate: expected tensors, arrays, numbers, strings, tuples or dicts, got {type(o).__name__}")
+    cols = [collate(list(col)) for col in zip(*items, strict=True)]
+    # a named tuple takes them one by one
+    return type(o)(*cols) if hasattr(o, '_fields') else type(o)(cols)
 
 # %% ../nbs/04_minibatch_training.ipynb #891cb961
 class _Pickler(pickle.Pickler):
-    "Pickles a tensor that is a view without the rest of its storage."
+    "Pickles a tensor that is a view without the rest of its storage; sparse ones have none."
     def reducer_override(self, o):
-        is_view = type(o) is torch.Tensor and o.untyped_storage().nbytes()>o.nbytes
+        if type(o) is not torch.Tensor or o.layout!=torch.strided: return NotImplemented
+        is_view = o.untyped_storage().nbytes()>o.nbytes
         return o.clone().__reduce_ex__(4) if is_view else NotImplemented
 
 def _dumps(o):
@@ -289,7 +342,8 @@ def _answer(ds, idxs, collate_fn):
         for i in idxs: items.append(ds[i])
         return _dumps((collate_fn(items), None))
     except Exception:
-        where = f"item {idxs[len(items)]}" if len(items)<len(idxs) else f"the batch of items {idxs}"
+        n = len(items)
+        where = f"item {idxs[n]}" if n<len(idxs) else f"the batch of items {idxs}"
         return _dumps((None, f"{where} failed:\n{traceback.format_exc()}"))
 
 # %% ../nbs/04_minibatch_training.ipynb #1aff0a9f
@@ -325,7 +379,8 @@ class _Worker:
         args = theirs,self.conn,wrap(ds),wrap(collate_fn),seed
         self.process = context.Process(target=wrap(_work), args=args, daemon=True)
         self.process.start()
-        theirs.close()                        # only the worker holds it now: if it dies, we notice
+        # only the worker holds it now: if it dies, we notice
+        theirs.close()
 
     def ask(self, idxs):
         try: self.conn.send_bytes(pickle.dumps(idxs))
@@ -336,7 +391,8 @@ class _Worker:
         try: answer = self.conn.recv_bytes()
         except (EOFError,OSError):
             self.process.join()
-            raise WorkerError(f"worker {self.i}: the process ended, exit code {self.process.exitcode}") from None
+            raise WorkerError(f"worker {self.i}: the process ended, exit code "
+                              f"{self.process.exitcode}") from None
         batch,error = pickle.loads(answer)
         if error: raise WorkerError(f"worker {self.i}: {error}")
         return batch
@@ -370,28 +426,103 @@ class DataLoader:
         bs=64, # Items in a batch
         shuffle=False,   # A new random order in every loop?
         drop_last=False, # Leave out a last batch that is shorter?
-        batch_sampler=None, # Iterable of lists of indices, with a length, in place of the three above
+        batch_sampler=None, # Iterable of lists of indices, in place of the three above
         collate_fn=collate, # Function that makes a batch of a list of items
         n_workers=0,  # Processes that make batches; 0 makes them here
-        seed=None,    # int that fixes orders and workers' random numbers; if None, drawn from torch's random state
-        context=None, # How processes start: 'fork', 'spawn', 'forkserver'; if None, fork on Linux, else the default
+        seed=None,    # int that fixes orders and workers' random numbers; drawn if None
+        context=None, # How processes start: 'fork' (None on Linux), 'spawn' or 'forkserver'
     ):
         if n_workers<0: raise ValueError(f"n_workers: expected 0 or more, got {n_workers}")
         if batch_sampler is not None and (shuffle or drop_last):
-            raise ValueError("shuffle, drop_last: expected False beside a batch_sampler, which decides the order")
-        self.generator = torch.Generator().manual_seed(_draw_seed() if seed is None else seed)
+            raise ValueError("shuffle, drop_last: expected False beside a batch_sampler, which "
+                             "decides the order")
+        self.generator = _generator(seed)
         if batch_sampler is None:
-            sampler = RandomSampler(ds, _draw_seed(self.generator)) if shuffle else SequentialSampler(ds)
-            batch_sampler = BatchSampler(sampler, bs, drop_last)
-        self.ds,self.batch_sampler,self.collate_fn,self.n_workers = ds,batch_sampler,collate_fn,n_workers
+            order = SequentialSampler(ds)
+            if shuffle: order = RandomSampler(ds, _draw_seed(self.generator))
+            batch_sampler = BatchSampler(order, bs, drop_last)
+        self.ds,self.batch_sampler = ds,batch_sampler
+        self.collate_fn,self.n_workers = collate_fn,n_workers
         self.context = mp.get_context(context or ('fork' if sys.platform=='linux' else None))
 
     def __len__(self): return len(self.batch_sampler)
 
     def __iter__(self):
-        if not self.n_workers: return (self.collate_fn([self.ds[i] for i in idxs]) for idxs in self.batch_sampler)
+        if not self.n_workers:
+            return (self.collate_fn([self.ds[i] for i in idxs]) for idxs in self.batch_sampler)
         seed = _draw_seed(self.generator)
-        return _parallel(self.ds, self.batch_sampler, self.collate_fn, self.n_workers, seed, self.context)
+        return _parallel(self.ds, self.batch_sampler, self.collate_fn, self.n_workers, seed,
+                         self.context)
+
+# %% ../nbs/04_minibatch_training.ipynb #483ffeb9
+_foreign = random.Random,np.random.Generator,np.random.RandomState,np.random.BitGenerator
+_global = random._inst,np.random.mtrand._rand       # saved with the training, like torch's own
+
+def _parts(o):
+    "What the object `o` holds, by name."
+    if isinstance(o, (torch.Tensor,torch.Generator,np.ndarray,type,types.ModuleType)): return {}
+    if isinstance(o, functools.partial):
+        return dict(func=o.func, args=o.args, keywords=o.keywords)
+    if isinstance(o, types.MethodType): return {'__self__': o.__self__}
+    if isinstance(o, types.FunctionType):
+        names = {k: o.__globals__.get(k) for k in o.__code__.co_names}
+        inner = zip(o.__code__.co_freevars, o.__closure__ or ())
+        return {**{k: v for k,v in names.items() if isinstance(v, (torch.Generator,*_foreign))},
+                **{k: c.cell_contents for k,c in inner}}
+    # longer is data
+    if isinstance(o, (list,tuple)): return dict(enumerate(o)) if len(o)<=100 else {}
+    held = o if isinstance(o, dict) else getattr(o, '__dict__', {})
+    # its private parts are copies
+    of_torch = type(o).__module__.startswith('torch.utils.data')
+    return {k: v for k,v in held.items() if not (of_torch and str(k).startswith('_'))}
+
+def find_generators(
+    o, # Loader, ours or torch's; or a part of one: sampler, dataset, function...
+): # Dict: path in `o`, such as 'batch_sampler.sampler.generator' -> `torch.Generator`
+    "All generators that `o` holds, each once; a random source of another kind is a TypeError."
+    found,seen,stack = {},set(map(id, _global)),[('',o)]
+    while stack:
+        path,x = stack.pop()
+        if id(x) in seen: continue
+        seen.add(id(x))
+        if isinstance(x, _foreign):
+            raise TypeError(f"{path}: expected a torch.Generator, whose state can be kept, got "
+                            f"{type(x).__name__}")
+        if isinstance(x, torch.Generator): found[path] = x
+        stack += [(f'{path}.{k}'.lstrip('.'), v) for k,v in _parts(x).items()]
+    return dict(sorted(found.items()))
+
+# %% ../nbs/04_minibatch_training.ipynb #63df90a4
+def loader_state(
+    o, # Loader, ours or torch's, or a sampler
+): # Dict: path of a generator in `o` -> its state, a tensor of uint8; empty if it holds none
+    "The random state of a loader: before a loop, what repeats this loop and those after it."
+    return {k: g.get_state() for k,g in find_generators(o).items()}
+
+def load_loader_state(
+    o, # Loader, ours or torch's, or a sampler, built like the one that gave `state`
+    state, # Dict from `loader_state`
+):
+    "Put the random state of a loader back."
+    gens = find_generators(o)
+    if set(gens)!=set(state):
+        raise ValueError(f"state: expected generators at {list(gens)}, got {list(state)}")
+    old = loader_state(o)
+    try:
+        for k,g in gens.items(): g.set_state(state[k])
+    except (RuntimeError,TypeError) as e:
+        for k,g in gens.items(): g.set_state(old[k])
+        raise ValueError(f"state: no state of the generator at {k}: {e}") from None
+
+for _cls in (SequentialSampler,RandomSampler,BatchSampler,DataLoader):
+    _cls.state_dict,_cls.load_state_dict = loader_state,load_loader_state
+
+def length(
+    dl, # Loader of batches, any iterable
+): # int; None if it has no length or does not know it
+    "The number of batches of `dl`, by calling `len`: torch's loaders may have one that fails."
+    try: return len(dl)
+    except (TypeError,NotImplementedError): return None
 
 # %% ../nbs/04_minibatch_training.ipynb #1da78255
 def get_dls(
@@ -413,7 +544,8 @@ def _train_epoch(model, loss_func, opt, dl, device):
     for xb,yb in dl:
         xb,yb = xb.to(device),yb.to(device)
         loss = loss_func(model(xb), yb)
-        opt.zero_grad()                # first, so that an interrupted run leaves nothing to the next
+        # first, so that an interrupted run leaves nothing to the next
+        opt.zero_grad()
         loss.backward()
         opt.step()
         total,n = total+loss.item()*len(xb),n+len(xb)
@@ -429,7 +561,9 @@ def _validate(model, loss_func, dl, device):
     for xb,yb in dl:
         xb,yb = xb.to(device),yb.to(device)
         scores = model(xb)
-        loss,right,n = loss+loss_func(scores, yb).item()*len(xb),right+accuracy(scores, yb).item()*len(xb),n+len(xb)
+        loss += loss_func(scores, yb).item()*len(xb)
+        right += accuracy(scores, yb).item()*len(xb)
+        n += len(xb)
     if not n: raise ValueError("valid_dl: it has no batches")
     return loss/n,right/n
 
@@ -437,12 +571,12 @@ def _validate(model, loss_func, dl, device):
 def fit(
     epochs, # Passes over the training set
     model,  # `Module` or `torch.nn.Module` that maps a batch of inputs to scores (n,classes)
-    loss_func, # Maps scores (n,classes) and classes (n,) to a scalar tensor, the average over the batch
+    loss_func, # Maps scores (n,classes) and classes (n,) to their average loss, a scalar
     opt,       # Optimizer with `step` and `zero_grad`
     train_dl,  # Iterable of batches `(xb, yb)` to train on
     valid_dl,  # Iterable of batches `(xb, yb)` to measure on
-): # List of dicts, one an epoch: epoch, train_loss, valid_loss, accuracy, seconds
-    "Train `model` in place; print and return the losses, the accuracy in [0,1] and the seconds of each epoch."
+): # List of dicts, one per epoch: epoch, train_loss, valid_loss, accuracy, seconds
+    "Train `model` in place; print and return losses, accuracy in [0,1], seconds of each epoch."
     p = next(iter(model.parameters()), None)
     if p is None: raise ValueError("model: it has no parameters")
     device = p.device
@@ -453,6 +587,7 @@ def fit(
         train_loss = _train_epoch(model, loss_func, opt, train_dl, device)
         valid_loss,acc = _validate(model, loss_func, valid_dl, device)
         secs = time.perf_counter()-start
-        records.append(dict(epoch=epoch, train_loss=train_loss, valid_loss=valid_loss, accuracy=acc, seconds=secs))
+        records.append(dict(epoch=epoch, train_loss=train_loss, valid_loss=valid_loss,
+                            accuracy=acc, seconds=secs))
         print(f"{epoch:5}  {train_loss:10.4f}  {valid_loss:10.4f}  {acc:8.4f}  {secs:7.1f}")
     return records

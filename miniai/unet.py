@@ -16,37 +16,42 @@ from torch import nn
 def timestep_embedding(
     c, # Times or noise levels, (n,), float or int
     n, # Numbers out for each, even, 4 or more
-    max_freq=30., # Fastest wave, in radians for each unit of `c`; 1 in the DDPM paper, which gives steps 0 to 999
+    max_freq=30., # Fastest wave, radians per unit of `c`; 1 in the DDPM paper, for steps 0..999
     min_freq=.3, # Slowest; 1e-4 there
 ): # (n,n) as (times,numbers), in [-1,1]; float32, or float64 like `c`
-    "Sines, then cosines, of `c` at frequencies in geometric steps: section 3.5, arXiv:1706.03762."
-    if c.ndim!=1: raise ValueError(f"c: expected one number a picture, (n,), got the shape {tuple(c.shape)}")
+    "Sines, then cosines, of `c` at geometric frequencies: section 3.5, arXiv:1706.03762."
+    if not isinstance(c, torch.Tensor) or c.ndim!=1:
+        got = f"the shape {tuple(c.shape)}" if isinstance(c, torch.Tensor) else type(c).__name__
+        raise ValueError(f"c: expected a tensor with one number per image, (n,), got {got}")
     if n<4 or n%2: raise ValueError(f"n: expected an even number, 4 or more, got {n}")
-    if not 0<min_freq<=max_freq:
-        raise ValueError(f"min_freq, max_freq: expected 0 < min_freq <= max_freq, got {min_freq} and {max_freq}")
+    if not 0<min_freq<=max_freq<float('inf'):
+        raise ValueError("min_freq, max_freq: expected 0 < min_freq <= max_freq, "
+                         f"got {min_freq} and {max_freq}")
     c = c.to(torch.promote_types(c.dtype, torch.float32))
-    freqs = max_freq*(min_freq/max_freq)**torch.linspace(0, 1, n//2, dtype=c.dtype, device=c.device)
+    powers = torch.linspace(0, 1, n//2, dtype=c.dtype, device=c.device)
+    freqs = max_freq*(min_freq/max_freq)**powers
     angles = c[:,None]*freqs                # (n,) -> (n,n//2)
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 # %% ../nbs/21_unet.ipynb #2d13537d
 def _scale_shift(norm, h, scale, shift):
-    "`norm(h)*(1+scale) + shift` for (n,c) `scale` and `shift`; with a GroupNorm in one pass over `h`."
-    if not (isinstance(norm, nn.GroupNorm) and norm.bias is not None):
+    "`norm(h)*(1+scale) + shift`, (n,c) both; with a GroupNorm in one pass over `h`."
+    if type(norm) is not nn.GroupNorm or norm.bias is None:
         return norm(h)*(1+scale[...,None,None]) + shift[...,None,None]
     n,c = scale.shape
     weight,bias = norm.weight*(1+scale),norm.bias*(1+scale)+shift       # (n,c)
-    y = F.group_norm(h.reshape(1, n*c, *h.shape[2:]), n*norm.num_groups, weight.flatten(), bias.flatten(), norm.eps)
+    y = F.group_norm(h.reshape(1, n*c, *h.shape[2:]), n*norm.num_groups, weight.flatten(),
+                     bias.flatten(), norm.eps)
     return y.view_as(h)
 
 # %% ../nbs/21_unet.ipynb #26c9d7b2
 class EmbResBlock(nn.Module):
-    "A pre-activation residual block (arXiv:1603.05027); an embedding steers its second norm (arXiv:2105.05233)."
+    "A pre-activation block (arXiv:1603.05027), steered by an embedding (arXiv:2105.05233)."
     def __init__(self,
         ni, # Channels in
         nf, # Channels out
         n_emb=None, # Length of the embedding; None for a block that is told nothing
-        norm=nn.BatchNorm2d, # Makes a normalisation, as `norm(n)`, such as `partial(nn.GroupNorm, 8)`; None for none
+        norm=nn.BatchNorm2d, # As `norm(n)`, such as `partial(nn.GroupNorm, 8)`; None for none
     ):
         super().__init__()
         make = norm or nn.Identity
@@ -61,15 +66,21 @@ class EmbResBlock(nn.Module):
         emb=None, # (n,n_emb); None where `n_emb` is
     ): # (n,nf,h,w)
         "The shortcut and what two convolutions add to it."
-        if emb is None and self.emb is not None: raise ValueError("emb: expected one, the block has n_emb, got none")
-        if emb is not None and self.emb is None: raise ValueError("emb: expected none, the block has no n_emb, got one")
+        if emb is None and self.emb is not None:
+            raise ValueError("emb: expected one, the block has n_emb, got none")
+        if emb is not None and self.emb is None:
+            raise ValueError("emb: expected none, the block has no n_emb, got one")
+        if emb is not None and emb.shape!=(len(x), self.emb.in_features):
+            wanted = len(x),self.emb.in_features
+            raise ValueError(f"emb: expected the shape {wanted}, got {tuple(emb.shape)}")
         h = self.conv1(F.silu(self.norm1(x)))
-        h = self.norm2(h) if emb is None else _scale_shift(self.norm2, h, *self.emb(emb).chunk(2, 1))
+        if emb is None: h = self.norm2(h)
+        else: h = _scale_shift(self.norm2, h, *self.emb(emb).chunk(2, 1))
         return self.shortcut(x) + self.conv2(F.silu(h))
 
 # %% ../nbs/21_unet.ipynb #60b2731d
 class UpConv(nn.Conv2d):
-    "Doubling of each pixel, then a 3x3 convolution: computed as one transposed convolution, with 4/9 of the products."
+    "Doubling, then a 3x3 convolution, as one transposed convolution with 4/9 of the products."
     def __init__(self,
         nf, # Channels in and out
     ): super().__init__(nf, nf, 3, padding=1)
@@ -78,11 +89,13 @@ class UpConv(nn.Conv2d):
         x, # (n,nf,h,w), float
         size, # Height and width wanted: twice those of `x`, or one less
     ): # (n,nf,*size)
-        "The picture, doubled, convolved, and cut at the right and the lower edge where one less is wanted."
-        if any(2*a-b not in (0, 1) for a,b in zip(x.shape[-2:], size)):
+        "`x` doubled and convolved; one row or column less where `size` says so."
+        if len(size)!=2 or any(2*a-b not in (0, 1) for a,b in zip(x.shape[-2:], size)):
             was = tuple(x.shape[-2:])
-            raise ValueError(f"size: expected twice the size of x, {was}, or one less, got {tuple(size)}")
-        w = F.pad(self.weight.transpose(0, 1).flip(-1, -2), (1,1,1,1))      # (nf,ni,3,3) -> (ni,nf,5,5)
+            raise ValueError(f"size: expected twice the size of x, {was}, or one less, "
+                             f"got {tuple(size)}")
+        # (nf,ni,3,3) -> (ni,nf,5,5)
+        w = F.pad(self.weight.transpose(0, 1).flip(-1, -2), (1,1,1,1))
         w = w[...,1:,:] + w[...,:-1,:]
         w = w[...,1:] + w[...,:-1]                                          # (ni,nf,4,4)
         y = F.conv_transpose2d(x, w, self.bias, stride=2, padding=1)
@@ -90,22 +103,24 @@ class UpConv(nn.Conv2d):
 
 # %% ../nbs/21_unet.ipynb #dad180cb
 class UNet(nn.Module):
-    "Residual blocks down and up, with skips (arXiv:1505.04597), told a noise level; a fresh one answers 0."
+    "Residual blocks down and up, with skips (arXiv:1505.04597), and a noise level; fresh: 0."
     def __init__(self,
-        nfs=(32,64,96), # Channels of each level, that of the full picture first; the size is halved between two
+        nfs=(32,64,96), # Channels of each level; the size is halved between two
         ni=1, # Channels of the pictures in
         no=None, # Channels out; as many as in if None
         depth=1, # Blocks a level on the way down, 1 or more; one more on the way up
-        n_emb=128, # Length of the noise level's embedding, a multiple of 8; None for a net that is told no level
-        norm=nn.BatchNorm2d, # Makes a normalisation, as `norm(n)`, such as `partial(nn.GroupNorm, 8)`; None for none
-        block=EmbResBlock, # Makes the blocks, as `block(ni, nf, n_emb=n_emb, norm=norm)`: `EmbResBlock` or a class made from it
+        n_emb=128, # Length of the embedding, a multiple of 8 from 16 on; None for no level
+        norm=nn.BatchNorm2d, # As `norm(n)`, such as `partial(nn.GroupNorm, 8)`; None for none
+        block=EmbResBlock, # As `block(ni, nf, n_emb=n_emb, norm=norm)`; makes `EmbResBlock`s
     ):
         super().__init__()
         nfs = list(nfs)
-        if not nfs: raise ValueError("nfs: expected at least one number of channels, got none")
+        if not nfs or min(nfs)<1:
+            raise ValueError("nfs: expected at least one number of channels, all 1 or more, "
+                             f"got {nfs}")
         if depth<1: raise ValueError(f"depth: expected 1 or more, got {depth}")
         if n_emb is not None and (n_emb<16 or n_emb%8):
-            raise ValueError(f"n_emb: expected a multiple of 8, 16 or more, or None, got {n_emb}")
+            raise ValueError(f"n_emb: expected None or a multiple of 8 from 16 on, got {n_emb}")
         block,nf = partial(block, n_emb=n_emb, norm=norm),nfs[0]
         self.embed = None if n_emb is None else nn.Sequential(
             nn.Linear(n_emb//4, n_emb), nn.SiLU(), nn.Linear(n_emb, n_emb), nn.SiLU())
@@ -130,14 +145,15 @@ class UNet(nn.Module):
 # %% ../nbs/21_unet.ipynb #57b84ff1
 @patch
 def _embedding(self:UNet, x, c, cond=None):
-    "What the blocks are told, (n,n_emb), or None; nets that are told more have their own."
-    if cond is not None: raise ValueError("cond: this net is told the noise level alone; expected None")
+    "What the blocks are conditioned on, (n,n_emb), or None; nets with more have their own."
+    if cond is not None:
+        raise ValueError("cond: this net is told the noise level alone; expected None")
     if self.embed is None:
         if c is not None: raise ValueError("c: expected none, the net has n_emb=None")
         return None
-    if c is None or c.shape!=x.shape[:1]:
-        got = 'none' if c is None else f'the shape {tuple(c.shape)}'
-        raise ValueError(f"c: expected one noise level a picture, ({len(x)},), got {got}")
+    if getattr(c, 'shape', None)!=x.shape[:1]:
+        got = f'the shape {tuple(c.shape)}' if isinstance(c, torch.Tensor) else type(c).__name__
+        raise ValueError(f"c: expected one noise level per image, ({len(x)},), got {got}")
     first = self.embed[0]
     return self.embed(timestep_embedding(c, first.in_features).to(first.weight.dtype))
 
@@ -149,8 +165,9 @@ def forward(self:UNet,
     cond=None, # What else the blocks are told, for nets made from this one
 ): # (n,no,h,w)
     "One number for each pixel and channel, such as its noise."
-    if x.ndim!=4 or x.shape[1]!=self.stem.in_channels:
-        raise ValueError(f"x: expected the shape (n,{self.stem.in_channels},h,w), got {tuple(x.shape)}")
+    if x.ndim!=4 or x.shape[1]!=self.stem.in_channels or not x.is_floating_point():
+        wanted = f"floats of the shape (n,{self.stem.in_channels},h,w)"
+        raise ValueError(f"x: expected {wanted}, got {x.dtype} {tuple(x.shape)}")
     emb = self._embedding(x, c, cond)
     x = self.stem(x)
     saved = [x]
@@ -161,6 +178,7 @@ def forward(self:UNet,
     for m in self.ups:
         if isinstance(m, UpConv): x = m(x, saved[-1].shape[-2:])
         else:
-            x = torch.cat([x, saved.pop()], 1)      # in a line of its own: what it is made of can be freed
+            # in a line of its own: what it is made of can be freed
+            x = torch.cat([x, saved.pop()], 1)
             x = m(x, emb)
     return self.head(F.silu(self.norm(x)))

@@ -13,12 +13,13 @@ from typing import NamedTuple
 from torch import nn
 
 # %% ../nbs/25_vae.ipynb #b6291957
+from .data import check_finite
 from .ddpm import load_weights
 from .unet import EmbResBlock,UpConv
 
 # %% ../nbs/25_vae.ipynb #4c2fee56
 class Gaussian(NamedTuple):
-    "Independent normal distributions, one a number: what an encoder says of a picture."
+    "Independent normal distributions, one for each number: what an encoder says of a picture."
     mean: torch.Tensor # Means, (n,...), float
     logvar: torch.Tensor # Logarithms of the variances, like `mean`
 
@@ -26,37 +27,40 @@ class Gaussian(NamedTuple):
         eps=None, # Standard normal numbers like `mean`; drawn if None
     ): # Like `mean`, with a gradient to mean and variance
         "A draw, reparametrised: section 2.4, arXiv:1312.6114."
-        return self.mean + (.5*self.logvar).exp()*(torch.randn_like(self.mean) if eps is None else eps)
+        if eps is None: eps = torch.randn_like(self.mean)
+        return self.mean + (.5*self.logvar).exp()*eps
 
     def kl(self): # Like `mean`, 0 or more, in nats
-        "KL divergence of each from the standard normal distribution: appendix B, arXiv:1312.6114."
-        return .5*(self.mean**2 + self.logvar.exp() - 1 - self.logvar)
+        "KL divergence of each from the standard normal: appendix B, arXiv:1312.6114."
+        return .5*(self.mean**2 + self.logvar.expm1() - self.logvar)
 
 # %% ../nbs/25_vae.ipynb #d3289dd5
 class VAELoss:
-    "Error of the picture plus `beta` times the KL a number of the picture: the negative bound, but for a constant and a factor."
+    "Error plus `beta` times the KL per number of the picture: the bound, up to constants."
     def __init__(self,
-        error=F.mse_loss, # Function of pictures and true pictures that gives one number, averaged over the numbers of a picture
-        beta=.2, # Weight of the KL, 0 or more; for squared error twice the variance of a pixel's noise, eq. 10, arXiv:1312.6114
+        error=F.mse_loss, # Function of pictures and true pictures: one number, a mean over all
+        beta=.2, # Weight of the KL, 0 or more; twice the variance of the noise of a pixel
     ):
-        if not beta>=0: raise ValueError(f"beta: expected 0 or more, got {beta}")
+        if not 0<=beta<float('inf'): raise ValueError(f"beta: expected 0 or more, got {beta}")
         self.error,self.beta = error,beta
 
     def __call__(self,
-        preds, # `(pictures, Gaussian)`, as a VAE gives them: (n,c,h,w) and the distribution of their latents
+        preds, # `(pictures, Gaussian)`, as a VAE gives them: (n,c,h,w), and their latents
         target, # True pictures, (n,c,h,w)
     ): # Scalar tensor
         "The loss of a batch."
         y,q = preds
         if y.shape!=target.shape:
-            raise ValueError(f"preds: expected pictures {tuple(target.shape)}, like target, got {tuple(y.shape)}")
+            want,got = tuple(target.shape),tuple(y.shape)
+            raise ValueError(f"preds: expected pictures {want}, like target, got {got}")
         return self.error(y, target) + self.beta*q.kl().sum()/target.numel()
 
 # %% ../nbs/25_vae.ipynb #81109ee7
 def _as_gaussian(x):
     "(n,2*k,...) -> means and log variances, (n,k,...) each, in float32 or float64."
     if x.ndim<2 or x.shape[1]%2:
-        raise ValueError(f"encoder: expected means and log variances, (n,2*k,...), got {tuple(x.shape)}")
+        want,got = "means and log variances, (n,2*k,...)",tuple(x.shape)
+        raise ValueError(f"encoder: expected {want}, got {got}")
     mean,logvar = x.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, 1)
     return Gaussian(mean, logvar.clamp(-30, 20))
 
@@ -78,15 +82,15 @@ class VAE(nn.Module):
         return self.decoder(z)
 
     def forward(self, x): # Pictures, (n,c,h,w), float
-        "`(pictures, Gaussian)`: what is decoded from one draw of the latents, and their distribution, for `VAELoss`."
+        "`(pictures, Gaussian)`, for `VAELoss`: one draw decoded, and what it was drawn from."
         q = self.encode(x)
-        return self.decode(q.sample()),q
+        return self.decode(q.sample().to(x.dtype)),q
 
 # %% ../nbs/25_vae.ipynb #8f008804
 class Codec(nn.Module):
-    "Pictures to a small picture of latents and back: a VAE of residual blocks, after arXiv:2112.10752, section 3.1."
+    "Pictures to a small picture of latents and back: after section 3.1 of arXiv:2112.10752."
     def __init__(self,
-        nfs=(48,64,96), # Channels of each level, from the outside inwards; the size is halved between two
+        nfs=(48,64,96), # Channels of each level, from the outside inwards, each half the size
         nz=8, # Channels of the latents
         depth=1, # Blocks a level in the encoder, 1 or more; one more in the decoder
         patch=2, # Pixels along each side of the blocks that the first layer takes as one place
@@ -94,12 +98,13 @@ class Codec(nn.Module):
         norm=partial(nn.GroupNorm, 8), # Makes a normalisation, as `norm(n)`; None for none
     ):
         super().__init__()
-        if not len(nfs): raise ValueError("nfs: expected at least one number of channels, got none")
+        if not len(nfs): raise ValueError("nfs: expected at least one number, got none")
         for k,v in dict(nz=nz, depth=depth, patch=patch).items():
             if v<1: raise ValueError(f"{k}: expected 1 or more, got {v}")
         self.patch,self.nz,self.factor = patch,nz,patch*2**(len(nfs)-1)
         block,last,nf = partial(EmbResBlock, norm=norm),norm or nn.Identity,nfs[0]
-        self.encoder,self.decoder = nn.ModuleList([nn.Conv2d(ni*patch**2, nf, 3, padding=1)]),nn.ModuleList()
+        self.encoder = nn.ModuleList([nn.Conv2d(ni*patch**2, nf, 3, padding=1)])
+        self.decoder = nn.ModuleList()
         for i,n in enumerate(nfs):
             if i: self.encoder.append(nn.Conv2d(nf, nf, 3, stride=2, padding=1))
             for _ in range(depth):
@@ -114,7 +119,8 @@ class Codec(nn.Module):
                 nf = n
         self.decoder.extend([last(nf), nn.SiLU(), nn.Conv2d(nf, ni*patch**2, 3, padding=1)])
         nn.init.zeros_(self.encoder[-1].weight[nz:])
-        nn.init.constant_(self.encoder[-1].bias[nz:], -6.)         # a fresh cloud is small: deviation e**-3
+        # a fresh cloud is small, with a standard deviation of e**-3
+        nn.init.constant_(self.encoder[-1].bias[nz:], -6.)
         self.register_buffer('shift', torch.zeros(nz, 1, 1))
         self.register_buffer('scale', torch.ones(nz, 1, 1))
 
@@ -126,7 +132,8 @@ def encode(self:Codec,
     "The distribution of the latents, before `shift` and `scale`."
     ni = self.encoder[0].in_channels//self.patch**2
     if x.ndim!=4 or x.shape[1]!=ni or any(o%self.factor for o in x.shape[2:]):
-        raise ValueError(f"x: expected (n,{ni},h,w), h and w multiples of {self.factor}, got {tuple(x.shape)}")
+        want = f"(n,{ni},h,w), h and w multiples of {self.factor}"
+        raise ValueError(f"x: expected {want}, got {tuple(x.shape)}")
     x = F.pixel_unshuffle(x, self.patch)                    # (n,c,h,w) -> (n,c*p*p,h/p,w/p)
     for m in self.encoder: x = m(x)
     return _as_gaussian(x)
@@ -136,8 +143,10 @@ def decode(self:Codec,
     z, # Latents as `encode` gives them, (n,nz,h,w)
 ): # Pictures, (n,ni,h*factor,w*factor), near [-1,1]
     "The pictures of the latents."
-    if z.ndim!=4 or z.shape[1]!=self.nz: raise ValueError(f"z: expected (n,{self.nz},h,w), got {tuple(z.shape)}")
-    for m in self.decoder: z = m(z, tuple(2*o for o in z.shape[2:])) if isinstance(m, UpConv) else m(z)
+    if z.ndim!=4 or z.shape[1]!=self.nz:
+        raise ValueError(f"z: expected (n,{self.nz},h,w), got {tuple(z.shape)}")
+    for m in self.decoder:
+        z = m(z, tuple(2*o for o in z.shape[2:])) if isinstance(m, UpConv) else m(z)
     return F.pixel_shuffle(z, self.patch)                   # (n,c*p*p,h,w) -> (n,c,h*p,w*p)
 
 @patch
@@ -146,16 +155,24 @@ def forward(self:Codec,
 ): # `(pictures, Gaussian)`, for `VAELoss`
     "What is decoded from one draw of the latents, and their distribution."
     q = self.encode(x)
-    return self.decode(q.sample()),q
+    return self.decode(q.sample().to(x.dtype)),q
 
 # %% ../nbs/25_vae.ipynb #0fbd0ca4
-def _differences(x): return torch.cat([x.diff(dim=-1).flatten(1), x.diff(dim=-2).flatten(1)], 1)      # to the right, then down
+def _same_shape(x, target):
+    if x.shape!=target.shape:
+        want = f"{tuple(target.shape)}, like target"
+        raise ValueError(f"x: expected {want}, got {tuple(x.shape)}")
+
+def _differences(x):
+    "The differences of neighbours, to the right and then down: (n,c,h,w) -> (n,k)."
+    return torch.cat([x.diff(dim=-1).flatten(1), x.diff(dim=-2).flatten(1)], 1)
 
 def gradient_loss(
     x, # Pictures, (n,c,h,w), float
     target, # True pictures, like `x`
 ): # Scalar tensor
-    "Mean absolute error of the differences between neighbouring pixels, along both axes: after eq. 6, arXiv:1511.05440."
+    "Mean absolute error of the differences between neighbours: after eq. 6, arXiv:1511.05440."
+    _same_shape(x, target)
     return F.l1_loss(_differences(x), _differences(target))
 
 def codec_error(
@@ -164,8 +181,10 @@ def codec_error(
     absolute=.1, # Weight of the absolute error
     edges=0., # Weight of `gradient_loss`
 ): # Scalar tensor
-    "Squared error plus some of the absolute error and of the differences of neighbours, for flat colours with sharp edges."
-    return F.mse_loss(x, target) + absolute*F.l1_loss(x, target) + edges*gradient_loss(x, target)
+    "Squared error, with some absolute error and `gradient_loss` for flat colours and edges."
+    _same_shape(x, target)
+    error = F.mse_loss(x, target) + absolute*F.l1_loss(x, target)
+    return error + edges*gradient_loss(x, target)
 
 # %% ../nbs/25_vae.ipynb #4c44c3c2
 @patch
@@ -174,9 +193,12 @@ def calibrate(self:Codec,
     x, # Pictures, (n,ni,h,w), float in [-1,1], some hundred or more
     bs=64, # Pictures at a time
 ): # The codec
-    "Set `shift` and `scale` so that each channel of `to_latents(x)` has mean 0 and deviation 1, in evaluation mode."
-    if self.training: raise RuntimeError("calibrate: expected a codec in evaluation mode, call `eval()` first")
-    z = torch.cat([self.encode(o).mean for o in x.split(bs)])
+    "Set `shift` and `scale` so that each channel of `to_latents(x)` has mean 0 and variance 1."
+    if self.training:
+        raise RuntimeError("calibrate: expected a codec in evaluation mode; call `eval()`")
+    z = torch.cat([self.encode(o).mean for o in check_finite(x, 'x').split(bs)])
+    if z[:,0].numel()<2: raise ValueError(f"x: expected more than {tuple(x.shape)}")
+    check_finite(z, 'latents of x')
     self.shift.copy_(z.mean((0,2,3))[:,None,None])
     self.scale.copy_(z.std((0,2,3)).clamp(min=1e-6)[:,None,None])
     return self
@@ -190,19 +212,23 @@ def to_latents(self:Codec,
 
 @patch
 def to_pictures(self:Codec,
-    z, # Latents, as `to_latents` gives them
+    z, # Latents, as `to_latents` gives them; numbers that are not finite are an error
 ): # (n,ni,h,w), float32 or float64, in [-1,1]
     "The pictures of such latents."
-    x = self.decode(z*self.scale+self.shift)
-    return x.to(torch.promote_types(x.dtype, torch.float32)).clamp(-1, 1)
+    z = check_finite(z, 'z')*self.scale + self.shift
+    x = self.decode(z.to(self.scale.dtype))
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return check_finite(x, 'pictures').clamp(-1, 1)
 
 # %% ../nbs/25_vae.ipynb #940e2c30
 def load_codec(
-    name='scene_codec', # Of the stored weights, or a path that ends in .safetensors, as in `load_weights`
+    name='scene_codec', # Of the stored weights, or a path, as in `load_weights`
 ): # `Codec`, on the CPU, in evaluation mode, calibrated
     "A codec with stored weights; that of the package is for scenes of 64 by 64 pixels."
     info = load_weights(name)[1]
-    if 'config' not in info: raise ValueError(f"name: {name} says nothing of its model: expected `config` in its JSON")
-    codec = Codec(**info['config'])
+    if 'config' not in info:
+        raise ValueError(f"name: {name} does not tell its model: expected `config` in its JSON")
+    # its random start is not kept, so torch's random state is
+    with torch.random.fork_rng([]): codec = Codec(**info['config'])
     load_weights(name, codec)
     return codec.eval().requires_grad_(False).to(memory_format=torch.channels_last)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 root = Path(__file__).parent.parent
 nbs = root/'nbs'
-notebooks = sorted(nbs.glob('*.ipynb')) + sorted((nbs/'solutions').glob('*.ipynb'))
+notebooks = [f for d in (nbs, nbs/'solutions', nbs/'appendix') for f in sorted(d.glob('*.ipynb'))]
 lessons = sorted(nbs.glob('[0-9][0-9]_*.ipynb'))
 
 def cells(file, kind='code'):
@@ -17,9 +17,9 @@ def module_of(file):
     "The module that a notebook makes, without the package's name; None if it makes none."
     return next((m[1] for c in cells(file) if (m := re.search(r'^#\| default_exp (\S+)', source(c), re.M))), None)
 
-# Module -> number of its lesson; a checker may use its own lesson, so it comes half a step later
+# Module -> number of its lesson; checkers and appendices may use their own lesson, so they come half a step later
 order = {module_of(f): int(f.name[:2]) for f in lessons if module_of(f)}
-order |= {m: int(f.name[:2])+.5 for f in notebooks if f.parent.name=='solutions' and f.name[0].isdigit() and (m := module_of(f))}
+order |= {m: int(f.name[:2])+.5 for f in notebooks if f.parent!=nbs and f.name[0].isdigit() and (m := module_of(f))}
 order |= {'checks.core': -1, '': -1}
 
 def path(module): return root/'miniai'/f"{module.replace('.', '/')}.py"

@@ -1,6 +1,6 @@
 """Run notebooks in place: `python tests/execute.py [--slow] nbs/13_resnet.ipynb ...`. Cells flagged `#| slow` are left as they are, with
 the outputs they have, unless `--slow` is given; a failing cell leaves its notebook untouched."""
-import os,sys,time
+import os,re,sys,time
 from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
@@ -14,6 +14,21 @@ class Client(NotebookClient):
         return await super().async_execute_cell(cell, cell_index, **kwargs)
 
 
+def tidy(cell):
+    "Drop what no reader sees and for which the site would load scripts: widgets, empty HTML, the style sheet of a progress bar."
+    if cell.cell_type!='code': return
+    kept = []
+    for o in cell.outputs:
+        data = o.get('data')
+        if data is not None:
+            for k in [k for k in data if 'widget' in k]: del data[k]
+            html = data.get('text/html')
+            if html is not None and not re.sub(r'<style.*?</style>', '', html, flags=re.S).strip(): del data['text/html']
+            if not data or (set(data)=={'text/plain'} and data['text/plain']=='<IPython.core.display.HTML object>'): continue
+        kept.append(o)
+    cell.outputs = kept
+
+
 def execute(
     path, # Notebook
     slow=False, # Run the cells flagged `#| slow` too?
@@ -24,6 +39,8 @@ def execute(
     client = Client(nb, timeout=7200 if slow else 1800, resources={'metadata': {'path': str(path.parent)}})
     client.slow = slow
     client.execute()
+    for cell in nb.cells: tidy(cell)
+    nb.metadata.pop('widgets', None)
     temp = path.with_suffix('.tmp')
     nbformat.write(nb, temp)
     os.replace(temp, path)

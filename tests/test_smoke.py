@@ -10,6 +10,7 @@ torch.manual_seed(0)
 x,y = torch.rand(40, 1, 8, 8),torch.arange(40)%10
 
 def call_data():
+    from PIL.Image import fromarray
     from miniai import data as d
     p = d.pixel_grid(28)
     for name,sdf in d.SHAPES.items(): assert sdf(p).shape==(28,28), name
@@ -26,6 +27,8 @@ def call_data():
     assert thing.size in d.SIZES and thing.colour in d.COLOURS and scenes[0].background in d.BACKGROUNDS
     assert scenes[0].relation in ('',*d.RELATIONS) and d.caption(scenes[0]).startswith('a ')
     assert d.hub_answers('no-such/name', timeout=1) is False
+    assert d.open_image(fromarray(x[0,0,:4,:5].mul(255).byte().numpy()), 'L').size==(5,4)
+    assert d.check_finite(x, 'x') is x and list(d.quiet_bar(range(3)))==[0,1,2] and d.bar_seen() in (True,False)
     assert d.draw_shapes(5)[0].dtype==torch.uint8
     data = d.get_data('fashion_mnist')
     assert isinstance(data, d.ImageData) and data.x_train.shape==(60_000,1,28,28) and len(data.names)==10
@@ -225,6 +228,7 @@ def call_ddpm():
     assert isinstance(sched, d.Schedule)
     x_t,eps = d.noisify(x, sched.abar(sched.draw(len(x))))
     assert x_t.shape==eps.shape==x.shape and torch.equal(d.eps_target(x, eps, None), eps)
+    assert d.randn_for(x, torch.Generator()).shape==x.shape
     net,ema = d.SmallUNet((4,8)),d.EMACB()
     l.Learner(net, dls(), lr=1e-3, cbs=[l.TrainCB(n_inp=2), d.DDPMCB(sched), ema]).fit(1)
     denoise = d.EpsDenoiser(ema.model)
@@ -404,7 +408,11 @@ def call_stable():
     assert s.free_cells(hole).sum()==32 and len(s.strength_sigmas(karras_sigmas(9), .5))<10
     z = torch.randn(1, 8, 8, 8)
     assert torch.equal(s.Inpaint(lambda x, sigma: 0*x, z, torch.zeros(8, 8, dtype=torch.bool))(z, 1.), z)
-    assert callable(s.main)
+
+def call_command():
+    from miniai.command import main
+    with pytest.raises(SystemExit) as e: main(['a star', '--steps', '0'])
+    assert e.value.code==2
 
 def call_core():
     from miniai.checks import core as c

@@ -39,7 +39,8 @@ class _Widest(TorchDispatchMode):
         self.most = 0
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         res = func(*args, **(kwargs or {}))
-        if isinstance(res, torch.Tensor) and res.is_floating_point(): self.most = max(self.most, res.numel())
+        if isinstance(res, torch.Tensor) and res.is_floating_point():
+            self.most = max(self.most, res.numel())
         return res
 
 def _test_pieces(f):
@@ -48,20 +49,30 @@ def _test_pieces(f):
         (l,d,dv),size = dims(3, 2, 5),dims(1, 1, 7)[0]
         m = 60+i
         q,k,v = (torch.randn(*o, dtype=torch.float64) for o in ((l, d), (m, d), (m, dv)))
-        k *= 2000 if i%2 else 1                                        # large scores: e^s alone would overflow
+        k *= 2000 if i%2 else 1  # large scores: e^s alone would overflow
         with _Widest() as seen: got = f(q.clone(), k.clone(), v.clone(), size)
         d = difference(got, attention(q, k, v), 1e-9)
-        assert d is None, f"{l} queries, {m} keys in pieces of {size}{', large scores' if i%2 else ''}: {d}"
-        room = max(l*size, l*dv, m*q.shape[1], m*dv, l*q.shape[1])    # a piece of the table, or one of the inputs
-        assert seen.most<=room, f"{l} queries, {m} keys in pieces of {size}: a result of {seen.most} numbers was held, expected at most {room}"
+        case = f"{l} queries, {m} keys in pieces of {size}{', large scores' if i%2 else ''}"
+        if d: raise AssertionError(f"{case}: {d}")
+        # a piece of the table, or one of the inputs
+        room = max(l*size, l*dv, m*q.shape[1], m*dv, l*q.shape[1])
+        if seen.most>room:
+            raise AssertionError(f"{case}: a result of {seen.most} numbers was held, "
+                                 f"expected at most {room}")
 
 # %% ../../nbs/solutions/23_attention.ipynb #d07b0d2c
+def _shifted(pos, s): return sinusoidal_positions(len(pos)+s, pos.shape[1])[s:]
+
 check = Checker(
     n_parameters=Exercise(compare(_n_parameters, _n_parameters_args, n=20),
-        "A linear layer from a to b has (a+1)*b. Keys and values of cross-attention come from `n_cond` numbers. Each layer norm has a weight and a bias; there are three with `n_cond`, two without."),
+        "A linear layer from a to b has (a+1)*b. Keys and values of cross-attention come from "
+        "`n_cond` numbers. Each layer norm has a weight and a bias; there are three with "
+        "`n_cond`, two without."),
     window=Exercise(compare(_window, _window_args, n=20),
         "Place i is in row i//w and column i%w. Both differences must be at most r."),
-    shifted=Exercise(compare(lambda pos, s: sinusoidal_positions(len(pos)+s, pos.shape[1])[s:], _shifted_args, n=20, eps=1e-5),
-        "Pair i, the numbers 2i and 2i+1, is a sine and a cosine of the same angle, and is turned by the angle s*f_i with f_i = 10000**(-2i/n)."),
+    shifted=Exercise(compare(_shifted, _shifted_args, n=20, eps=1e-5),
+        "Pair i, the numbers 2i and 2i+1, is a sine and a cosine of the same angle, and is "
+        "turned by the angle s*f_i with f_i = 10000**(-2i/n)."),
     in_pieces=Exercise(_test_pieces,
-        "With `new` the larger of the old largest score and that of the piece, both sums so far must be multiplied by exp(old-new). Divide once, at the end."))
+        "With `new` the larger of the old largest score and that of the piece, both sums so "
+        "far must be multiplied by exp(old-new). Divide once, at the end."))

@@ -28,7 +28,8 @@ def _test_tanh(f):
         d = difference(out.value, x.tanh(), 1e-10)
         assert d is None, f"the value: {d}"
         (out*out + out*v).sum().backward()
-        assert v.grad is not None, "`v.grad` is None after backward: the result has no link to `v`"
+        assert v.grad is not None, \
+            "`v.grad` is None after backward: the result has no link to `v`"
         d = difference(v.grad, _torch_grad(lambda x: x.tanh()**2 + x.tanh()*x, x), 1e-10)
         assert d is None, f"`v.grad` after backward of (tanh(v)*tanh(v) + tanh(v)*v).sum(): {d}"
 
@@ -42,8 +43,8 @@ def _planted(x):
         g[hit] += .01
         return g
     def swapped(x):
-        g = true(x).reshape(-1)
-        g[[0,1]] = g[[1,0]]-torch.tensor([0.,.001]).double() # x is sorted: the second is off the most
+        g = true(x).reshape(-1)     # x is sorted: the second is off the most
+        g[[0,1]] = g[[1,0]]-torch.tensor([0.,.001]).double()
         return g.reshape(x.shape)
     second = tuple(int(i) for i in torch.unravel_index(torch.tensor(1), x.shape))
     def doubled(x): return 2*true(x)
@@ -68,7 +69,8 @@ def _softplus_case():
     return _rand(*shape),z
 
 def _logistic_grad(x, y, w):
-    return _torch_grad(lambda w: torch.nn.functional.binary_cross_entropy_with_logits(x@w, y), w)
+    loss = torch.nn.functional.binary_cross_entropy_with_logits
+    return _torch_grad(lambda w: loss(x@w, y), w)
 
 def _logistic_case():
     n,ni = dims(2, 2)
@@ -76,13 +78,19 @@ def _logistic_case():
 
 check = Checker(
     predicted_grads=Exercise(compare(lambda: ([3.,5.,7.], [6.,10.,14.]), lambda: (), n=1),
-        "Each number has three paths to the sum: as both factors of the product and alone. `backward` adds to `grad`."),
+        "Each number has three paths to the sum: as both factors of the product and alone. "
+        "`backward` adds to `grad`."),
     softplus_grad=Exercise(
-        compare(lambda g, z: _torch_grad(torch.nn.functional.softplus, z, g), _softplus_case, eps=1e-8),
-        "The slope of softplus is the logistic function. Which way of writing it holds where e to the z overflows?"),
+        compare(lambda g, z: _torch_grad(torch.nn.functional.softplus, z, g), _softplus_case,
+                eps=1e-8),
+        "The slope of softplus is the logistic function. Which way of writing it holds where e "
+        "to the z overflows?"),
     logistic_grad=Exercise(compare(_logistic_grad, _logistic_case, eps=1e-10),
-        "Find the gradient with respect to s first: logarithms and slopes cancel. The rest is a linear layer."),
+        "Find the gradient with respect to s first: logarithms and slopes cancel. The rest is "
+        "a linear layer."),
     tanh=Exercise(_test_tanh,
-        "The slope of tanh can be written with the value itself: 1-tanh**2. A link is a pair (parent, back)."),
+        "The slope of tanh can be written with the value itself: 1-tanh**2. A link is a pair "
+        "(parent, back)."),
     find_bug=Exercise(_test_find_bug,
-        "Find the largest absolute difference from `numeric_grad`; `torch.unravel_index` makes a tuple of a place."))
+        "Find the largest absolute difference from `numeric_grad`; `torch.unravel_index` makes "
+        "a tuple of a place."))

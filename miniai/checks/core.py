@@ -13,29 +13,36 @@ from fastcore.basics import store_attr
 def describe(
     x, # Any value
 ): # One line
-    "Describe `x` in one line: a large tensor by shape and dtype, all else by its `repr`, shortened."
-    if isinstance(x, torch.Tensor) and x.numel()>8: return f"tensor of shape {tuple(x.shape)}, {str(x.dtype)[6:]}"
-    if isinstance(x, (tuple,list)) and any(isinstance(o, torch.Tensor) for o in x): return ', '.join(map(describe, x))
+    "`x` in one line: a large tensor by shape and dtype, all else by its `repr`, shortened."
+    def is_tensor(o): return isinstance(o, torch.Tensor)
+    if is_tensor(x) and x.numel()>8:
+        return f"tensor of shape {tuple(x.shape)}, {str(x.dtype)[6:]}"
+    if isinstance(x, (tuple,list)) and any(map(is_tensor, x)):
+        return ', '.join(map(describe, x))
     res = ' '.join(repr(x).split())
     return res if len(res)<=100 else res[:97]+'...'
 
 # %% ../../nbs/solutions/checking.ipynb #1e2f66c3
 def _kind(t):
     if t.dtype==torch.bool: return 'bool'
-    return 'floating' if t.dtype.is_floating_point else 'complex' if t.dtype.is_complex else 'integer'
+    if t.dtype.is_floating_point: return 'floating'
+    return 'complex' if t.dtype.is_complex else 'integer'
 
 def _tensor_difference(got, want, eps, rtol):
-    if not isinstance(got, torch.Tensor): return f"expected a {describe(want)}, got {describe(got)}"
-    if got.shape!=want.shape: return f"expected the shape {tuple(want.shape)}, got {tuple(got.shape)}"
-    if _kind(got)!=_kind(want): return f"expected the dtype {str(want.dtype)[6:]}, got {str(got.dtype)[6:]}"
+    def said(what, a, b): return f"expected {what} {b}, got {a}"
+    if not isinstance(got, torch.Tensor): return said('a', describe(got), describe(want))
+    if got.shape!=want.shape: return said('the shape', tuple(got.shape), tuple(want.shape))
+    if _kind(got)!=_kind(want):
+        return said('the dtype', str(got.dtype)[6:], str(want.dtype)[6:])
     a,b = got.detach().cpu(),want.detach().cpu()
     wide = dict(floating=torch.float64, complex=torch.complex128).get(_kind(want))
     bad = ~torch.isclose(a.to(wide), b.to(wide), rtol, eps, equal_nan=True) if wide else a!=b
     if not bad.any(): return None
     i = tuple(bad.nonzero()[0].tolist())
     where = f"at index {i if len(i)!=1 else i[0]} " if i else ""
-    want,got = (f'{o[i].item():.6g}' if _kind(o)=='floating' else describe(o[i].item()) for o in (b,a))
-    return f"{where}expected {want}, got {got} ({bad.sum().item()} of {bad.numel()} values differ)"
+    def value(o): return f'{o[i].item():.6g}' if _kind(o)=='floating' else describe(o[i].item())
+    count = f"{bad.sum().item()} of {bad.numel()} values differ"
+    return f"{where}expected {value(b)}, got {value(a)} ({count})"
 
 # %% ../../nbs/solutions/checking.ipynb #6083f766
 def difference(
@@ -47,22 +54,24 @@ def difference(
     "Say where `got` differs from `want`."
     rtol = eps if rtol is None else rtol
     got,want = (o.item() if isinstance(o, np.generic) else o for o in (got,want))
-    if hasattr(want, '__array__') and not isinstance(want, torch.Tensor): want = torch.as_tensor(want)
-    if hasattr(got, '__array__') and not isinstance(got, torch.Tensor): got = torch.as_tensor(got)
-    if isinstance(got, torch.Tensor) and got.ndim==0 and isinstance(want, (int,float)): got = got.item()
+    got,want = (torch.as_tensor(o) if hasattr(o, '__array__') else o for o in (got,want))
+    number = isinstance(want, (int,float))
+    if number and isinstance(got, torch.Tensor) and got.ndim==0: got = got.item()
+    wrong = f"expected {describe(want)}, got {describe(got)}"
     if isinstance(want, torch.Tensor): return _tensor_difference(got, want, eps, rtol)
     if isinstance(want, dict):
         if not isinstance(got, dict) or set(got)!=set(want):
             return f"expected a dict with the keys {list(want)}, got {describe(got)}"
         got,want = [got[k] for k in want],list(want.values())
     if isinstance(want, (list,tuple)):
-        if not isinstance(got, (list,tuple)): return f"expected {describe(want)}, got {describe(got)}"
+        if not isinstance(got, (list,tuple)): return wrong
         if len(got)!=len(want): return f"expected {len(want)} values, got {len(got)}"
         diffs = ((i, difference(g, w, eps, rtol)) for i,(g,w) in enumerate(zip(got, want)))
         return next((f"item {i}: {d}" for i,d in diffs if d), None)
     if isinstance(want, float) and isinstance(got, (int,float)):
-        return _tensor_difference(torch.tensor(float(got)).double(), torch.tensor(want).double(), eps, rtol)
-    return None if type(got)==type(want) and got==want else f"expected {describe(want)}, got {describe(got)}"
+        a,b = (torch.tensor(float(o), dtype=torch.float64) for o in (got,want))
+        return _tensor_difference(a, b, eps, rtol)
+    return None if type(got)==type(want) and got==want else wrong
 
 # %% ../../nbs/solutions/checking.ipynb #565f8664
 def _plain(x):
@@ -70,8 +79,9 @@ def _plain(x):
     if isinstance(x, dict): return {k: _plain(v) for k,v in x.items()}
     if hasattr(x, '__array__') or isinstance(x, (torch.Tensor,np.generic)):
         return x.item() if x.ndim==0 and not isinstance(x, torch.Tensor) else x
-    if isinstance(x, (str,bytes)) or not (hasattr(x, '__len__') and hasattr(x, '__getitem__')): return x
-    return [_plain(o) for o in x]
+    if isinstance(x, (str,bytes)): return x
+    sequence = hasattr(x, '__len__') and hasattr(x, '__getitem__')
+    return [_plain(o) for o in x] if sequence else x
 
 def same(
     got, # Value: tensor, array, number, string, or list, tuple or dict of these
@@ -79,13 +89,14 @@ def same(
     eps=1e-5, # Absolute tolerance of floats, 0 or more
     dtype=False, # Must tensors agree in their exact dtype too, and not only in its kind?
 ):
-    "Raise AssertionError, naming the first difference, unless `got` has the shape, kind, length and values of `want`."
+    "AssertionError, with the first difference, unless shape, kind, length and values agree."
     got,want = _plain(got),_plain(want)
     if isinstance(got, float) and type(want) is int: want = float(want)
-    if isinstance(want, torch.Tensor) and want.ndim==0 and isinstance(got, (int,float)): want = want.item()
+    if isinstance(got, (int,float)) and isinstance(want, torch.Tensor) and want.ndim==0:
+        want = want.item()
     text = difference(got, want, eps, rtol=0)
-    if text is None and dtype and getattr(got, 'dtype', None)!=getattr(want, 'dtype', None):
-        text = f"expected the dtype {want.dtype}, got {getattr(got, 'dtype', type(got).__name__)}"
+    a,b = (getattr(o, 'dtype', type(o).__name__) for o in (got,want))
+    if text is None and dtype and a!=b: text = f"expected the dtype {b}, got {a}"
     if text is not None: raise AssertionError(text)
 
 # %% ../../nbs/solutions/checking.ipynb #60088ee4
@@ -121,7 +132,7 @@ def _copy(x): return tuple(o.clone() if isinstance(o, torch.Tensor) else o for o
 class Exercise:
     "A test of an answer, and a hint for those whose answer fails it."
     def __init__(self,
-        test, # Function that takes the answer and raises AssertionError, with a sentence, if it is wrong
+        test, # Function of the answer; raises AssertionError, with a sentence, if it fails
         hint, # One or two sentences that help without giving the answer away
     ): store_attr()
 
@@ -132,7 +143,8 @@ def is_stub(
     "Is `f` still the empty stub of the lesson: a body of `...`, `pass` or a docstring alone?"
     if isinstance(f, type): return not any(callable(v) for v in vars(f).values())
     code = getattr(f, '__code__', None)
-    return code is not None and code.co_code in _stub_codes and set(code.co_consts)<={None,f.__doc__}
+    if code is None or code.co_code not in _stub_codes: return False
+    return set(code.co_consts)<={None,f.__doc__}
 
 def _stub(): ...
 def _doc_stub(): "A docstring alone."
@@ -140,31 +152,38 @@ _stub_codes = _stub.__code__.co_code,_doc_stub.__code__.co_code
 
 # %% ../../nbs/solutions/checking.ipynb #4aca826b
 class Checker:
-    "The exercises of a lesson by name: `check(f)` prints what it finds out about the answer `f`, and never raises."
-    def __init__(self, **exercises): # `Exercise`s by the name of the function that the learner writes
+    "The exercises of a lesson: `check(f)` prints what it finds about the answer `f`."
+    def __init__(self,
+        **exercises, # `Exercise`s by the name of the function that the learner writes
+    ):
         self.exercises = exercises
 
     def report(self,
-        f, # Answer: a function or class that has the name of an exercise, or any callable with `name`
+        f, # Answer: a function or class named like an exercise, or any callable with `name`
         name=None, # Of the exercise; that of `f` if None
     ): # `(passed, text)`
         "Run the exercise named like `f` on it, in a forked random state."
         name = name or getattr(f, '__name__', repr(f))
-        if not __debug__: return False, f"{name}: not checked, since `python -O` leaves out the tests. Start Python without -O."
+        if not __debug__:
+            return False, f"{name}: not checked, since `python -O` leaves out the tests."
         if name not in self.exercises:
-            return False, f"{name}: no exercise has this name. The names are: {', '.join(self.exercises)}."
+            names = ', '.join(self.exercises)
+            return False, f"{name}: no exercise has this name. The names are: {names}."
         ex = self.exercises[name]
-        if is_stub(f): return False, f"{name}: not written yet. Replace the `...` and run the cell again."
+        if is_stub(f):
+            return False, f"{name}: not written yet. Replace the `...` and run the cell again."
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             try: ex.test(f)
-            except AssertionError as e: return False, f"{name}: not yet. {e}\n  Hint: {ex.hint}"
-            except Exception as e: return False, f"{name}: raised {type(e).__name__}: {e}\n  Hint: {ex.hint}"
-        return True, f"{name}: passed."
+            except AssertionError as e: text = f"not yet. {e}"
+            except Exception as e: text = f"raised {type(e).__name__}: {e}"
+            else: return True, f"{name}: passed."
+        return False, f"{name}: {text}\n  Hint: {ex.hint}"
 
     def __call__(self, f): # Answer: named like its exercise, or held by a variable that is
         "Print the report on `f`."
         caller = sys._getframe(1)
-        held = [k for k in self.exercises if caller.f_locals.get(k, caller.f_globals.get(k)) is f]
+        seen = {**caller.f_globals, **caller.f_locals}
+        held = [k for k in self.exercises if seen.get(k) is f]
         known = getattr(f, '__name__', None) in self.exercises
         print(self.report(f, held[0] if held and not known else None)[1])
 
@@ -178,10 +197,10 @@ def test_exercise(
     solution, # Right answer, named like its exercise
     *wrong,   # Plausible wrong answers, same name
 ):
-    "Assert that `check` passes `solution` and refuses each of `wrong` and the empty stub, and say so."
+    "Assert that `check` passes `solution` and refuses `wrong` and the empty stub, and say so."
     name = solution.__name__
     def stub(*args, **kwargs): ...
-    def nothing(*args, **kwargs): return next(iter([None]))      # returns None, and is no stub by its code
+    def nothing(*args, **kwargs): return next(iter([None]))      # returns None, and is no stub
     stub.__name__ = nothing.__name__ = name
     assert wrong, "give at least one plausible wrong answer"
     for f in (stub,nothing,*wrong):
@@ -191,4 +210,5 @@ def test_exercise(
         assert compared, f"{name}: a wrong answer was not even compared: {text}"
     passed,text = check.report(solution)
     assert passed, text
-    print(f"{name}: the solution passes; the stub and {len(wrong)} wrong answer{'s'[:len(wrong)>1]} are refused")
+    answers = f"{len(wrong)} wrong answer{'s'[:len(wrong)>1]}"
+    print(f"{name}: the solution passes; the stub and {answers} are refused")

@@ -12,7 +12,8 @@ from .core import Checker,Exercise,compare,dims
 # %% ../../nbs/solutions/18_ddim.ipynb #93f93d4e
 def _way(last, steps=None):
     "Descending noise levels in float64; the last is `last`, or random above 0 if None."
-    sigmas = torch.rand(steps or dims(lo=3, hi=8)[0], dtype=torch.float64).add(.1).cumsum(0).flip(0)
+    gaps = torch.rand(steps or dims(lo=3, hi=8)[0], dtype=torch.float64).add(.1)
+    sigmas = gaps.cumsum(0).flip(0)
     return sigmas if last is None else torch.cat([sigmas, torch.tensor([last]).double()])
 
 def _denoise(x, sigma, cond=None): return 1.5*torch.tanh(x/(1+sigma)).roll(1, -1)
@@ -47,7 +48,8 @@ def _exact(denoise, x, sigmas, n_iter):
         x = guess
     return x
 
-def _exact_args(): return _denoise, _pictures(), _way(0. if torch.rand(())<.5 else None), dims(lo=1, hi=5)[0]
+def _exact_args():
+    return _denoise, _pictures(), _way(0. if torch.rand(())<.5 else None), dims(lo=1, hi=5)[0]
 
 def _mix(noises, weights):
     w = weights/weights.square().sum().sqrt()
@@ -60,10 +62,13 @@ def _mix_args():
 # %% ../../nbs/solutions/18_ddim.ipynb #fbb61ba6
 check = Checker(
     remembered=Exercise(compare(_remembered, _remembered_args, n=12, eps=1e-9),
-        "In one step a share f = eta^2 (1-r^2) of the variance is fresh, so the old noise keeps the root of 1-f."),
+        "In one step a share f = eta^2 (1-r^2) of the variance is fresh, so the old noise "
+        "keeps the root of 1-f."),
     sample_clipped=Exercise(compare(_clipped, _clipped_args, n=8, eps=1e-9),
-        "Clip what `denoise` returns, not x. The direction x-D is then that from the clipped estimate."),
+        "Clip what `denoise` returns, not x. The direction x-D is then that from the clipped "
+        "estimate."),
     invert_exact=Exercise(compare(_exact, _exact_args, n=8, eps=1e-9),
-        "Within a step, x stays; only the guess changes. `denoise` is called with the guess and the upper level."),
+        "Within a step, x stays; only the guess changes. `denoise` is called with the guess "
+        "and the upper level."),
     mix=Exercise(compare(_mix, _mix_args, n=8, eps=1e-9),
         "The variance of the weighted sum is the sum of the squared weights."))

@@ -21,9 +21,11 @@ def _half_args(): return (torch.rand(dims(lo=2, hi=60)[0], dtype=torch.float64)*
 
 def _test_half(f):
     compare(_half_time, _half_args, n=10)(f)
-    for beta in (linear_schedule().beta, torch.full((3,), .01, dtype=torch.float64), torch.tensor([.6, .1], dtype=torch.float64)):
+    short = torch.tensor([.01, .01, .01]).double(),torch.tensor([.6, .1]).double()
+    for beta in (linear_schedule().beta, *short):
         d = difference(f(beta.clone()), _half_time(beta))
-        assert d is None, f"for beta from {beta[0]:.4g} to {beta[-1]:.4g} in {len(beta)} steps: {d}"
+        where = f"for beta from {beta[0]:.4g} to {beta[-1]:.4g} in {len(beta)} steps"
+        assert d is None, f"{where}: {d}"
 
 def _jump(x_s, abar_s, abar_t, eps):
     keep = abar_t/abar_s
@@ -36,7 +38,7 @@ def _jump_args():
 
 # %% ../../nbs/solutions/15_ddpm.ipynb #8102d38d
 def _test_score(f):
-    "Data from a mixture of three bells: the density of `x`, its derivative and the best denoiser are known."
+    "A mixture of three bells, whose density, its derivative and best denoiser are known."
     for i in range(5):
         torch.manual_seed(i)
         mu,sd = torch.randn(3, dtype=torch.float64),torch.rand(3, dtype=torch.float64)+.1
@@ -44,7 +46,8 @@ def _test_score(f):
         x = torch.randn(dims(2, hi=5), dtype=torch.float64).mul(2).requires_grad_()
         log_w = Normal(mu, (sd**2+sigma**2).sqrt()).log_prob(x[...,None])
         want, = torch.autograd.grad(log_w.logsumexp(-1).sum(), x)
-        each = mu+(x[...,None]-mu)*sd**2/(sd**2+sigma**2)             # the best guess, if it is known which bell
+        # the best guess, if it is known which bell
+        each = mu+(x[...,None]-mu)*sd**2/(sd**2+sigma**2)
         denoised = (log_w.softmax(-1)*each).sum(-1)
         d = difference(f(denoised.detach(), x.detach(), sigma), want, 1e-6)
         assert d is None, f"for a mixture whose density is known and sigma={sigma:.3g}: {d}"
@@ -57,16 +60,21 @@ def _best_args():
     n,m,*shape = dims(5, lo=2, hi=5)
     points = torch.randn(m, *shape, dtype=torch.float64)
     sigma = 10**(torch.rand(()).item()*4-3)
-    return points[torch.randint(m, (n,))]+.5*torch.randn(n, *shape, dtype=torch.float64), sigma, points
+    x = points[torch.randint(m, (n,))]+.5*torch.randn(n, *shape, dtype=torch.float64)
+    return x, sigma, points
 
 # %% ../../nbs/solutions/15_ddpm.ipynb #2941336f
 check = Checker(
     half_time=Exercise(_test_half,
-        "The share of the picture after several steps is the product of the shares that each step keeps. Times count from 0."),
+        "The share of the picture after several steps is the product of the shares that each "
+        "step keeps. Times count from 0."),
     jump=Exercise(compare(_jump, _jump_args, n=10),
-        "The product of all alphas between the two times is abar_t/abar_s: that is the abar of the jump."),
+        "The product of all alphas between the two times is abar_t/abar_s: that is the abar of "
+        "the jump."),
     score_of=Exercise(_test_score,
-        "The noise is (x-denoised)/sigma. In these coordinates the normal density of x around x_0 has the variance sigma**2."),
+        "The noise is (x-denoised)/sigma. In these coordinates the normal density of x around "
+        "x_0 has the variance sigma**2."),
     best_denoiser=Exercise(compare(_best, _best_args, n=12, eps=1e-6),
-        "The weight of a point is exp(-|x-point|^2/(2 sigma^2)), divided by the sum of all weights; the squares are summed over all pixels. "
+        "The weight of a point is exp(-|x-point|^2/(2 sigma^2)), divided by the sum of all "
+        "weights; the squares are summed over all pixels. "
         "For small sigma all weights round to 0: softmax takes care of that."))

@@ -29,23 +29,28 @@ def _test_log(f):
     got,want = f(),_true_log()
     assert isinstance(got, list), f"expected a list of strings, got {got!r}"
     good = next((i for i,(g,w) in enumerate(zip(got, want)) if g!=w), min(len(got), len(want)))
-    assert got==want, f"the first {good} entries are right, then your list and the program differ"
+    assert got==want, \
+        f"the first {good} entries are right, then your list and the program differ"
 
 # %% ../../nbs/solutions/06_foundations.ipynb #295e6115
 def _test_swapped(f):
     obj = SimpleNamespace(lr=1, name='run')
     with f(obj, 'lr', 2):
         assert obj.lr==2, f"inside the block obj.lr should be 2, it is {obj.lr}"
-        with f(obj, 'lr', 3): assert obj.lr==3, f"inside an inner block obj.lr should be 3, it is {obj.lr}"
+        with f(obj, 'lr', 3):
+            assert obj.lr==3, f"inside an inner block obj.lr should be 3, it is {obj.lr}"
         assert obj.lr==2, f"after the inner block obj.lr should be 2 again, it is {obj.lr}"
-    assert vars(obj)==dict(lr=1, name='run'), f"after the block all should be as before, the attributes are {vars(obj)}"
+    assert vars(obj)==dict(lr=1, name='run'), \
+        f"after the block all should be as before, the attributes are {vars(obj)}"
     error = KeyError('from the block')
     try:
         with f(obj, 'name', 'test'): raise error
     except KeyError as e: caught = e
     else: caught = None
-    assert obj.name=='run', f"after a block that raised, obj.name should be 'run' again, it is {obj.name!r}"
-    assert caught is error, "the error that the block raised should go on to the outside, and it did not"
+    assert obj.name=='run', \
+        f"after a block that raised, obj.name should be 'run' again, it is {obj.name!r}"
+    assert caught is error, \
+        "the error that the block raised should go on to the outside, and it did not"
 
 # %% ../../nbs/solutions/06_foundations.ipynb #9f7268d3
 def _test_memoize(f):
@@ -56,17 +61,22 @@ def _test_memoize(f):
         return x*y
     def nothing(x): calls.append(x)
     fast,none = f(area),f(nothing)
-    for x,kwargs,n in [(3, {}, 1), (3, {}, 1), (4, {}, 2), (3, {'y':5}, 3), (3, {'y':5}, 3), (3, {'y':6}, 4)]:
+    for x,kwargs,n in [(3, {}, 1), (3, {}, 1), (4, {}, 2), (3, {'y':5}, 3), (3, {'y':5}, 3),
+                       (3, {'y':6}, 4)]:
         got,want,case = fast(x, **kwargs),x*kwargs.get('y', 2),f"area({x}, **{kwargs})"
         assert got==want, f"{case} should be {want}, got {got}"
-        assert len(calls)==n, f"after {case} there should have been {n} real calls, there were {len(calls)}"
+        assert len(calls)==n, \
+            f"after {case} there should have been {n} real calls, there were {len(calls)}"
     minus = f(lambda a, b: a-b)
-    assert (minus(a=1, b=2), minus(b=1, a=2))==(-1, 1), "the names of the arguments matter: a=1, b=2 is not b=1, a=2"
+    assert (minus(a=1, b=2), minus(b=1, a=2))==(-1, 1), \
+        "the names of the arguments matter: a=1, b=2 is not b=1, a=2"
     assert none(3) is None, "a second memoized function should have results of its own"
     assert none(3) is None and len(calls)==5, "a result of None should be remembered too"
     assert fast.__name__=='area', f"the name should be 'area' still, it is {fast.__name__!r}"
-    assert fast.__doc__==area.__doc__, f"the help should be {area.__doc__!r} still, it is {fast.__doc__!r}"
-    assert str(inspect.signature(fast))=='(x, y=2)', f"the signature was lost: {inspect.signature(fast)}"
+    assert fast.__doc__==area.__doc__, \
+        f"the help should be {area.__doc__!r} still, it is {fast.__doc__!r}"
+    assert str(inspect.signature(fast))=='(x, y=2)', \
+        f"the signature was lost: {inspect.signature(fast)}"
 
 # %% ../../nbs/solutions/06_foundations.ipynb #8a8b6d40
 def _test_compose(f):
@@ -81,7 +91,8 @@ def _test_compose(f):
     g = f(double, less3)
     assert g(x)==g(x)==2*x-3, "the composed function should work a second time as well"
     got = f(total, double, less3, abs)(x, 1, scale=-1)
-    assert got==2*x+5, f"compose(total, double, less3, abs)({x}, 1, scale=-1) should be {2*x+5}, got {got}"
+    assert got==2*x+5, \
+        f"compose(total, double, less3, abs)({x}, 1, scale=-1) should be {2*x+5}, got {got}"
     assert f()(x)==x, f"compose()({x}) should be {x}, got {f()(x)}"
 
 # %% ../../nbs/solutions/06_foundations.ipynb #9fc126f2
@@ -97,7 +108,8 @@ def _test_countdown(f):
         assert got==want, f"list(Countdown({n})) should be {want}, got {got}"
         try: next(it)
         except StopIteration: pass
-        else: raise AssertionError(f"after its end, next of Countdown({n}) should raise StopIteration again")
+        else: raise AssertionError(f"after its end, next of Countdown({n}) should raise "
+                                   f"StopIteration again")
     a,b = iter(f(3)),iter(f(3))
     next(a)
     assert next(b)==3, "two Countdowns should count on their own"
@@ -114,39 +126,46 @@ def _tell(cb, event):
     return False
 
 def _stopped_at(cb, values):
-    "In which step does `cb` cancel a run with these heights, the first of them before any step? None: it never does."
+    "In which step `cb` cancels a run with these heights, the first at the start; or None."
     cb.runner.value = values[0]
     _tell(cb, 'before_loop')
     for i,v in enumerate(values[1:]):
         cb.runner.i,cb.runner.value = i,v
-        if _tell(cb, 'before_step') or _tell(cb, 'after_slope') or _tell(cb, 'after_step'): return i
+        if _tell(cb, 'before_step') or _tell(cb, 'after_slope') or _tell(cb, 'after_step'):
+            return i
         _tell(cb, 'cleanup_step')
     return None
 
 def _test_patience(f):
-    for n,values,want in [(2, [9, 8, 7, 6, 5], None), (2, [9, 8, 8.5, 8.1, 3], 2), (1, [5, 6, 7], 0),
-                          (3, [9, 8, 8.5, 8.1, 7, 7, 7, 7, 7], 6), (2, [9, 8, 9, 7, 8, 6], None)]:
+    for n,values,want in [(2, [9, 8, 7, 6, 5], None), (2, [9, 8, 8.5, 8.1, 3], 2),
+                          (1, [5, 6, 7], 0), (3, [9, 8, 8.5, 8.1, 7, 7, 7, 7, 7], 6),
+                          (2, [9, 8, 9, 7, 8, 6], None)]:
         cb = f(n)
         cb.runner = SimpleNamespace(value=0., i=0, lr=.02)
         got = _stopped_at(cb, values)
         want = 'never' if want is None else f"in step {want}"
         got = 'never' if got is None else f"in step {got}"
-        assert got==want, f"PatienceCB({n}) with start and heights {values}: should cancel {want}, cancelled {got}"
+        assert got==want, \
+            f"PatienceCB({n}) with start and heights {values}: expected {want}, cancelled {got}"
     got = _stopped_at(cb, [50, 40, 30, 20])
-    assert got is None, f"a second run, heights falling from 50 to 20, should not be cancelled, but was in step {got}"
+    assert got is None, \
+        f"a second run, heights falling from 50 to 20, should go on, but ended in step {got}"
 
 # %% ../../nbs/solutions/06_foundations.ipynb #3bdc94ac
 check = Checker(
     predicted_log=Exercise(_test_log,
-        "The error passes through the inner room first. What does each `finally` do, and who catches the error?"),
+        "The error passes through the inner room first. What does each `finally` do, and who "
+        "catches the error?"),
     swapped=Exercise(_test_swapped,
-        "Under `@contextmanager`: read the old value, set the new, `yield` inside `try`, set the old in `finally`."),
+        "Under `@contextmanager`: read the old value, set the new, `yield` inside `try`, set "
+        "the old in `finally`."),
     memoize=Exercise(_test_memoize,
-        "A dict made inside `memoize`, a key from `args` and the sorted items of `kwargs`, and `wraps`."),
+        "A dict made inside `memoize`, a key from `args` and the sorted items of `kwargs`, and "
+        "`wraps`."),
     compose=Exercise(_test_compose,
         "The first function gets `*args, **kwargs`; each further one gets the last result."),
     Countdown=Exercise(_test_countdown,
         "`__iter__` returns `self`. `__next__` raises `StopIteration` when nothing is left."),
     PatienceCB=Exercise(_test_patience,
-        "`before_loop` sets the best height to the present `self.value` and a count to nought; `after_step` compares, "
-        "and starts the count again at every new low."))
+        "`before_loop` sets the best height to the present `self.value` and a count to zero; "
+        "`after_step` compares, and starts the count again at every new low."))

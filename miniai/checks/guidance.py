@@ -19,7 +19,8 @@ def _calls(n, k, scale):
     def _denoise(x, sigma, cond):
         counts.append(len(x))
         return x
-    guide = Guide(_denoise, torch.zeros(n, dtype=torch.int64), torch.ones(1, dtype=torch.int64), scale)
+    guide = Guide(_denoise, torch.zeros(n, dtype=torch.int64), torch.ones(1, dtype=torch.int64),
+                  scale)
     sample_heun(guide, torch.zeros(n, 1, 1, 1), karras_sigmas(k))
     return sum(counts)
 
@@ -29,7 +30,7 @@ def _pictures(): return tuple(torch.randn(2, 2, *dims(3, 2, 5)))
 def _interval(told, without, scale, sigma, low, high):
     return without + scale*(told-without) if low<sigma<=high else told
 
-def _interval_args(): return *_pictures(),2.5,*((.1, .3, 4.), (.3, .3, 4.), (1., .3, 4.), (4., .3, 4.), (9., .3, 4.))[dims(hi=5)[0]-1]
+def _interval_args(): return *_pictures(),2.5,(.1, .3, 1., 4., 9.)[dims(hi=5)[0]-1],.3,4.
 
 def _rescaled(told, without, scale, share):
     guided = without + scale*(told-without)
@@ -44,26 +45,35 @@ def _test_label_unet(f):
         torch.manual_seed(i)
         n_classes = dims(lo=2)[0]
         net = f(nfs=(8,), n_classes=n_classes, n_emb=16, norm=None)
-        assert isinstance(net, UNet), f"expected a class made from UNet, got {type(net).__name__}"
-        assert isinstance(getattr(net, 'classes', None), nn.Embedding), "expected an nn.Embedding with the name `classes`"
+        if not isinstance(net, UNet):
+            raise AssertionError(f"expected a class made from UNet, got {type(net).__name__}")
+        if not isinstance(getattr(net, 'classes', None), nn.Embedding):
+            raise AssertionError("expected an nn.Embedding with the name `classes`")
         shape,want = tuple(net.classes.weight.shape),(n_classes+1, 16)
-        assert shape==want, f"n_classes={n_classes}, n_emb=16: expected an embedding of the shape {want}, got {shape}"
+        if shape!=want:
+            raise AssertionError(f"n_classes={n_classes}, n_emb=16: expected an embedding of "
+                                 f"the shape {want}, got {shape}")
         x,c,y = torch.randn(4, 1, 5, 5),torch.randn(4),torch.randint(n_classes+1, (4,))
-        level = UNet._embedding(net, x, c)
-        for name,cond,rows in (('classes', y, y), ('no class', None, torch.full((4,), n_classes))):
+        level,none = UNet._embedding(net, x, c),torch.full((4,), n_classes)
+        for name,cond,rows in (('classes', y, y), ('no class', None, none)):
             d = difference(net._embedding(x, c, cond), level+net.classes.weight[rows], 1e-5)
-            assert d is None, f"told {name}: {d}"
+            if d: raise AssertionError(f"told {name}: {d}")
         for p in net.parameters(): nn.init.normal_(p, std=.3)
-        a,b = net(x, c, torch.zeros(4, dtype=torch.int64)),net(x, c, torch.ones(4, dtype=torch.int64))
-        assert difference(a, b) is not None, "another class gives the same picture"
+        a,b = (net(x, c, torch.full((4,), k)) for k in (0, 1))
+        if not difference(a, b): raise AssertionError("another class gives the same picture")
 
 # %% ../../nbs/solutions/24_guidance.ipynb #a0b8b8e5
 check = Checker(
     network_calls=Exercise(compare(_calls, _calls_args, n=20),
-        "Heun asks twice a step, but once in the last one. `Guide` asks for both answers, unless the scale leaves only one."),
+        "Heun asks twice a step, but once in the last one. `Guide` asks for both answers, "
+        "unless the scale leaves only one."),
     in_interval=Exercise(compare(_interval, _interval_args, n=20),
-        "Outside the interval return `told` as it is. The upper end belongs to the interval, the lower does not."),
+        "Outside the interval return `told` as it is. The upper end belongs to the interval, "
+        "the lower does not."),
     rescaled=Exercise(compare(_rescaled, _rescaled_args),
-        "One factor a picture: `flatten(1).std(1)` of `told` divided by that of the guided answer. The guided one is on the line of the lesson."),
+        "One factor per image: `flatten(1).std(1)` of `told` divided by that of the guided "
+        "answer. The guided one is on the line of the lesson."),
     LabelUNet=Exercise(_test_label_unet,
-        "Take `n_classes` by name and hand all else on to `super().__init__`. The embedding has n_classes+1 rows of n_emb numbers; `super()._embedding(x, c)` gives what it is added to."))
+        "Take `n_classes` by name and hand all else on to `super().__init__`. The embedding "
+        "has n_classes+1 rows of n_emb numbers; `super()._embedding(x, c)` gives what it is "
+        "added to."))

@@ -11,18 +11,23 @@ from .core import Checker,Exercise,compare,difference,dims
 from ..karras import karras_sigmas,sample_euler
 
 # %% ../../nbs/solutions/20_karras.ipynb #865c792a
-def _deviation(sigmas, var): return sample_euler(lambda x, s: x*var/(var+s*s), sigmas[:1], sigmas)[0]
+def _deviation(sigmas, var):
+    return sample_euler(lambda x, s: x*var/(var+s*s), sigmas[:1], sigmas)[0]
 
 def _deviation_args():
     n, = dims(lo=1, hi=12)
-    return karras_sigmas(n, .01+torch.rand(()).item(), 2+40*torch.rand(()).item()), .1+3*torch.rand(()).item()
+    a,b,var = torch.rand(3).tolist()
+    return karras_sigmas(n, .01+a, 2+40*b), .1+3*var
 
 def _exponential(n, sigma_min, sigma_max):
     i = torch.arange(n, dtype=torch.float64)
     return F.pad(sigma_max*(sigma_min/sigma_max)**(i/max(n-1, 1)), (0, 1))
 
-def _exponential_args(): return dims(lo=1, hi=12)[0], .01+torch.rand(()).item(), 2+40*torch.rand(()).item()
+def _exponential_args():
+    a,b = torch.rand(2).tolist()
+    return dims(lo=1, hi=12)[0], .01+a, 2+40*b
 
+# %% ../../nbs/solutions/20_karras.ipynb #84ade1a2
 class _Recorder:
     "A denoiser that notes the levels of its calls."
     def __init__(self): self.levels = []
@@ -53,14 +58,15 @@ def _churn(denoise, x, sigmas, churn, generator):
 
 # %% ../../nbs/solutions/20_karras.ipynb #3bdb75e7
 def _test_sampler(reference, more=lambda i: ()):
-    "A test that runs an answer and `reference` from the same noise, and compares pictures and the levels of the calls."
+    "Runs an answer and `reference` from the same noise; compares pictures and levels of calls."
     def _test(f):
         for i in range(5):
             torch.manual_seed(i)
             sigmas = karras_sigmas(i+1, .05, 10.)
             x = torch.randn(2, 1, *dims(2), dtype=torch.float64)*10
             a,b = _Recorder(),_Recorder()
-            got,want = f(a, x.clone(), sigmas, *more(i)),reference(b, x.clone(), sigmas, *more(i))
+            got = f(a, x.clone(), sigmas, *more(i))
+            want = reference(b, x.clone(), sigmas, *more(i))
             a_n,b_n = len(a.levels),len(b.levels)
             assert a_n==b_n, f"{i+1} steps: expected {b_n} calls of the denoiser, got {a_n}"
             d = difference(torch.tensor(a.levels), torch.tensor(b.levels), 1e-5)
@@ -74,10 +80,13 @@ def _churn_more(i): return (0., .5, 1., 3., 40.)[i], torch.Generator().manual_se
 # %% ../../nbs/solutions/20_karras.ipynb #9124c390
 check = Checker(
     euler_deviation=Exercise(compare(_deviation, _deviation_args, n=10, eps=1e-9),
-        "Put D into Euler's step: the new x is a number times the old one. The numbers of all steps multiply."),
+        "Put D into Euler's step: the new x is a number times the old one. The numbers of all "
+        "steps multiply."),
     exponential_sigmas=Exercise(compare(_exponential, _exponential_args, n=12, eps=1e-9),
         "The logarithms are evenly spaced. Mind the dtype, the 0 at the end, and n=1."),
     sample_midpoint=Exercise(_test_sampler(_midpoint),
-        "Two calls a step, at s and at sqrt(s*t), one for the last. The whole step starts again from the old x, by the second slope."),
+        "Two calls a step, at s and at sqrt(s*t), one for the last. The whole step starts "
+        "again from the old x, by the second slope."),
     sample_churn=Exercise(_test_sampler(_churn, _churn_more),
-        "After the noise is added the level is the raised one: the first call, the division and the length of the step all use it."))
+        "After the noise is added the level is the raised one: the first call, the division "
+        "and the length of the step all use it."))

@@ -32,7 +32,8 @@ def _summary_args():
     return torch.randn(n, l, d),ids,end
 
 # %% ../../nbs/solutions/27_latent_diffusion.ipynb #1547ccde
-_names = ['layout','background'] + [f'{which} {k}' for which in ('first','second') for k in ('size','colour','shape')]
+_names = ['layout','background'] + [
+    f'{which} {k}' for which in ('first','second') for k in ('size','colour','shape')]
 
 def _complaints(asked, seen):
     a,b = scene_targets([asked, seen]).tolist()
@@ -67,15 +68,21 @@ def _test_between(f):
             got = guided(x, sigma)
             d = difference(got, want, 1e-4)
             assert d is None, f"lo={lo}, hi={hi}, sigma={sigma}: {d}"
-            assert sum(n_rows)==(2*n if inside else n), f"sigma={sigma}: the network was asked {sum(n_rows)} times for {n} pictures, expected {2*n if inside else n}"
+            calls,expected = sum(n_rows),2*n if inside else n
+            text = f"the network was asked {calls} times for {n} pictures, expected {expected}"
+            assert calls==expected, f"sigma={sigma}: {text}"
 
 # %% ../../nbs/solutions/27_latent_diffusion.ipynb #7bb2ac77
 check = Checker(
     map_sizes=Exercise(compare(_sizes, _sizes_args, n=20),
-        "Count the places of the latents. In self-attention each place has a weight for each place, in cross-attention one for each id."),
+        "Count the places of the latents. In self-attention each place has a weight for "
+        "each place, in cross-attention one for each id."),
     summary_states=Exercise(compare(_summary, _summary_args, n=20),
-        "`(ids==end).int().argmax(1)` is the place of the first end mark of each row. Keep a dimension of size 1 for the places."),
+        "`(ids==end).int().argmax(1)` is the place of the first end mark of each row. Keep "
+        "a dimension of size 1 for the places."),
     complaints=Exercise(_test_complaints,
-        "`scene_targets` puts the things in order and writes -100 where nothing was said. Compare its two rows, and skip what was not asked for."),
+        "`scene_targets` puts the things in order and writes -100 where nothing was said. "
+        "Compare its two rows, and skip what was not asked for."),
     guide_between=Exercise(_test_between,
-        "Two `Guide`s, one with `scale` and one with 1, and a function that chooses between them by sigma. Both ends belong to the interval."))
+        "Two `Guide`s, one with `scale` and one with 1, and a function that chooses between"
+        " them by sigma. Both ends belong to the interval."))

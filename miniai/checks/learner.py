@@ -18,7 +18,8 @@ class _Trace(Callback):
     order = -999          # before the callback that raises
     def __init__(self): self.events = []
     def __getattr__(self, name):
-        if not name.startswith(('before_','after_','cancel_','cleanup_')): raise AttributeError(name)
+        if not name.startswith(('before_','after_','cancel_','cleanup_')):
+            raise AttributeError(name)
         return lambda learn: self.events.append(name)
 
 class _Cancel(Callback):
@@ -26,41 +27,47 @@ class _Cancel(Callback):
 
 def _events_test(f):
     batch,trace = (torch.zeros(2, 3), torch.zeros(2, 1)),_Trace()
-    TrainLearner(nn.Linear(3, 1), SimpleNamespace(train=[batch]*2), cbs=[trace, _Cancel()]).fit(valid=False)
+    TrainLearner(nn.Linear(3, 1), SimpleNamespace(train=[batch]*2),
+                 cbs=[trace, _Cancel()]).fit(valid=False)
     want,got = trace.events,f()
     ok = got is not None and not isinstance(got, str) and hasattr(got, '__iter__')
     assert ok, f"expected a list of names such as 'before_fit', got {got!r:.80}"
     got = list(got)
     right = next((i for i,(g,w) in enumerate(zip(got, want)) if g!=w), min(len(got), len(want)))
-    if right<len(got): assert False, f"the first {right} events are right; {got[right]!r} does not come next"
+    if right<len(got):
+        assert False, f"the first {right} events are right; {got[right]!r} does not come next"
     assert right==len(want), f"these {right} events are right, but more follow"
 
 # %% ../../nbs/solutions/09_learner.ipynb #863804dd
 def _home(cls, name):
     "The module that has defined the base class `name` of an answer."
-    base = next((c for c in getattr(cls, '__mro__', ()) if c.__name__==name and c is not cls), None)
+    base = next((c for c in getattr(cls, '__mro__', ()) if c.__name__==name and c is not cls),
+                None)
     assert base is not None, f"expected a subclass of {name}"
     return sys.modules[base.__module__]
 
 class _Broken(Exception): "Something fails in the middle of a fit."
 
 def _told_fit(lib, learn, losses):
-    "A fit with these validation losses, one an epoch; returns in how many epochs it trained and validated, and its cancelled passes."
+    "A fit with these validation losses: epochs trained, validated, and cancelled passes."
     seen,cancelled = set(),[]
     def _loss(preds, _):
         seen.add((learn.epoch, learn.phase))
         v = losses[learn.epoch]
         if v is None: raise _Broken()
-        v = -v if learn.phase=='train' else (2*v, -v)[learn.iter]         # in validation, the average over the three rows is v
+        # in validation, the average over the three rows is v
+        v = -v if learn.phase=='train' else (2*v, -v)[learn.iter]
         return 0*preds.sum()+v
     learn.loss_func = _loss
-    watch = type('_Watch', (lib.Callback,), dict(cancel_epoch=lambda self, learn: cancelled.append(learn.epoch)))()
+    watch = type('_Watch', (lib.Callback,),
+                 dict(cancel_epoch=lambda self, learn: cancelled.append(learn.epoch)))()
     learn.fit(len(losses), cbs=[watch])
     return *(sum(p==phase for _,p in seen) for phase in ('train','valid')), len(cancelled)
 
 # %% ../../nbs/solutions/09_learner.ipynb #5bac8f68
 _nan = math.nan
-_stops = [                     # n; then for each of some fits in a row: the losses, the epochs that are right
+# n; then for each of some fits in a row: the losses, the epochs that are right
+_stops = [
     (2, ([8, 7, 6, 5, 4], [5])),
     (1, ([4, 3, 2], [3])),
     (2, ([4, 2, 3, 2.5, 1], [4])),
@@ -70,7 +77,8 @@ _stops = [                     # n; then for each of some fits in a row: the los
     (2, ([4, 5, 3, 3.5, 2, 2.5, 1], [7])),
     (2, ([4, _nan, _nan, 3, 1], [3])),
     (2, ([4, _nan, 3, _nan, 2], [5])),
-    (2, ([_nan]*6, [2, 3])),                       # was there a lowest to fall below, in the first epoch? either way is right
+    # was there a lowest to fall below, in the first epoch? either way is right
+    (2, ([_nan]*6, [2, 3])),
     (2, ([1, 2, 3, .5], [3]), ([9, 8, 7, 6], [4]), ([7, 8, 9, 5], [3])),
     (2, ([1, 2], [2]), ([9, 8, 7], [3])),
     (2, ([1, 2, None], [None]), ([9, 8, 7], [3])), # None: an error breaks off the fit
@@ -78,16 +86,20 @@ _stops = [                     # n; then for each of some fits in a row: the los
 
 # %% ../../nbs/solutions/09_learner.ipynb #6c247a5e
 def _early_fit(lib, learn, losses, want, case):
-    "One fit of `learn`, which should do one of the numbers of epochs in `want`; None there: be broken off by an error."
+    "One fit of `learn` with `want` epochs; None there: it should be broken off by an error."
     try: trained,validated,cancelled = _told_fit(lib, learn, losses)
     except _Broken:
         assert want==[None], f"{case}: this fit should have ended earlier"
         return
-    except (StopIteration, KeyboardInterrupt, SystemExit) as e: raise AssertionError(f"{case}: {type(e).__name__} came out of `fit`") from e
-    assert not cancelled, f"{case}: a pass was cancelled, and the fit went on; the fit itself should end"
+    except (StopIteration, KeyboardInterrupt, SystemExit) as e:
+        raise AssertionError(f"{case}: {type(e).__name__} came out of `fit`") from e
+    assert not cancelled, (
+        f"{case}: a pass was cancelled, and the fit went on; the fit itself should end")
     text = ' or '.join(map(str, want))
-    assert validated in want, f"{case}: the fit should do {text} of {len(losses)} epochs, and did {validated}"
-    assert trained==validated, f"{case}: the fit should end after {text} epochs, and has begun to train in the next"
+    assert validated in want, (
+        f"{case}: the fit should do {text} of {len(losses)} epochs, and did {validated}")
+    assert trained==validated, (
+        f"{case}: the fit should end after {text} epochs, and has begun to train in the next")
 
 def _early_test(f):
     lib,x = _home(f, 'Callback'),torch.ones(3, 1)
@@ -97,7 +109,8 @@ def _early_test(f):
         learn.log = lambda *args: None
         for i,(losses,want) in enumerate(fits):
             told = ', '.join('an error' if o is None else f'{o:g}' for o in losses)
-            case = f"EarlyStopCB({n}), {'a new fit after another, ' if i else ''}validation losses {told}"
+            case = (f"EarlyStopCB({n}), {'a new fit after another, ' if i else ''}validation "
+                    f"losses {told}")
             _early_fit(lib, learn, losses, want, case)
 
 # %% ../../nbs/solutions/09_learner.ipynb #5ff597d7
@@ -117,18 +130,20 @@ class _Breaks(list):
         yield from self[:self.n]
         raise _Broken()
 
-def _join(batches, n): return [tuple(map(torch.cat, zip(*batches[i:i+n]))) for i in range(0, len(batches), n)]
+def _join(batches, n):
+    return [tuple(map(torch.cat, zip(*batches[i:i+n]))) for i in range(0, len(batches), n)]
 
 # %% ../../nbs/solutions/09_learner.ipynb #cf3a0642
 def _accum_fits(cls, metrics_cb, batches, valid, opt_func, n=None, factor=1., broken=None):
-    "Learner, weights, and after which batches of the first pass steps were made; after two epochs, then perhaps a broken and a whole one."
+    "Learner, weights, and the batches of the first pass that ended in a step."
     torch.manual_seed(0)
     steps = []
     def _opt(params, lr):
         opt = opt_func(params, lr=lr)
         opt.register_step_post_hook(lambda *args: steps.append((learn.epoch, learn.iter+1)))
         return opt
-    learn = cls(_Model(3, 1).double(), SimpleNamespace(train=batches, valid=valid), lambda p,y: factor*F.mse_loss(p, y), .05, [metrics_cb()], _opt)
+    learn = cls(_Model(3, 1).double(), SimpleNamespace(train=batches, valid=valid),
+                lambda p,y: factor*F.mse_loss(p, y), .05, [metrics_cb()], _opt)
     learn.log = lambda *args: None
     if n is not None: learn.n = n
     learn.fit(2)
@@ -145,15 +160,23 @@ def _accum_fits(cls, metrics_cb, batches, valid, opt_func, n=None, factor=1., br
 def _accum_reason(got, small, n, *args):
     "What `got` looks like, as the end of a sentence."
     large,last = _join(small, n),small[n-1::n]
-    for text,batches,factor in [("a step is made after each batch", small, 1.), ("the gradients of the n batches are added, not averaged", large, n),
-                                ("only the last of each n batches counts", last, 1.), ("only the last of each n batches counts", last, 1/n)]:
-        if not difference(got, _accum_fits(TrainLearner, MetricsCB, batches, *args, factor=factor)[1], 1e-8): return f"\n  It looks as if {text}."
+    for text,batches,factor in [("a step is made after each batch", small, 1.),
+                                ("the gradients of the n batches are added, not averaged",
+                                 large, n),
+                                ("only the last of each n batches counts", last, 1.),
+                                ("only the last of each n batches counts", last, 1/n)]:
+        if not difference(got, _accum_fits(TrainLearner, MetricsCB, batches, *args,
+                                           factor=factor)[1], 1e-8):
+            return f"\n  It looks as if {text}."
     return ''
 
 def _accum_steps(steps, right):
     if steps==[]: return "\n  In the first pass no step was made."
-    text = f"\n  In the first pass steps were made after the batches {', '.join(map(str, steps))} (counted from 1)"
-    return text + ('.' if len(steps)==len(right) else f"; there should be {len(right)} {'step' if len(right)==1 else 'steps'}.")
+    text = ("\n  In the first pass steps were made after the batches "
+            f"{', '.join(map(str, steps))} (counted from 1)")
+    return text + ('.' if len(steps)==len(right)
+                   else f"; there should be {len(right)} "
+                        f"{'step' if len(right)==1 else 'steps'}.")
 
 # %% ../../nbs/solutions/09_learner.ipynb #654b4020
 def _accum_test(f):
@@ -163,26 +186,36 @@ def _accum_test(f):
         small = [(torch.randn(2, 3).double(), torch.randn(2, 1).double()) for _ in range(n*k)]
         for opt_func in (partial(optim.SGD, momentum=.9, weight_decay=.1), optim.Adam):
             args = small[:2],opt_func
-            case = f"n={n}, {n*k} batches of 2 rows, {getattr(opt_func, 'func', opt_func).__name__}: "
+            case = (f"n={n}, {n*k} batches of 2 rows, "
+                    f"{getattr(opt_func, 'func', opt_func).__name__}: ")
             learn,got,steps = _accum_fits(f, lib.MetricsCB, small, *args, n=n)
             other,want,right = _accum_fits(TrainLearner, MetricsCB, _join(small, n), *args)
-            assert learn.model.most<=2, case+f"the model got {learn.model.most} rows at once, which may not fit into memory"
+            assert learn.model.most<=2, (
+                case+f"the model got {learn.model.most} rows at once, which may not fit into "
+                     "memory")
             d = difference(got, want, 1e-8)
-            assert d is None, (case+f"the weights should be those after {k} batches of {2*n} rows, two epochs of them: {d}"
-                               + _accum_steps(steps, right) + _accum_reason(got, small, n, *args))
+            assert d is None, (case+f"the weights should be those after {k} batches of {2*n} "
+                                    f"rows, two epochs of them: {d}"
+                               + _accum_steps(steps, right) + _accum_reason(got, small, n,
+                                                                            *args))
             for row,ref in zip(learn.history, other.history):
                 for o in ('train_loss','valid_loss'):
                     d = difference(row[o], ref[o], 1e-6)
-                    assert d is None, case+f"the weights are right, but not {o} in `history`: {d}"
+                    assert d is None, (
+                        case+f"the weights are right, but not {o} in `history`: {d}")
             if k==1 or n==1: continue
             got = _accum_fits(f, lib.MetricsCB, small, *args, n=n, broken=n+1)[1]
-            d = difference(got, _accum_fits(TrainLearner, MetricsCB, _join(small, n), *args, broken=1)[1], 1e-8)
-            assert d is None, case+f"an error broke off a fit after batch {n+1}, and something of this batch is left in the next fit: {d}"
+            d = difference(got, _accum_fits(TrainLearner, MetricsCB, _join(small, n), *args,
+                                            broken=1)[1], 1e-8)
+            assert d is None, (
+                case+f"an error broke off a fit after batch {n+1}, and something of this batch "
+                     f"is left in the next fit: {d}")
 
 # %% ../../nbs/solutions/09_learner.ipynb #728b4350
 def _ranked(n, classes):
     "Scores, targets, and how many classes have a higher score than the right one."
-    place = torch.rand(n, classes).argsort(1)                        # place[:,j]: the class with the j-th highest score
+    # place[:,j]: the class with the j-th highest score
+    place = torch.rand(n, classes).argsort(1)
     rank = torch.randint(classes, (n,))
     scores = torch.randn(n, classes).sort(1, descending=True).values
     return torch.zeros(n, classes).scatter(1, place, scores), place[torch.arange(n),rank], rank
@@ -196,24 +229,35 @@ def _topk_case(metric, k, classes, sizes, before):
         preds,targets,rank = _ranked(n, classes)
         kept = preds.clone(),targets.clone()
         metric.update(preds, targets)
-        assert difference((preds, targets), kept, 0) is None, "`update` changes the predictions or targets, which other metrics need too"
+        assert difference((preds, targets), kept, 0) is None, (
+            "`update` changes the predictions or targets, which other metrics need too")
         ranks.append(rank)
-    got,case = metric.compute(),f"TopK({k}), {classes} classes, batches of {', '.join(map(str, sizes))} rows"
-    assert not isinstance(got, torch.Tensor), f"{case}: `compute` should return a float, got a tensor; `.item()` makes a number of it"
-    assert isinstance(got, float), f"{case}: `compute` should return a float, got {got!r:.60} of type {type(got).__name__}"
+    got,case = (metric.compute(),
+                f"TopK({k}), {classes} classes, batches of {', '.join(map(str, sizes))} rows")
+    assert not isinstance(got, torch.Tensor), (
+        f"{case}: `compute` should return a float, got a tensor; `.item()` makes a number of "
+        "it")
+    assert isinstance(got, float), (
+        f"{case}: `compute` should return a float, got {got!r:.60} of type "
+        f"{type(got).__name__}")
     right = torch.cat(ranks)<k
     d = difference(got, right.double().mean().item())
     if d is None: return ranks
-    reasons = {"this is the mean of the batches' shares, in which a row of a small batch counts more than another":
+    reasons = {"this is the mean of the batches' shares, in which a row of a small batch "
+               "counts more than another":
                    torch.stack([(r<k).double().mean() for r in ranks]).mean(),
-               "the rows from before `reset` still count": (torch.cat([*before, *ranks])<k).double().mean(),
-               "this is the accuracy: only the highest score counts": (torch.cat(ranks)<1).double().mean(),
+               "the rows from before `reset` still "
+               "count": (torch.cat([*before, *ranks])<k).double().mean(),
+               "this is the accuracy: only the highest score "
+               "counts": (torch.cat(ranks)<1).double().mean(),
                "this is the share of the last batch alone": (ranks[-1]<k).double().mean(),
                "this is the number of rows, not their share": right.sum().double(),
                "this share is divided by k": right.double().mean()/k}
-    looks = next((text for text,v in reasons.items() if difference(got, v.item()) is None), None)
+    looks = next((text for text,v in reasons.items() if difference(got, v.item()) is None),
+                 None)
     if before: case += ", after another pass and `reset`"
-    raise AssertionError(f"{case}: {d}" + (f"\n  {looks[0].upper()}{looks[1:]}." if looks else ''))
+    raise AssertionError(f"{case}: {d}" + (f"\n  {looks[0].upper()}{looks[1:]}." if looks
+                                           else ''))
 
 # %% ../../nbs/solutions/09_learner.ipynb #935d92de
 def _topk_test(f):
@@ -222,28 +266,37 @@ def _topk_test(f):
         classes = dims(1, 3, 12)[0]
         k = {0: 2, 1: 1, 2: classes}.get(i) or dims(1, 1, classes)[0]
         metric,ranks = f(k),[]
-        for sizes in ((8, 8, 3), dims(4), (1,)): ranks = _topk_case(metric, k, classes, sizes, ranks)
+        for sizes in ((8, 8, 3), dims(4), (1,)):
+            ranks = _topk_case(metric, k, classes, sizes, ranks)
     preds,targets,rank = _ranked(50, 6)
     dls = SimpleNamespace(valid=list(zip(preds.split(16), targets.split(16))))
-    learn = TrainLearner(nn.Identity(), dls, F.cross_entropy, cbs=[MetricsCB(one=f(1), three=f(3))])
+    learn = TrainLearner(nn.Identity(), dls, F.cross_entropy,
+                         cbs=[MetricsCB(one=f(1), three=f(3))])
     learn.log = lambda *args: None
     learn.fit(2, train=False)
     for row in learn.history:
         for k,name in ((1, 'one'), (3, 'three')):
             d = difference(row[f'valid_{name}'], (rank<k).double().mean().item())
-            assert d is None, f"MetricsCB(one=TopK(1), three=TopK(3)), epoch {row['epoch']}, {name}: {d}"
+            assert d is None, (
+                f"MetricsCB(one=TopK(1), three=TopK(3)), epoch {row['epoch']}, {name}: {d}")
 
 # %% ../../nbs/solutions/09_learner.ipynb #92e2d0c1
 check = Checker(
     predicted_events=Exercise(_events_test,
-        "An exception leaves level after level until one catches it. Which level catches a CancelEpoch? And what does each level do on the way out, "
+        "An exception leaves level after level until one catches it. Which level catches a "
+        "CancelEpoch? And what does each level do on the way out, "
         "whatever happened? Look at `_run`. The event in which it is raised has occurred."),
     EarlyStopCB=Exercise(_early_test,
-        "`after_epoch` comes after each pass, also after the training, when the row of this epoch is not there yet. Remember the lowest loss and how "
-        "many epochs ago it was; only `loss < lowest` is progress, and every comparison with nan is False. A fit begins with `before_fit`."),
+        "`after_epoch` comes after each pass, also after the training, when the row of this "
+        "epoch is not there yet. Remember the lowest loss and how "
+        "many epochs ago it was; only `loss < lowest` is progress, and every comparison with "
+        "nan is False. A fit begins with `before_fit`."),
     AccumLearner=Exercise(_accum_test,
-        "Of n batches, which one should set the gradients to zero, and which should make a step? `self.iter` counts the batches of a pass "
-        "from 0. The loss of a large batch is the mean of the losses of its parts, so what has to be divided before it goes backward?"),
+        "Of n batches, which one should set the gradients to zero, and which should make a "
+        "step? `self.iter` counts the batches of a pass "
+        "from 0. The loss of a large batch is the mean of the losses of its parts, so what has "
+        "to be divided before it goes backward?"),
     TopK=Exercise(_topk_test,
-        "Count rows: all that were seen since `reset`, and those that were right. Divide once, at the end. "
+        "Count rows: all that were seen since `reset`, and those that were right. Divide once, "
+        "at the end. "
         "`torch.topk` gives the places of the highest scores."))

@@ -15,18 +15,20 @@ def _test_share(f):
     sigma = (math.pi/2*t).tan()
     for s in (0., .03, .5, 1., 4., 80.):
         got,want = f(s),(sigma>s).double().mean().item()
-        d = difference(got, want, 1e-4)                       # counted on a grid of 200,000 times
+        d = difference(got, want, 1e-4)  # counted on a grid of 200,000 times
         assert d is None, f"sigma={s}: {d}"
 
 def _test_shift(f):
     t = torch.linspace(0, 1, 11, dtype=torch.float64)
-    for name,abar in dict(cosine=lambda t: torch.cos(t*math.pi/2)**2, line=lambda t: 1-t).items():
+    kinds = dict(cosine=lambda t: torch.cos(t*math.pi/2)**2, line=lambda t: 1-t)
+    for name,abar in kinds.items():
         for k in (1, 2, 4.5):
             new = f(abar, k)
             assert callable(new), f"expected a function of times, got {type(new).__name__}"
             got = new(t)
             d = difference(got[[0, -1]], abar(t)[[0, -1]], 1e-12)
-            assert d is None, f"at the ends of the {name}, where f gives 1 and 0, both should stay: {d}"
+            where = f"at the ends of the {name}, where f gives 1 and 0, both should stay"
+            assert d is None, f"{where}: {d}"
             levels = [((1-o)/o).sqrt()[1:-1] for o in (got, abar(t))]
             d = difference(levels[0], k*levels[1], 1e-8)
             assert d is None, f"{name}, k={k}: the noise levels inside: {d}"
@@ -42,14 +44,19 @@ def _abar_args():
 
 def _min_snr(sigma, gamma): return (sigma**-2).clamp(max=gamma)/(1+sigma**-2)
 
-def _snr_args(): return (3*torch.randn(6, dtype=torch.float64)).exp(), 5*torch.rand(()).item()+.1
+def _snr_args():
+    return (3*torch.randn(6, dtype=torch.float64)).exp(), 5*torch.rand(()).item()+.1
 
 check = Checker(
     share_above=Exercise(_test_share,
-        "sigma is sqrt((1-abar)/abar), so it is tan(pi*t/2). At which time is it `sigma`? All later times count."),
+        "sigma is sqrt((1-abar)/abar), so it is tan(pi*t/2). At which time is it `sigma`? All "
+        "later times count."),
     shift=Exercise(_test_shift,
-        "abar = 1/(1+sigma^2). Put k*sigma in place of sigma, and write the result with abar alone, so that nothing is divided by zero."),
+        "abar = 1/(1+sigma^2). Put k*sigma in place of sigma, and write the result with abar "
+        "alone, so that nothing is divided by zero."),
     zero_terminal=Exercise(compare(_zero_terminal, _abar_args, n=10, eps=1e-9),
-        "Work with abar.sqrt(): subtract the last root from all, multiply all so that the first is what it was, and square at the end."),
+        "Work with abar.sqrt(): subtract the last root from all, multiply all so that the "
+        "first is what it was, and square at the end."),
     min_snr=Exercise(compare(_min_snr, _snr_args, n=10, eps=1e-9),
-        "The squared error of v is that of the picture times SNR+1. What must it be multiplied by to become that of the picture times min(SNR, gamma)?"))
+        "The squared error of v is that of the picture times SNR+1. What must it be multiplied "
+        "by to become that of the picture times min(SNR, gamma)?"))

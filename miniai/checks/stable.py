@@ -16,17 +16,19 @@ def _calls(sigmas, strength, n): return 2*n*(len(strength_sigmas(sigmas, strengt
 
 def _calls_args():
     steps,n = dims(2, 1, 40)
-    return karras_sigmas(steps, .02, 80.),[0., 1., .5, .2, .8][dims(1, 0, 4)[0]],n
+    return karras_sigmas(steps, .02, 80.),[0., 1., .5, .2, .8, .05, .95][dims(1, 0, 6)[0]],n
 
 def _test_needed(f):
     for p,d in ((.5, .05), (.9, .03), (.2, .04), (.99, .1), (.0, .1), (.73, .011)):
         n = f(p, d)
         case = f"p={p}, deviation={d}"
-        assert isinstance(n, int) and not isinstance(n, bool), f"{case}: expected a whole number, an int, got {n!r}"
+        whole = isinstance(n, int) and not isinstance(n, bool)
+        assert whole, f"{case}: expected a whole number, an int, got {n!r}"
         assert n>=1, f"{case}: expected 1 or more, got {n}"
         spread = (p*(1-p)/n)**.5
-        assert spread<=d*(1+1e-9), f"{case}: with your {n} pictures the deviation is {spread:.4g}"
-        assert n==1 or (p*(1-p)/(n-1))**.5>d*(1-1e-9), f"{case}: your {n} is enough, but {n-1} would be too"
+        assert spread<=d*(1+1e-9), f"{case}: with your {n} pictures it is {spread:.4g}"
+        fewest = n==1 or (p*(1-p)/(n-1))**.5>d*(1-1e-9)
+        assert fewest, f"{case}: your {n} is enough, but {n-1} would be too"
 
 # %% ../../nbs/solutions/28_stable_diffusion.ipynb #180bca01
 def _outpaint(picture, dx):
@@ -39,20 +41,25 @@ def _outpaint_args():
     h,w = dims(2, 2, 9)
     return torch.randint(256, (3, h, w), dtype=torch.uint8),dims(1, 1, w-1)[0]
 
-def _compose(without, told, weights): return without + (weights.reshape(-1, 1, 1, 1, 1)*(told-without)).sum(0)
+def _compose(without, told, weights):
+    return without + (weights.reshape(-1, 1, 1, 1, 1)*(told-without)).sum(0)
 
 def _compose_args():
     k,*shape = dims(5, 1, 5)
-    return torch.randn(*shape).double(),torch.randn(k, *shape).double(),4*torch.randn(k).double()
+    without,told = torch.randn(*shape).double(),torch.randn(k, *shape).double()
+    return without,told,4*torch.randn(k).double()
 
 # %% ../../nbs/solutions/28_stable_diffusion.ipynb #5b160e06
 check = Checker(
     unet_calls=Exercise(compare(_calls, _calls_args, n=20),
-        "`strength_sigmas` gives the levels that are left. The last of them is 0, where nothing is asked any more. "
-        "Each step asks with words and without."),
+        "`strength_sigmas` gives the levels that are left. The last of them is 0, where "
+        "nothing is asked any more. Each step asks with words and without."),
     pictures_needed=Exercise(_test_needed,
-        "A share out of n pictures has the variance p(1-p)/n. Solve for n, round up, and count at least one."),
+        "A share out of n pictures has the variance p(1-p)/n. Solve for n, round up, and "
+        "count at least one."),
     outpaint=Exercise(compare(_outpaint, _outpaint_args, n=10),
-        "`picture[..., dx:]` is what stays; the last column can be repeated with `expand`. The mask has no channels."),
+        "`picture[..., dx:]` is what stays; the last column can be repeated with `expand`. "
+        "The mask has no channels."),
     compose=Exercise(compare(_compose, _compose_args, n=10, eps=1e-9),
-        "Give the weights four more dimensions, so that each goes with its own estimate, and sum over the prompts."))
+        "Give the weights four more dimensions, so that each goes with its own estimate, "
+        "and sum over the prompts."))

@@ -22,7 +22,7 @@ def _ssim(x, y, size=7, peak=2.):
     c1,c2 = (.01*peak)**2,(.03*peak)**2
     for i in range(x.shape[-2]-size+1):
         for j in range(x.shape[-1]-size+1):
-            a,b = (o[..., i:i+size, j:j+size].flatten(2) for o in (x, y))          # (n,c,size*size)
+            a,b = (o[..., i:i+size, j:j+size].flatten(2) for o in (x, y))  # (n,c,size*size)
             ma,mb = a.mean(2),b.mean(2)
             cov = ((a-ma[...,None])*(b-mb[...,None])).mean(2)
             va,vb = a.var(2, correction=0),b.var(2, correction=0)
@@ -32,21 +32,28 @@ def _ssim(x, y, size=7, peak=2.):
 def _ssim_args():
     n,c,h,w = *dims(2, 1, 3),*dims(2, 8, 12)
     x = torch.rand(n, c, h, w, dtype=torch.float64)
-    return x, x+.2*torch.randn(x.shape, dtype=torch.float64), dims(1, 2, 7)[0], (1., 2.)[dims(1, 0, 1)[0]]
+    y = x+.2*torch.randn(x.shape, dtype=torch.float64)
+    return x, y, dims(1, 2, 7)[0], (1., 2.)[dims(1, 0, 1)[0]]
 
 # %% ../../nbs/solutions/22_superres.ipynb #fba16788
 def _shuffle_args():
     r,n,c,h,w = dims(5, 1, 4)
     return torch.randn(n, c*r*r, h, w), r
 
+def _gram_args(): return torch.randn(dims(4), dtype=torch.float64),
+
 def _gram(f): return torch.einsum('nahw,nbhw->nab', f, f)/(f.shape[2]*f.shape[3])
 
 check = Checker(
     noise_psnr=Exercise(compare(_noise_psnr, _noise_args, n=20),
-        "The squared error of one picture is sigma squared, on average. What does averaging do to the variance of independent noise?"),
+        "The squared error of one picture is sigma squared, on average. What does averaging "
+        "do to the variance of independent noise?"),
     ssim=Exercise(compare(_ssim, _ssim_args, n=8, eps=1e-9),
-        "The variance in a window is the mean of the squares less the square of the mean; the covariance likewise. No padding: windows lie inside."),
+        "The variance in a window is the mean of the squares less the square of the mean; "
+        "the covariance likewise. No padding: windows lie inside."),
     pixel_shuffle=Exercise(compare(F.pixel_shuffle, _shuffle_args, n=10, eps=0),
-        "Split the channels into (c,r,r), then bring each r beside the side that it belongs to: (n,c,h,r,w,r)."),
-    gram=Exercise(compare(_gram, lambda: (torch.randn(dims(4), dtype=torch.float64),), n=8, eps=1e-10),
-        "With the pixels in one dimension, f is (n,c,h*w), and the sum over pixels is a matrix product with its own transpose."))
+        "Split the channels into (c,r,r), then bring each r beside the side that it belongs "
+        "to: (n,c,h,r,w,r)."),
+    gram=Exercise(compare(_gram, _gram_args, n=8, eps=1e-10),
+        "With the pixels in one dimension, f is (n,c,h*w), and the sum over pixels is a "
+        "matrix product with its own transpose."))

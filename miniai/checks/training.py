@@ -20,7 +20,8 @@ def _smooth(scores, y, eps): return F.cross_entropy(scores, y, label_smoothing=e
 
 def _topk_args(): return *_scores(),dims(1, 1, 3)[0]
 def _topk(scores, y, k):
-    hits = [c in sorted(range(len(s)), key=lambda i: -s[i])[:k] for s,c in zip(scores.tolist(), y.tolist())]
+    hits = [c in sorted(range(len(s)), key=lambda i: -s[i])[:k]
+            for s,c in zip(scores.tolist(), y.tolist())]
     return torch.tensor(sum(hits)/len(hits))
 
 def _class_args(): return torch.randint(0, 5, dims(1, 6, 20))*2,
@@ -30,12 +31,19 @@ def _weights(y):
 
 # %% ../../nbs/solutions/04_minibatch_training.ipynb #b2600a79
 def _pad_args():
-    lens = dims(dims(1, 2, 6)[0], 1, 7)
-    return [(torch.randint(1, 50, (n,)), i) for i,n in enumerate(lens)],
+    lens,wide = dims(dims(1, 2, 6)[0], 1, 7),torch.rand(())<.5     # half of them floats
+    def seq(n): return torch.randn(n) if wide else torch.randint(1, 50, (n,))
+    return [(seq(n), i) for i,n in enumerate(lens)],
 def _pad(items):
     seqs,classes = zip(*items)
-    return (torch.nn.utils.rnn.pad_sequence(list(seqs), batch_first=True), torch.tensor([len(s) for s in seqs]),
-            torch.tensor(classes))
+    padded = torch.nn.utils.rnn.pad_sequence(list(seqs), batch_first=True)
+    return padded,torch.tensor([len(s) for s in seqs]),torch.tensor(classes)
+def _check_pad(f):
+    compare(_pad, _pad_args, n=10)(f)
+    for dtype in (torch.uint8, torch.float16, torch.float64):
+        items = [(torch.ones(n, dtype=dtype), 0) for n in (1, 3)]
+        got = f(items)[0].dtype
+        assert got==dtype, f"sequences of {dtype}: expected their own dtype, got {got}"
 
 def _check_momentum(cls):
     torch.manual_seed(0)
@@ -56,12 +64,16 @@ def _check_momentum(cls):
 # %% ../../nbs/solutions/04_minibatch_training.ipynb #847fa3a1
 check = Checker(
     smooth_cross_entropy=Exercise(compare(_smooth, _smooth_args),
-        "Every class gets eps/n, the right one too: (1-eps) of the usual loss, and eps of a mean over all classes."),
+        "Every class gets eps/n, the right one too: (1-eps) of the usual loss, and eps of a "
+        "mean over all classes."),
     topk_accuracy=Exercise(compare(_topk, _topk_args),
         "`scores.topk(k)` has `.indices` of shape (n,k); compare them with `y` as a column."),
     MomentumSGD=Exercise(_check_momentum,
-        "Each parameter has a velocity, which outlives the step. `lr` multiplies the velocity, not the gradient in it."),
+        "Each parameter has a velocity, which outlives the step. `lr` multiplies the velocity, "
+        "not the gradient in it."),
     balanced_weights=Exercise(compare(_weights, _class_args),
-        "With m classes present, each gets 1/m, shared by its pictures. `torch.bincount` counts; some may be absent."),
-    pad_collate=Exercise(compare(_pad, _pad_args),
-        "Start from zeros of the right shape and dtype, and write each sequence into the beginning of its row."))
+        "With m classes present, each gets 1/m, shared by its pictures. `torch.bincount` "
+        "counts; some may be absent."),
+    pad_collate=Exercise(_check_pad,
+        "Start from zeros of the right shape and dtype, and write each sequence into the "
+        "beginning of its row."))

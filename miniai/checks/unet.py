@@ -16,7 +16,8 @@ from ..unet import UNet
 # %% ../../nbs/solutions/21_unet.ipynb #3f8e5a2e
 def _skips(nfs, depth):
     net = UNet(nfs, n_emb=None, norm=None, depth=depth)
-    return [(m.conv2 if hasattr(m, 'conv2') else m).out_channels for m in (net.stem, *net.downs)]
+    parts = [getattr(m, 'conv2', m) for m in (net.stem, *net.downs)]
+    return [m.out_channels for m in parts]
 
 def _skips_args(): return list(dims(dims(hi=4)[0], 1, 20)),dims(hi=3)[0]
 
@@ -36,26 +37,34 @@ def _test_added(f):
         h,emb = torch.randn(n, groups*k, *dims(2, 2, 6)),torch.randn(n, n_emb)
         want = norm(h + lin(emb)[:,:,None,None])
         d = difference(f(h, norm, emb, lin), want, 1e-5)
-        assert d is None, f"h of shape {tuple(h.shape)}, GroupNorm({groups}, {groups*k}): {d}"
+        if d: raise AssertionError(f"h {tuple(h.shape)}, GroupNorm({groups}, {groups*k}): {d}")
 
 def _test_kernel(f):
     for i in range(4):
         torch.manual_seed(i)
         nf,ni,h,w = dims(4, 1, 5)
-        weight,x = torch.randn(nf, ni, 3, 3, dtype=torch.float64),torch.randn(2, ni, 2*h, 2*w, dtype=torch.float64)
-        kernel = f(weight.clone())
-        assert isinstance(kernel, torch.Tensor) and kernel.shape==(nf, ni, 4, 4), f"expected a kernel of the shape {(nf, ni, 4, 4)}, got {getattr(kernel, 'shape', kernel)}"
+        weight = torch.randn(nf, ni, 3, 3, dtype=torch.float64)
+        x = torch.randn(2, ni, 2*h, 2*w, dtype=torch.float64)
+        kernel,shape = f(weight.clone()),(nf, ni, 4, 4)
+        if getattr(kernel, 'shape', None)!=shape:
+            raise AssertionError(f"expected a kernel of the shape {shape}, "
+                                 f"got {getattr(kernel, 'shape', kernel)}")
         want = F.avg_pool2d(F.conv2d(x, weight, padding=1), 2)
         d = difference(F.conv2d(x, kernel, stride=2, padding=1), want, 1e-9)
-        assert d is None, f"pictures of {2*h}x{2*w}, after the convolution with your kernel: {d}"
+        if d: raise AssertionError(f"{2*h}x{2*w} pixels, convolved with your kernel: {d}")
 
 # %% ../../nbs/solutions/21_unet.ipynb #d28b5273
 check = Checker(
     skip_channels=Exercise(compare(_skips, _skips_args, n=20),
-        "The stem's result is saved too, and that of each halving, which has the channels of the level above it."),
+        "The stem's result is saved too, and that of each halving, which has the channels of "
+        "the level above it."),
     sees=Exercise(compare(_sees, _sees_args, n=20),
-        "A 3x3 convolution adds 2 steps to the width seen. A step is one pixel on the first level, two on the second, four on the third; the halving itself still steps as the level above."),
+        "A 3x3 convolution adds 2 steps to the width seen. A step is one pixel on the first "
+        "level, two on the second, four on the third; the halving itself still steps as the "
+        "level above."),
     added=Exercise(_test_added,
-        "`lin(emb)` is (n,c); give it two more dimensions of size 1. The norm comes after the sum."),
+        "`lin(emb)` is (n,c); give it two more dimensions of size 1. The norm comes after "
+        "the sum."),
     pooled_kernel=Exercise(_test_kernel,
-        "The average of four shifted results is a convolution with the average of four shifted kernels. Pad the kernel to 4x4 in the four ways."))
+        "The average of four shifted results is a convolution with the average of four "
+        "shifted kernels. Pad the kernel to 4x4 in the four ways."))

@@ -12,7 +12,8 @@ from .core import Checker,Exercise,compare,dims
 
 # %% ../../nbs/solutions/25_vae.ipynb #adeb104f
 def _normal(mean, logvar): return Normal(mean, (.5*logvar).exp())
-def _kl(mean, logvar, mean_p, logvar_p): return kl_divergence(_normal(mean, logvar), _normal(mean_p, logvar_p))
+def _kl(mean, logvar, mean_p, logvar_p):
+    return kl_divergence(_normal(mean, logvar), _normal(mean_p, logvar_p))
 def _kl_args(): return tuple(torch.randn(4, *dims(2), dtype=torch.float64))
 
 def _elbo(x, y, kl, s): return Normal(y, s).log_prob(x).sum((1,2,3)) - kl
@@ -32,10 +33,14 @@ def _tighter_args():
 # %% ../../nbs/solutions/25_vae.ipynb #6b41e64e
 check = Checker(
     kl_between=Exercise(compare(_kl, _kl_args),
-        "Take the average of log q(z) - log p(z) under q. The average of (z-mean_p)**2 is the variance of q plus (mean-mean_p)**2."),
+        "Take the average of log q(z) - log p(z) under q. The average of (z-mean_p)**2 is "
+        "the variance of q plus (mean-mean_p)**2."),
     elbo=Exercise(compare(_elbo, _elbo_args),
-        "The logarithm of a normal density of deviation s is -(x-y)**2/(2*s**2) - log(s) - log(2*pi)/2, for every number of the picture."),
+        "The logarithm of a normal density of standard deviation s is -(x-y)**2/(2*s**2) - "
+        "log(s) - log(2*pi)/2, for every number of the picture."),
     best_variance=Exercise(compare(_variance, _variance_args),
-        "Of the KL only (var - log(var))/2 depends on the variance. Set the slope of a*var + beta*(var - log(var))/2 to zero."),
+        "Of the KL only (var - log(var))/2 depends on the variance. Set the slope of a*var "
+        "+ beta*(var - log(var))/2 to zero."),
     tighter=Exercise(compare(_tighter, _tighter_args, n=8),
-        "Subtract the largest logarithm of each column before the exponential, and add it after the logarithm, as log-sum-exp does in lesson 04."))
+        "Subtract the largest logarithm of each column before the exponential, and add it "
+        "after the logarithm, as log-sum-exp does in lesson 04."))

@@ -1,0 +1,76 @@
+-- What the site needs beside Quarto and nbdev: links to our own pages that stay on this site, code without links in it, exported
+-- source and imports folded, and a line under each title that leads to the notebook.
+
+local home = "https://miniai.github.io/miniai/"
+local root = "."          -- from this page to the top of the site
+local here                -- this page's file, such as "solutions/01_matmul.ipynb"
+
+local function find_page()
+  local file = (quarto.doc.input_file or ""):gsub("\\", "/")
+  here = file:match("solutions/[^/]+$") or file:match("appendix/[^/]+$") or file:match("[^/]+$") or ""
+  here = here:gsub("%.quarto_ipynb.*$", ".ipynb")
+  root = here:find("/") and ".." or "."
+end
+
+-- nbdev links names by the address of the published site. Private names have no heading of their own on their page.
+local function own(target)
+  if target:sub(1, #home) ~= home then return nil end
+  local page, anchor = target:sub(#home+1):match("^([^#]*)(#?.*)$")
+  if anchor:match("^#_") or anchor:match("%._") then anchor = "" end
+  return root.."/"..page..anchor
+end
+
+local function link(el)
+  local target = own(el.target)
+  if target then el.target = target; return el end
+end
+
+-- nbdev puts links into signatures and outputs too, where they would be shown as Markdown
+local function unlink(text)
+  return (text:gsub("%[(`[^`\n]*`)%]%(https?://[^)%s]*%)", "%1"):gsub("%[([%w_.]+)%]%("..home:gsub("%p", "%%%0").."[^)%s]*%)", "%1"))
+end
+
+local function only_imports(text)
+  for line in text:gmatch("[^\n]+") do
+    local code = line:gsub("#.*$", "")
+    if code:match("%S") and not code:match("^import ") and not code:match("^from ") and not code:match("^%s+[%w_, ()]+$") then return false end
+  end
+  return true
+end
+
+local function code(el)
+  el.text = unlink(el.text)
+  if el.classes:includes("cell-code") then
+    local imports = el.text:match("%S") and only_imports(el.text)
+    if imports or el.attributes["code-summary"] == "Exported source" then el.attributes["code-fold"] = "true" end
+    if imports then el.attributes["code-summary"] = "Imports" end
+  end
+  return el
+end
+
+-- The words of an image in the text are its alternative text too, where it has a caption
+local function described(el)
+  if not el.attributes["fig-alt"] and not el.attributes["alt"] and #el.caption > 0 then
+    el.attributes["fig-alt"] = pandoc.utils.stringify(el.caption)
+    return el
+  end
+end
+
+local function buttons(doc)
+  if not here:match("%d%d%w?_[^/]*%.ipynb$") and here ~= "solutions/checking.ipynb" then return nil end
+  local name = here:match("[^/]+$")
+  local parts = {
+    '<a href="https://colab.research.google.com/github/miniai/miniai/blob/main/nbs/'..here..'"><i class="bi bi-play-circle"></i> Open in Colab</a>',
+    '<a href="'..root..'/notebooks/'..here:gsub("%.ipynb$", ".json")..'" download="'..here:match("[^/]+$")..'"><i class="bi bi-download"></i> Download the notebook</a>'}
+  local page = name:gsub("^%d%d%w?_", ""):gsub("%.ipynb$", ".html")
+  if here:match("^solutions/%d%d") then table.insert(parts, '<a href="../'..page..'"><i class="bi bi-book"></i> The lesson</a>')
+  elseif here:match("^%d%d_") then table.insert(parts, '<a href="solutions/'..page..'"><i class="bi bi-check2-square"></i> Solutions</a>') end
+  doc.blocks:insert(1, pandoc.RawBlock("html", '<p class="page-actions">'..table.concat(parts, "\n")..'</p>'))
+  return doc
+end
+
+return {
+  {Pandoc = function(doc) find_page(); return nil end},
+  {Link = link, CodeBlock = code, Image = described},
+  {Pandoc = buttons},
+}

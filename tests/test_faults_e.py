@@ -1,0 +1,494 @@
+"""Faults of training under way, of measures and of the tokenizer that were found once: each is held by a test here."""
+import collections,contextlib,io,itertools,json,math,os,random,signal,subprocess,sys,textwrap,time,warnings
+from functools import partial
+from pathlib import Path
+import numpy as np,pytest,torch,torch.nn.functional as F
+from torch import nn,optim
+from torch.utils import data as td
+from miniai.accel import (AccumulateCB,CheckpointCB,ClipCB,DamagedCheckpoint,LossScaler,MixedPrecisionCB,load_checkpoint,
+                          save_checkpoint)
+from miniai.learner import Callback,CancelBatch,CancelEpoch,CancelFit,Learner,MetricsCB,MomentumLearner,SingleBatchCB,TrainCB,TrainLearner
+from miniai.loaders import BatchLoader,DataLoaders
+from miniai.optim import AdamW,BatchSchedCB,EpochSchedCB,OneCycle,RecorderCB
+from miniai.training import DataLoader,Dataset
+
+gen = torch.Generator().manual_seed(0)
+X,Y = torch.randn(40, 3, generator=gen),torch.randn(40, 1, generator=gen)
+
+
+class Stop(Callback):
+    "Ends the fit by an error after `n` training batches."
+    order = 100
+    def __init__(self, n): self.n,self.left = n,n
+    def state_dict(self): return {}
+    def load_state_dict(self, s): pass
+    def before_fit(self, learn): self.left = self.n
+    def after_batch(self, learn):
+        self.left -= learn.training
+        if self.left==0: raise KeyboardInterrupt
+
+
+class Seen(Callback):
+    "Keeps the batches of a run."
+    order = 90
+    def before_fit(self, learn): self.batches = []
+    def after_predict(self, learn):
+        if learn.training: self.batches.append((learn.epoch, learn.iter, learn.inputs[0].detach().clone()))
+    def state_dict(self): return dict(batches=[list(o) for o in self.batches])
+    def load_state_dict(self, s): self.batches = [tuple(o) for o in s['batches']]
+
+
+def dropout_net():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(.3), nn.Linear(8, 1))
+
+
+def resumed(folder, make_dls, stop, n_epochs=3, every=2, make=dropout_net, cls=TrainLearner, cbs=lambda: [], opt_func=partial(optim.SGD, momentum=.9),
+            valid=False, **kw):
+    "`(undisturbed, resumed)`: learners of a run in one go, and of one that was stopped after `stop` batches."
+    def run(name, *more):
+        random.seed(1)
+        np.random.seed(1)
+        torch.manual_seed(1)
+        learn = cls(make(), make_dls(), lr=.05, cbs=[Seen(), *cbs(), CheckpointCB(folder/name, every), *more], opt_func=opt_func, **kw)
+        with contextlib.suppress(KeyboardInterrupt): learn.fit(n_epochs, valid=valid)
+        return learn
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter('ignore')
+        whole = run('whole', Stop(10**6))
+        for n in (stop if isinstance(stop, tuple) else (stop,)): run('stopped', Stop(n))
+        random.seed(5), np.random.seed(5), torch.manual_seed(5)
+        return whole,run('stopped', Stop(10**6))
+
+
+def check_same(a, b):
+    for k,v in a.model.state_dict().items(): assert torch.equal(v, b.model.state_dict()[k]), k
+    for (e,i,x),(e2,i2,x2) in zip(a.cbs[0].batches, b.cbs[0].batches, strict=True): assert (e, i)==(e2, i2) and torch.equal(x, x2)
+    rows = [[{k: v for k,v in o.items() if k!='seconds'} for o in l.history] for l in (a, b)]
+    assert rows[0]==rows[1]
+
+
+# ------------------------------------------------------------------ loaders
+
+class Rows(td.Dataset):
+    def __len__(self): return len(X)
+    def __getitem__(self, i): return X[i],Y[i]
+
+class CountingSampler:
+    "Another order in every epoch, by a count of its own."
+    def __init__(self): self.epoch = 0
+    def __len__(self): return len(X)
+    def __iter__(self):
+        self.epoch += 1
+        return iter(torch.randperm(len(X), generator=torch.Generator().manual_seed(self.epoch)).tolist())
+
+class PythonSampler(CountingSampler):
+    def __init__(self): self.rng = random.Random(3)
+    def __iter__(self): return iter(self.rng.sample(range(len(X)), len(X)))
+
+class Stream(td.IterableDataset):
+    def __init__(self): self.rng = np.random.default_rng(3)
+    def __iter__(self): return ((X[i], Y[i]) for i in self.rng.permutation(len(X)))
+
+def torch_dl(**kw): return td.DataLoader(Rows(), **{'batch_size': 8, **kw})
+def hidden_generator():
+    g = torch.Generator().manual_seed(4)
+    return lambda x, y: (x + .1*torch.randn(x.shape, generator=g), y)
+
+loaders = dict(
+    ours=lambda: DataLoader(Dataset(X, Y), bs=8, shuffle=True, seed=3), ours_unseeded=lambda: DataLoader(Dataset(X, Y), bs=8, shuffle=True),
+    ours_workers=lambda: DataLoader(Dataset(X, Y), bs=8, shuffle=True, seed=3, n_workers=2),
+    batch=lambda: BatchLoader(X, Y, bs=8, shuffle=True), batch_generator=lambda: BatchLoader(X, Y, bs=8, shuffle=True, generator=torch.Generator().manual_seed(2)),
+    batch_tfm=lambda: BatchLoader(X, Y, bs=8, shuffle=True, tfm=hidden_generator()),
+    torch=lambda: torch_dl(shuffle=True), torch_generator=lambda: torch_dl(shuffle=True, generator=torch.Generator().manual_seed(2)),
+    torch_sampler=lambda: torch_dl(sampler=td.RandomSampler(Rows(), generator=torch.Generator().manual_seed(2))),
+    torch_replacement=lambda: torch_dl(sampler=td.RandomSampler(Rows(), replacement=True, num_samples=40, generator=torch.Generator().manual_seed(2))),
+    torch_batch_sampler=lambda: td.DataLoader(Rows(), batch_sampler=td.BatchSampler(td.RandomSampler(Rows(), generator=torch.Generator().manual_seed(2)), 8, False)),
+    weighted=lambda: torch_dl(sampler=td.WeightedRandomSampler(torch.rand(40, generator=torch.Generator().manual_seed(3)), 40, generator=torch.Generator().manual_seed(2))),
+    torch_workers=lambda: torch_dl(shuffle=True, num_workers=1, generator=torch.Generator().manual_seed(2)),
+    counting=lambda: torch_dl(sampler=CountingSampler()), python_rng=lambda: torch_dl(sampler=PythonSampler()),
+    stream=lambda: td.DataLoader(Stream(), batch_size=8), partial=lambda: torch_dl(sampler=CountingSampler(), collate_fn=partial(td.default_collate)),
+)
+
+@pytest.mark.parametrize('stop', (5, 7, (7, 8)), ids=str)
+@pytest.mark.parametrize('name', loaders)
+def test_resumed_run_is_the_undisturbed_one(name, stop, tmp_path):
+    def dls(): return DataLoaders(loaders[name](), None)
+    check_same(*resumed(tmp_path, dls, stop))
+
+
+@pytest.mark.parametrize('train', (lambda: td.DataLoader(Rows(), 8, sampler=itertools.cycle(range(40))), lambda: iter([(X, Y)])))
+def test_iterators_are_refused(train, tmp_path):
+    dls = DataLoaders(train(), None)
+    with pytest.raises(TypeError, match=r'dls\.train.*iterator .* cannot be saved'): TrainLearner(dropout_net(), dls, cbs=[CheckpointCB(tmp_path)]).fit(1, valid=False)
+
+
+# ------------------------------------------------------------------ learners, callbacks, metrics
+
+def plain_dls(bs=8): return DataLoaders(BatchLoader(X, Y, bs=bs, shuffle=True), BatchLoader(X, Y, bs=20))
+
+class Own(TrainLearner):
+    "Gradients that live on, without `extra_state`."
+    @torch.no_grad()
+    def zero_grad(self):
+        for p in self.model.parameters():
+            if p.grad is not None: p.grad *= .5
+
+class TopK:
+    def __init__(self): self.reset()
+    def reset(self): self.right,self.n,self.names = 0,0,set()
+    def update(self, preds, y): self.right,self.n = self.right+((preds-y).abs()<.5).sum(),self.n+np.int64(len(y))
+    def compute(self): return np.float32(self.right/self.n)
+
+class OddRecorder(RecorderCB): pass
+
+@pytest.mark.parametrize('stop', (2, 5, 7, 8))
+@pytest.mark.parametrize('case', ('momentum','own','metrics','numpy','accumulate','half','adamw','no_length'))
+def test_resumed_learners(case, stop, tmp_path):
+    kw = dict(momentum=dict(cls=MomentumLearner, opt_func=optim.SGD), own=dict(cls=Own, opt_func=optim.SGD),
+              metrics=dict(cbs=lambda: [MetricsCB(top=TopK())], valid=True),
+              numpy=dict(cbs=lambda: [RecorderCB(a=lambda l: np.float32(1), b=lambda l: np.bool_(True)), ClipCB(np.float32(1))]),
+              accumulate=dict(cbs=lambda: [AccumulateCB(3), BatchSchedCB(partial(OneCycle, max_lr=.1))]),
+              half=dict(cls=Learner, cbs=lambda: [MixedPrecisionCB(), EpochSchedCB(partial(optim.lr_scheduler.CosineAnnealingLR, T_max=3) if False else lambda o, total_steps: optim.lr_scheduler.CosineAnnealingLR(o, total_steps))]),
+              adamw=dict(opt_func=AdamW, cbs=lambda: [MetricsCB()], valid=True),
+              no_length=dict())[case]
+    make = loaders['stream'] if case=='no_length' else None
+    dls = (lambda: DataLoaders(make(), None)) if make else plain_dls
+    check_same(*resumed(tmp_path, dls, stop, **kw))
+
+
+# ------------------------------------------------------------------ another training is refused
+
+def start(folder, stop=10**6, model=None, dls=None, lr=.05, loss_func=F.mse_loss, opt_func=partial(optim.SGD, momentum=.9), cbs=(), n_epochs=2, every=1,
+          learn=None, **kw):
+    learn = learn or TrainLearner(model or dropout_net(), dls or plain_dls(), loss_func, lr, opt_func=opt_func)
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(KeyboardInterrupt):
+        learn.fit(n_epochs, cbs=[*cbs, CheckpointCB(folder, every), Stop(stop)], **{'valid': False, **kw})
+    learn.printed = out.getvalue()
+    return learn
+
+def weighted(p, y): return 2*F.mse_loss(p, y)
+def noisy(x, y): return x+0,y
+
+others = dict(
+    lr=dict(lr=.5), fit_lr=dict(), n_epochs=dict(n_epochs=3), valid=dict(valid=True), optimizer=dict(opt_func=AdamW), momentum=dict(opt_func=partial(optim.SGD, momentum=.8)),
+    decay=dict(opt_func=partial(optim.SGD, momentum=.9, weight_decay=.1)), loss=dict(loss_func=F.l1_loss), own_loss=dict(loss_func=weighted), lambda_loss=dict(loss_func=lambda p, y: F.mse_loss(p, y)),
+    dropout=dict(model=nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(.5), nn.Linear(8, 1))),
+    activation=dict(model=nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.GELU(), nn.Dropout(.3), nn.Linear(8, 1))),
+    width=dict(model=nn.Sequential(nn.Linear(3, 9), nn.BatchNorm1d(9), nn.ReLU(), nn.Dropout(.3), nn.Linear(9, 1))),
+    bs=dict(dls=plain_dls(4)), bs_same_batches=dict(dls=DataLoaders(BatchLoader(X[:36], Y[:36], bs=8, shuffle=True), None)),
+    labels=dict(dls=DataLoaders(BatchLoader(X, Y+1, bs=8, shuffle=True), None)), one_row=dict(dls=DataLoaders(BatchLoader(torch.cat([X[:20], X[:1], X[21:]]), Y, bs=8, shuffle=True), None)),
+    order=dict(dls=DataLoaders(BatchLoader(X, Y, bs=8), None)), tfm=dict(dls=DataLoaders(BatchLoader(X, Y, bs=8, shuffle=True, tfm=noisy), None)),
+    clip=dict(cbs=[ClipCB(1.)]), group=dict(cbs=[AccumulateCB(2)]), metrics=dict(cbs=[MetricsCB()]))
+del others['fit_lr']
+
+@pytest.mark.parametrize('name', others)
+def test_other_trainings_are_refused(name, tmp_path):
+    start(tmp_path, 2)
+    with pytest.raises(ValueError, match='is of another training: .* was .* and is'): start(tmp_path, **others[name])
+    with pytest.raises(ValueError, match='is of another training'): start(tmp_path, **others[name])          # nor the second time
+    assert 'goes on from epoch0000-batch000001' in start(tmp_path).printed
+
+
+def test_settings_of_callbacks_are_compared(tmp_path):
+    def run(c, sched): return start(tmp_path, 2, cbs=[ClipCB(c), BatchSchedCB(partial(OneCycle, max_lr=sched))])
+    run(1., .1)
+    for args,name in (((2., .1), 'max_norm'), ((1., .2), 'sched_func')):
+        with pytest.raises(ValueError, match=name): run(*args)
+    run(1., .1)
+
+
+def test_weights_that_would_be_lost(tmp_path):
+    learn = start(tmp_path)
+    start(tmp_path, learn=learn)                                       # the same weights: nothing to lose
+    learn.fit(1, valid=False)
+    kept = learn.model.state_dict()['0.weight'].clone()
+    with pytest.raises(ValueError, match='this Learner was trained since'): start(tmp_path, learn=learn)
+    assert torch.equal(kept, learn.model.state_dict()['0.weight'])
+    other = start(tmp_path/'b', 3)
+    assert 'goes on from' in start(tmp_path/'b', learn=other).printed      # stopped, and on with the same Learner
+
+
+def test_checkpoint_of_another_program(tmp_path):
+    save_checkpoint(tmp_path/'epoch0000-batch000001', dict(model={}, epoch=0))
+    with pytest.raises(ValueError, match="of another version of miniai.*lacks.*'random'"): start(tmp_path)
+
+
+@pytest.mark.parametrize('first,second', ((False, True), (True, False), (True, True)))
+def test_compiled_nets(first, second, tmp_path):
+    def net(c): return torch.compile(dropout_net(), backend='eager') if c else dropout_net()
+    whole = start(tmp_path/'a', model=dropout_net())
+    torch.manual_seed(0)
+    plain = start(tmp_path/'c', model=dropout_net())
+    start(tmp_path/'b', 3, model=net(first))
+    learn = start(tmp_path/'b', model=net(second))
+    assert 'goes on' in learn.printed
+    names = load_checkpoint(sorted((tmp_path/'b').glob('epoch*'))[-1])['model']
+    assert set(names)==set(plain.model.state_dict())
+
+
+# ------------------------------------------------------------------ what cannot be saved, or where
+
+class Odd(Callback):
+    def __init__(self, x): self.x = x
+    def state_dict(self): return dict(x=self.x)
+    def load_state_dict(self, s): self.x = s['x']
+
+class OddMetric:
+    def __init__(self): self.model = object()
+    def reset(self): pass
+    def update(self, *o): pass
+    def compute(self): return 1.
+
+@pytest.mark.parametrize('cb', (Odd(open), Odd(np.datetime64('2020')), Odd(collections.Counter('ab')), Odd(torch.eye(2).to_sparse()),
+                                Odd(np.array(['a'])), MetricsCB(odd=OddMetric()), Odd(1j)), ids=str)
+def test_refused_before_the_first_batch(cb, tmp_path):
+    model = dropout_net()
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(TypeError, match=r'state\.callbacks\.(Odd\.x|MetricsCB\.metrics\.odd\.model): expected tensors, arrays'):
+        start(tmp_path, model=model, cbs=[cb], every=None)
+    assert all(torch.equal(a, b) for a,b in zip(before, model.parameters()))
+    assert not [o for o in tmp_path.iterdir() if o.name!='.lock']
+
+
+good = [np.float32(1.5), np.int64(3), np.bool_(True), np.arange(6.).reshape(2, 3)[::-1], np.array(2, np.uint16), Path('/a/b'), {1, 2}, frozenset('a'), {3: (1, [2])},
+        torch.tensor(1j, dtype=torch.complex64).conj(), torch.zeros(2, dtype=torch.float8_e4m3fn), math.inf, 2**200, '\ud800', collections.OrderedDict(a=1)]
+@pytest.mark.parametrize('x', good, ids=repr)
+def test_saved_and_read(x, tmp_path):
+    back = load_checkpoint(save_checkpoint(tmp_path/'c', dict(x=x)))
+    assert list(back)==['x']
+    back = back['x']
+    if isinstance(x, torch.Tensor): assert back.dtype==x.dtype and torch.equal(back.to(torch.complex64), x.to(torch.complex64))
+    elif isinstance(x, np.ndarray): assert type(back)==type(x) and back.dtype==x.dtype and back.shape==x.shape and (back==x).all()
+    else: assert back==x and type(back) in (type(x), bool, int, float, dict)
+
+
+def test_callbacks_without_state_are_named(tmp_path):
+    class CountCB(Callback):
+        def before_fit(self, learn): self.count = 0
+        def after_batch(self, learn): self.count += 1
+    with pytest.warns(UserWarning, match='CountCB has no state_dict, so what it keeps in count is not saved'): start(tmp_path, cbs=[CountCB()])
+
+
+@pytest.mark.skipif(os.name!='posix' or os.geteuid()==0 and not Path('/proc/self').exists(), reason='needs POSIX')
+def test_folder_that_cannot_be_written(tmp_path):
+    folder = Path('/proc/self/runs') if os.geteuid()==0 else tmp_path/'no'
+    if os.geteuid(): (folder.mkdir(), folder.chmod(0o555))
+    seen = Seen()
+    with pytest.raises(OSError): start(folder, cbs=[seen], every=None)
+    assert not getattr(seen, 'batches', [])
+
+
+# ------------------------------------------------------------------ folders
+
+def names(path): return sorted(o.name for o in path.iterdir())
+
+def test_nothing_but_a_checkpoint_is_replaced(tmp_path):
+    for name,files in dict(mine=['notes.txt'], hub=['model.safetensors'], full=['model.safetensors','sha256.json','state.json','train.py']).items():
+        (tmp_path/name).mkdir()
+        for f in files: (tmp_path/name/f).write_text('work')
+        with pytest.raises(FileExistsError, match='holds something else than a checkpoint'): save_checkpoint(tmp_path/name, dict(a=1))
+        assert names(tmp_path/name)==files
+    (tmp_path/'file').write_text('work')
+    with pytest.raises(FileExistsError): save_checkpoint(tmp_path/'file', dict(a=1))
+    assert names(tmp_path)==['file','full','hub','mine'] and (tmp_path/'file').read_text()=='work'
+
+
+def test_links_are_followed(tmp_path):
+    save_checkpoint(tmp_path/'real', dict(a=1))
+    (tmp_path/'link').symlink_to(tmp_path/'real')
+    save_checkpoint(tmp_path/'link', dict(a=2))
+    assert (tmp_path/'link').is_symlink() and load_checkpoint(tmp_path/'real')==load_checkpoint(tmp_path/'link')==dict(a=2)
+    assert names(tmp_path)==['link','real']
+
+
+@pytest.mark.parametrize('at', (1, 2))
+@pytest.mark.parametrize('then', ('load','save'))
+def test_killed_between_the_renames(at, then, tmp_path):
+    path = tmp_path/'best'
+    save_checkpoint(path, dict(a=1, x=torch.ones(3)))
+    code = f'''
+        import os,torch
+        from pathlib import Path
+        from miniai.accel import save_checkpoint
+        rename,n = Path.rename,[0]
+        def killed(self, to):
+            n[0] += 1
+            if n[0]=={at}: os._exit(9)
+            return rename(self, to)
+        Path.rename = killed
+        save_checkpoint({str(path)!r}, dict(a=2, x=torch.zeros(3)))'''
+    assert subprocess.run([sys.executable, '-c', textwrap.dedent(code)]).returncode==9
+    assert load_checkpoint(path)['a']==at                      # before the first rename the old one, then the new one
+    if then=='save': save_checkpoint(path, dict(a=3))
+    if then=='save': assert load_checkpoint(path)==dict(a=3) and names(tmp_path)==['best']
+
+
+def test_failed_saves_leave_nothing(tmp_path, monkeypatch):
+    path = tmp_path/'best'
+    save_checkpoint(path, dict(a=1))
+    with pytest.raises(TypeError): save_checkpoint(path, dict(a=print))
+    import miniai.accel as accel
+    def full(*args): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(accel, '_to_disk', full)
+    with pytest.raises(OSError): save_checkpoint(path, dict(a=2))
+    monkeypatch.undo()
+    rename = Path.rename
+    def second(self, to):
+        if self.name=='.tmp-best': raise OSError('no')
+        return rename(self, to)
+    monkeypatch.setattr(Path, 'rename', second)
+    with pytest.raises(OSError): save_checkpoint(path, dict(a=2))
+    monkeypatch.undo()
+    assert names(tmp_path)==['best'] and load_checkpoint(path)==dict(a=1)
+
+
+def test_a_killed_run_is_put_in_order_and_strangers_stay(tmp_path):
+    start(tmp_path, 3)
+    last = sorted(tmp_path.glob('epoch*'))[-1]
+    for o in ('.tmp-mine', '.tmp-epoch0000-batch000099'): (tmp_path/o).mkdir()
+    (tmp_path/'.tmp-mine'/'a.txt').write_text('work')
+    last.rename(tmp_path/f'.tmp-{last.name}')
+    (tmp_path/'epoch0000-batch000001').mkdir(exist_ok=True)
+    (tmp_path/'epoch0000-batch000001'/'notes.txt').write_text('work')
+    learn = start(tmp_path)
+    assert f'goes on from {last.name}' in learn.printed
+    assert (tmp_path/'.tmp-mine'/'a.txt').exists() and (tmp_path/'epoch0000-batch000001'/'notes.txt').exists()
+    assert not list(tmp_path.glob('.tmp-*epoch*'))
+
+
+def test_damaged_checkpoints_are_kept(tmp_path):
+    for _ in range(2):
+        start(tmp_path, 3)
+        last = sorted(tmp_path.glob('epoch*-batch??????'))[-1]
+        (last/'state.json').write_text('{')
+        (tmp_path/f'{last.name}.damaged').mkdir(exist_ok=True)
+        (tmp_path/f'{last.name}.damaged'/'mine').write_text('work')
+        with pytest.warns(UserWarning, match='set aside as'): learn = start(tmp_path, 1)
+        assert 'goes on from' in learn.printed
+        assert (tmp_path/f'{last.name}.damaged'/'mine').exists() and (tmp_path/f'{last.name}.damaged1').exists()
+        break
+
+
+def test_a_second_run_in_the_folder(tmp_path):
+    class Inner(Callback):
+        def after_batch(self, learn):
+            if learn.iter==1:
+                with pytest.raises(RuntimeError, match='another run of this process uses'): start(tmp_path)
+    start(tmp_path, cbs=[Inner()])
+    code = f'''
+        import sys,time
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_faults_e import *
+        class Wait(Callback):
+            def after_batch(self, learn):
+                print('running', flush=True)
+                time.sleep(60)
+        start(Path({str(tmp_path/"b")!r}), cbs=[Wait()])'''
+    code = textwrap.dedent(code).replace('contextlib.redirect_stdout', 'contextlib.nullcontext')
+    code = code.replace("print('running', flush=True)", "print('running', file=sys.__stdout__, flush=True)")
+    p = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
+    assert p.stdout.readline().strip()=='running'
+    with pytest.raises(RuntimeError, match=fr'another run \(process {p.pid} on .*\) uses'): start(tmp_path/'b')
+    p.kill()
+    p.wait()
+    start(tmp_path/'b')                                               # the lock went with the process
+
+
+# ------------------------------------------------------------------ mixed precision, accumulation, clipping
+
+class Bad(Callback):
+    order = -5
+    def __init__(self, how): self.how = how
+    def after_loss(self, learn):
+        if self.how in ('nan','inf'): learn.loss = learn.loss*float(self.how)
+    def after_backward(self, learn):
+        if self.how=='grad': learn.model[0].bias.grad[0] = math.nan
+
+@pytest.mark.parametrize('how', ('nan','inf','grad','forward'))
+def test_half_precision_without_an_end(how):
+    model = nn.Sequential(nn.Linear(3, 1))
+    if how=='forward': nn.init.constant_(model[0].weight, 1e6)
+    before = model[0].weight.clone()
+    cb = MixedPrecisionCB()
+    learn = Learner(model, plain_dls(), cbs=[cb, Bad(how)], lr=.01)
+    with pytest.raises(FloatingPointError, match='not finite at any scale: 3. steps in a row .* epoch 5, batch'): learn.fit(300, valid=False)
+    assert cb.skipped<40 and torch.equal(before, model[0].weight)
+
+def test_scales_that_start_far_off():
+    cb = MixedPrecisionCB(scaler=LossScaler(2.**100))
+    Learner(nn.Linear(3, 1), plain_dls(), cbs=[cb], lr=.01).fit(30, valid=False)
+    assert 60<cb.skipped<100
+    s = LossScaler(1e-30)
+    for _ in range(300): s.update(False)
+    assert s.scale>0
+    s.unscale([torch.ones(1, requires_grad=True)])
+
+def test_no_parameters_and_no_gradients():
+    class Echo(nn.Module):
+        def forward(self, x): return x[:,:1]
+    Learner(Echo(), plain_dls(), cbs=[MixedPrecisionCB()]).fit(1, train=False)
+    cb = ClipCB(1.)
+    cb.after_backward(Learner(Echo(), None))
+    assert cb.norm.item()==0
+
+
+class Cancel(Callback):
+    order = -20
+    def __init__(self, what, event, *at): self.what,self.at = what,at
+    def before_batch(self, learn):
+        if learn.iter in self.at: raise self.what
+
+class Steps(Callback):
+    order = 50
+    def before_fit(self, learn): self.at,self.w = [],[]
+    def after_step(self, learn):
+        self.at.append(learn.iter)
+        self.w.append(learn.model.weight.detach().clone())
+
+def accumulated(n, cbs=(), dls=None, n_epochs=1):
+    torch.manual_seed(1)
+    steps = Steps()
+    learn = TrainLearner(nn.Linear(3, 1), dls or DataLoaders(BatchLoader(X[:30], Y[:30], bs=4), None), lr=.1, cbs=[AccumulateCB(n), *cbs, steps])
+    learn.fit(n_epochs, valid=False)
+    return learn,steps
+
+@pytest.mark.parametrize('what', (CancelBatch,CancelEpoch,CancelFit))
+def test_the_last_group_makes_its_step(what):
+    "30 rows in batches of 4: the last batch of 2 rows is cancelled, and 8 rows wait."
+    learn,steps = accumulated(4, [Cancel(what, 'before_batch', 6, 7)])
+    assert len(steps.at)==2 and steps.at[0]==3
+    torch.manual_seed(1)
+    model = nn.Linear(3, 1)
+    opt = optim.SGD(model.parameters(), lr=.1)
+    for rows in (slice(0, 16), slice(16, 24)):
+        opt.zero_grad()
+        F.mse_loss(model(X[rows]), Y[rows]).backward()
+        opt.step()
+    assert (model.weight-learn.model.weight).abs().max()<1e-6
+
+def test_single_batches_and_wrong_lengths():
+    assert accumulated(4, [SingleBatchCB()])[1].at==[0]
+    class Liar(BatchLoader):
+        def __len__(self): return 99
+        def __iter__(self): return iter([(X[i:i+4], Y[i:i+4]) for i in range(0, 24, 4)])
+    assert len(accumulated(4, dls=DataLoaders(Liar(X, Y, bs=4), None))[1].at)==2
+    empty = [(X[:0], Y[:0]), (X[:4], Y[:4]), (X[4:8], Y[4:8])]
+    learn,steps = accumulated(3, dls=DataLoaders(empty, None))
+    assert len(steps.at)==1 and learn.model.weight.isfinite().all()
+    with pytest.raises(TypeError, match='dls.train: expected a loader with a length'):
+        accumulated(2, dls=DataLoaders(td.DataLoader(Stream(), batch_size=4), None))
+
+def test_rows_are_those_of_the_predictions():
+    "A batch that begins with something else than rows: weights of classes."
+    class First(TrainLearner):
+        n_inp = 2
+    class Net(nn.Module):
+        def __init__(self): super().__init__(); self.lin = nn.Linear(3, 1, bias=False); nn.init.constant_(self.lin.weight, .5)
+        def forward(self, w, x): return self.lin(x)
+    rows = [(torch.ones(3), X[:8], Y[:8]), (torch.ones(3), X[8:10], Y[8:10])]
+    def run(batches, *cbs):
+        learn = First(Net(), DataLoaders(batches, None), lr=.1, cbs=list(cbs))
+        learn.fit(1, valid=False)
+        return learn.model.lin.weight
+    assert (run(rows, AccumulateCB(2))-run([(torch.ones(3), X[:10], Y[:10])])).abs().max()<1e-6

@@ -1,0 +1,291 @@
+"""Faults of ddpm, ddim, schedules and karras that were found once: each test holds the right value."""
+import copy,json,os,time
+from functools import partial
+from unittest import mock
+import numpy as np, pytest, torch
+from torch import nn
+from miniai.ddim import invert_ddim,leading_times,sample_ddim,slerp,trailing_times
+from miniai.ddpm import (DDPMCB,EMACB,EpsDenoiser,SmallUNet,_replace,c_noise,generate,linear_schedule,load_denoiser,load_weights,noisify,
+                         randn_for,sample_ddpm,save_weights)
+from miniai.karras import (KarrasCB,KarrasDenoiser,karras_sigmas,precondition,sample_dpmpp_2m,sample_euler,sample_euler_ancestral,sample_heun,
+                           sample_lms)
+from miniai.schedules import ContinuousSchedule,VDenoiser,cosine_abar,cosine_schedule,predictions,scaled_linear_schedule,v_target
+
+def shrink(x, sigma, cond=None): return torch.tanh(x/(1+sigma*sigma))
+
+sigmas = linear_schedule().sigmas(6)
+draws = {'ddpm': sample_ddpm, 'ddim eta .3': partial(sample_ddim, eta=.3), 'ddim eta 1': partial(sample_ddim, eta=1.),
+         'ancestral': sample_euler_ancestral, 'keywords only': lambda d, x, s, **kw: sample_ddpm(d, x, s, **kw)}
+quiet = {'ddim': sample_ddim, 'euler': sample_euler, 'heun': sample_heun, 'lms': sample_lms, '2m': sample_dpmpp_2m}
+by_sampler = pytest.mark.parametrize('name', [*draws, *quiet])
+def sampler(name): return (draws | quiet)[name]
+def make(n, name, **kw): return generate(shrink, sigmas, n, sampler(name), shape=(2,3,4), **kw)
+
+# Noise
+
+@by_sampler
+@pytest.mark.parametrize('bs', [1, 2, 7])
+def test_an_image_depends_on_its_seed_alone(name, bs):
+    whole = make(7, name, seed=3)
+    torch.testing.assert_close(make(7, name, seed=3, bs=bs), whole, rtol=0, atol=1e-6)
+    torch.testing.assert_close(make(3, name, seed=[9, 3, 5], bs=bs), whole[[6, 0, 2]], rtol=0, atol=1e-6)
+    torch.testing.assert_close(make(1, name, seed=7), whole[4:5], rtol=0, atol=1e-6)
+    state = torch.get_rng_state()
+    make(2, name)
+    assert torch.equal(torch.get_rng_state(), state)            # nobody else's numbers are drawn
+
+@pytest.mark.parametrize('name', draws)
+def test_fresh_noise_is_not_the_first_noise_again(name):
+    seen = []
+    def zero(x, sigma): return torch.zeros_like(x)
+    start = []
+    def note(denoise, x, s, generator=None):
+        start.append(x/float(s[0]))
+        return sampler(name)(denoise, x, s, cb=lambda i, x, d: seen.append(x), generator=generator)
+    generate(zero, torch.tensor([2., 1., 0.]).double(), 50, note, shape=(1,16,16))
+    x,first = seen[0],start[0]
+    keep = (x*first).mean()/first.square().mean()
+    fresh = x-keep*first                                        # what the step added
+    assert fresh.std()>.2 if name!='ddim eta .3' else fresh.std()>.1
+    expected = dict(ddpm=.5, ancestral=.5).get(name)            # 2*(1/2)**2 of the old noise stays
+    if expected: assert abs(keep-expected)<.05
+    for shift in (0, 1): assert abs((fresh.roll(shift, 0)*first).mean())<5*fresh.std()/len(first.flatten())**.5
+
+def test_noise_is_the_same_for_all_dtypes_and_rounded():
+    def gens(): return [torch.Generator().manual_seed(i) for i in range(4)]
+    want = randn_for(torch.zeros(4, 3, 5), gens())
+    for dtype in (torch.float16, torch.bfloat16):
+        got = randn_for(torch.zeros(4, 3, 5, dtype=dtype), gens())
+        assert got.dtype==dtype and torch.equal(got, want.to(dtype))
+    assert randn_for(torch.zeros(0, 3), []).shape==(0,3)
+    with pytest.raises(ValueError, match='generator: expected one per image, 4, got 3'): randn_for(torch.zeros(4, 3), gens()[:3])
+
+@pytest.mark.parametrize('seed', [2**64, -2**63-1, 1.5, None, 'a', True, [1, 2], [1.5, 2, 3], [None, 1, 2]])
+def test_seeds_out_of_range(seed):
+    with pytest.raises(ValueError, match='seed: expected a whole number'): make(3, 'ddim', seed=seed)
+
+def test_seeds_of_numpy_and_at_the_end_of_the_range():
+    assert torch.equal(make(2, 'ddpm', seed=np.int64(3)), make(2, 'ddpm', seed=3))
+    assert torch.equal(make(2, 'ddpm', seed=[np.int64(3), 4]), make(2, 'ddpm', seed=range(3, 5)))
+    assert torch.equal(make(2, 'ddpm', seed=2**64-1)[1:], make(1, 'ddpm', seed=0))        # counts on at 0
+    with pytest.raises(TypeError, match='generator: expected none'): make(2, 'ddpm', generator=torch.Generator())
+
+# Whole numbers
+
+@pytest.mark.parametrize('bad', [2.5, 0, -1, True, None, '3', torch.tensor([1, 2]), float('nan')])
+@pytest.mark.parametrize('f', [
+    karras_sigmas, linear_schedule, scaled_linear_schedule, cosine_schedule, partial(leading_times, 10), partial(trailing_times, 10),
+    ContinuousSchedule(cosine_abar).times, ContinuousSchedule(cosine_abar).sigmas, partial(generate, shrink, sigmas),
+    lambda n: generate(shrink, sigmas, 2, bs=n), lambda n: sample_lms(shrink, torch.ones(1, 1, 2, 2), sigmas, order=n)])
+def test_numbers_that_are_not_whole(f, bad):
+    with pytest.raises(ValueError, match='expected a whole number'): f(bad)
+
+@pytest.mark.parametrize('bad', [2.5, 0, -1, True, '3', 1001])
+def test_times_of_a_table(bad):
+    for f in (linear_schedule().times, linear_schedule().sigmas, partial(leading_times, 1000), partial(trailing_times, 1000)):
+        with pytest.raises(ValueError, match='n: expected a whole number, from 1 to 1000'): f(bad)
+
+def test_whole_numbers_of_numpy():
+    assert torch.equal(karras_sigmas(np.int32(4)), karras_sigmas(4)) and len(linear_schedule(np.int64(7)))==7
+    assert torch.equal(linear_schedule().times(torch.tensor(3)), linear_schedule().times(3))
+
+# Numbers that are not finite
+
+@by_sampler
+@pytest.mark.parametrize('bad', [float('nan'), float('inf')])
+def test_samplers_refuse_what_is_not_finite(name, bad):
+    def spoilt(x, sigma): return torch.where(torch.arange(len(x)).reshape(-1, 1, 1, 1)==1, bad, shrink(x, sigma))
+    with pytest.raises(FloatingPointError, match='denoise: expected finite numbers, but 1 of 4 images .* first 1'):
+        generate(spoilt, sigmas, 4, sampler(name), shape=(1,4,4))
+    kw = dict(generator=torch.Generator())
+    with pytest.raises(FloatingPointError): sampler(name)(spoilt, torch.ones(4, 1, 4, 4), sigmas, **kw)
+    with pytest.raises(FloatingPointError): sampler(name)(shrink, torch.full((4, 1, 4, 4), bad)*0, sigmas, **kw)
+
+def test_generate_refuses_what_a_foreign_sampler_gives():
+    with pytest.raises(FloatingPointError): generate(shrink, sigmas, 2, lambda d, x, s: x/0)
+    with pytest.raises(FloatingPointError): invert_ddim(lambda x, s: x/0, torch.ones(2, 1, 4, 4), sigmas)
+
+@pytest.mark.parametrize('bad', [[], [1.], [2., 1.], [1., 2., 0.], [1., 1., 0.], [float('nan'), 1., 0.], [float('inf'), 1., 0.], [1., -1.], [[1., 0.]]])
+def test_bad_levels(bad):
+    for f in (sample_ddpm, sample_euler, sample_heun, sample_lms, sample_dpmpp_2m, sample_euler_ancestral):
+        with pytest.raises(ValueError, match='sigmas: expected'): f(shrink, torch.ones(1, 1, 2, 2), bad)
+
+# Shares and half precision
+
+@pytest.mark.parametrize('abar', [-.1, 1.1, float('nan'), torch.tensor([.5, 1.5])])
+def test_shares_outside(abar):
+    x = torch.randn(2, 1, 4, 4)
+    with pytest.raises(ValueError, match=r'abar: expected numbers in \[0,1\]'): noisify(x, abar)
+    with pytest.raises(ValueError, match=r'abar: expected numbers in \[0,1\]'): predictions(x, abar, v=x)
+    if not isinstance(abar, torch.Tensor):
+        with pytest.raises(ValueError, match=r't: expected times in \[0,1\]'): cosine_abar(abar)
+        with pytest.raises(ValueError, match=r't: expected times in \[0,1\]'): ContinuousSchedule(cosine_abar).abar(abar)
+
+def test_noise_of_each_time_in_half_precision():
+    abar = linear_schedule().abar(torch.arange(1000))
+    zero,eps = torch.zeros(1000, 1, 8, 8),torch.randn(1000, 1, 8, 8)
+    for dtype in (torch.bfloat16, torch.float16):
+        got,_ = noisify(zero.to(dtype), abar, eps.to(dtype))
+        want = noisify(zero.double(), abar, eps.to(dtype).double())[0]
+        torch.testing.assert_close(got.double(), want, rtol=.01, atol=1e-4)
+    x,one = torch.zeros(1, 1, 1, 1).double(),torch.ones(1, 1, 1, 1).double()
+    assert abs(noisify(x, .9999999, one)[0].item()/1e-7**.5-1)<1e-8            # a number is float64
+    with pytest.raises(TypeError, match='x_0: expected floats'): noisify(torch.ones(2, 1, 4, 4, dtype=torch.uint8), .5)
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_targets_in_half_precision(dtype):
+    class Batch: pass
+    sched,errors = linear_schedule(),{}
+    x_0 = torch.rand(1000, 1, 4, 4).mul(2).sub(1).to(dtype)
+    sched.draw = lambda n: torch.arange(n)
+    for wide in (False, True):
+        learn = Batch()
+        learn.batch = (x_0.double() if wide else x_0,)
+        torch.manual_seed(3)
+        eps = torch.randn(1000, 1, 4, 4, generator=torch.Generator().manual_seed(1)).to(dtype)
+        with mock.patch('torch.randn_like', lambda x: eps.to(x)): DDPMCB(sched, v_target).before_batch(learn)
+        errors[wide] = learn.batch[2]
+    assert errors[False].dtype==dtype
+    torch.testing.assert_close(errors[False].double(), errors[True], rtol=.02, atol=.02)
+
+def test_karras_target_of_weak_noise_in_half_precision():
+    class Batch: pass
+    learn,x_0 = Batch(),torch.rand(64, 1, 8, 8).to(torch.bfloat16)
+    learn.batch = (x_0,)
+    KarrasCB(.5, mean=-6., std=0.).before_batch(learn)                       # noise of .0025, below bfloat16's grain at 1
+    assert learn.batch[2].dtype==torch.bfloat16 and abs(learn.batch[2].float().std()-1)<.05
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_denoisers_at_levels_whose_square_is_too_large(dtype):
+    def net(x, c): return .3*torch.tanh(x)+.1*c.reshape(-1, 1, 1, 1)
+    x = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))*300
+    for D in (EpsDenoiser, VDenoiser, lambda f: KarrasDenoiser(f, .5)):
+        want,got = D(net)(x.to(dtype).double(), 300.),D(net)(x.to(dtype), 300.)
+        assert got.dtype==dtype
+        torch.testing.assert_close(got.double(), want, rtol=.02, atol=4.)     # the grain at 300 is 2
+    scales = precondition(torch.tensor([.002, 1., 300.]).to(dtype), .5)
+    for a,b in zip(scales, precondition(torch.tensor([.002, 1., 300.]).to(dtype).double(), .5)):
+        torch.testing.assert_close(a.double(), b, rtol=.01, atol=1e-6)
+
+def test_slerp_of_opposite_noises():
+    a = torch.randn(3, 1, 8, 8)
+    for b in (-a, torch.cat([a[:2], -2*a[2:]])):
+        with pytest.raises(ValueError, match='a, b: expected no pair of opposite'): slerp(a, b, .5)
+    with pytest.raises(ValueError, match='share: expected finite'): slerp(a, a.flip(0), float('nan'))
+    b = torch.randn(3, 1, 8, 8)
+    torch.testing.assert_close(slerp(a.half(), b.half(), .4).float(), slerp(a, b, .4), rtol=0, atol=.01)
+
+# Weights
+
+def test_weights_of_a_compiled_net(tmp_path):
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), torch.compile(nn.Linear(4, 2), backend='eager'))
+    for i,o in enumerate((torch.compile(net, backend='eager'), net)):
+        path = tmp_path/f'{i}.safetensors'
+        save_weights(o, path)
+        assert not any('_orig_mod' in k for k in load_weights(path)[0])
+        plain = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+        for into in (plain, torch.compile(copy.deepcopy(plain), backend='eager')):
+            load_weights(path, into)
+            torch.testing.assert_close(into.eval()(torch.ones(2, 3)), net.eval()(torch.ones(2, 3)), rtol=0, atol=.01)
+
+def test_average_of_a_compiled_net():
+    class Learn: phases = ['train']
+    def averaged(compiled):
+        torch.manual_seed(0)
+        learn,cb = Learn(),EMACB(.5)
+        net = nn.Linear(2, 2)
+        learn.model = torch.compile(net, backend='eager') if compiled else net
+        cb.before_fit(learn)
+        with torch.no_grad(): net.weight.add_(1)
+        cb.after_step(learn)
+        return cb
+    a,b = averaged(True),averaged(False)
+    assert list(a.state_dict()['model'])==['weight', 'bias'] and torch.equal(a.model.weight, b.model.weight)
+    b.load_state_dict(dict(n=3, model={f'_orig_mod.{k}': v+1 for k,v in a.state_dict()['model'].items()}))      # of an older version
+    assert b.n==3 and torch.equal(b.model.weight, a.model.weight+1)
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+def test_tied_layers(tmp_path, dtype):
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)).to(dtype)
+    net[1].weight = net[0].weight
+    save_weights(net, tmp_path/'a.safetensors')
+    w,_ = load_weights(tmp_path/'a.safetensors')
+    assert torch.equal(w['0.weight'], w['1.weight']) and torch.equal(w['0.weight'], net[0].weight.detach().half().float())
+
+def rewrite(path, w, **info):
+    "A weights file that says of itself that it is sound."
+    import hashlib
+    from safetensors.torch import save
+    path.write_bytes(save(w) if isinstance(w, dict) else w)
+    path.with_suffix('.json').write_text(json.dumps(info | dict(sha256=hashlib.sha256(path.read_bytes()).hexdigest())))
+
+def test_weights_that_no_net_should_get(tmp_path):
+    path,net = tmp_path/'a.safetensors',nn.Linear(2, 2)
+    good = {k: v.clone() for k,v in net.state_dict().items()}
+    for bad in (float('nan'), float('inf')):
+        rewrite(path, good | dict(bias=torch.tensor([1., bad])))
+        with pytest.raises(ValueError, match='expected finite numbers, bias has'): load_weights(path)
+    rewrite(path, good | dict(bias=torch.tensor([1, 2], dtype=torch.int32)))
+    with pytest.raises(ValueError, match=r'does not fit the model: bias is \(2,\) of int32 in the file and \(2,\) in the model'): load_weights(path, net)
+    rewrite(path, b'no tensors at all')
+    with pytest.raises(ValueError, match='is no safetensors file'): load_weights(path)
+    for text in ('{', '[]', '5', 'null', ''):
+        path.with_suffix('.json').write_text(text)
+        with pytest.raises(ValueError, match='a.json'): load_weights(path)
+    rewrite(path, good, config=5)
+    with pytest.raises(ValueError, match='name: expected the model'): load_denoiser(path)
+    torch.testing.assert_close(dict(net.state_dict()), good)                 # and nothing was loaded
+
+def test_bad_weights_leave_the_old_file(tmp_path):
+    path,net = tmp_path/'a.safetensors',nn.Linear(2, 2)
+    save_weights(net, path)
+    before = path.read_bytes()
+    class Odd(nn.Linear):
+        def get_extra_state(self): return 'text'
+    spoilt = nn.Linear(2, 2)
+    nn.init.constant_(spoilt.bias, float('nan'))
+    for bad,info in ((spoilt, {}), (Odd(2, 2), {}), (net, dict(sched=linear_schedule()))):
+        with pytest.raises((ValueError,TypeError)): save_weights(bad, path, **info)
+    path.with_suffix('.json').unlink()
+    path.with_suffix('.json').mkdir()
+    with pytest.raises(OSError): save_weights(nn.Linear(2, 2), path)
+    assert path.read_bytes()==before and sorted(o.name for o in tmp_path.iterdir())==['a.json', 'a.safetensors']
+
+def test_a_link_is_followed(tmp_path):
+    real,link = tmp_path/'real',tmp_path/'link'
+    real.mkdir()
+    link.mkdir()
+    save_weights(nn.Linear(2, 2), real/'w.safetensors')
+    (link/'a.safetensors').symlink_to(real/'w.safetensors')
+    net = nn.Linear(2, 2)
+    save_weights(net, link/'a.safetensors')
+    assert (link/'a.safetensors').is_symlink() and sorted(o.name for o in real.iterdir())==['w.json', 'w.safetensors']
+    torch.testing.assert_close(load_weights(link/'a.safetensors')[0]['bias'], net.bias.detach(), rtol=0, atol=.001)
+    new = tmp_path/'dangling.safetensors'
+    new.symlink_to(real/'new.safetensors')
+    save_weights(net, new)
+    assert (real/'new.safetensors').is_file() and new.is_symlink()
+
+def test_temporary_files_and_modes(tmp_path):
+    path = tmp_path/'a[1].bin'
+    old,young,other = (tmp_path/f'.{o}.tmp' for o in ('a[1].bin.0123abcd', 'a[1].bin.0123abce', 'a[1].bin.mine'))
+    for o in (old, young, other): o.write_text('x')
+    os.utime(old, (time.time()-7200,)*2)
+    _replace(path, lambda tmp: tmp.write_text('new'))
+    assert not old.exists() and young.exists() and other.exists()           # what a killed process left goes, nothing else
+    os.chmod(path, 0o640)
+    _replace(path, lambda tmp: tmp.write_text('newer'))
+    assert path.stat().st_mode&0o777==0o640 and path.read_text()=='newer'
+    def fail(tmp):
+        tmp.write_text('half')
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): _replace(path, fail)
+    assert path.read_text()=='newer' and len(list(tmp_path.iterdir()))==3
+    with pytest.raises(IsADirectoryError): _replace(tmp_path, lambda tmp: tmp.write_text('x'))
+
+def test_bad_scales():
+    for bad in (0., -1., float('nan'), float('inf')):
+        for f in (partial(precondition, 1.), partial(KarrasDenoiser, shrink), KarrasCB):
+            with pytest.raises(ValueError, match='sigma_data: expected a number above 0'): f(bad)
+    with pytest.raises(ValueError, match='mean: expected a finite number'): KarrasCB(.5, mean=float('nan'))
+    assert c_noise(torch.tensor([1.])).item()==0.
