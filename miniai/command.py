@@ -218,7 +218,8 @@ def _command(args):
     if args is None: _on_interrupt(signal.default_int_handler)
     w,h = _write_png(x, path, zoom)
     if args is None: _on_interrupt(_end)
-    new_line = chr(10) if sys.stdout.isatty() and not a.quiet else ''
+    bar_stands = sys.stdout is not None and sys.stdout.isatty() and not a.quiet
+    new_line = chr(10) if bar_stands else ''
     with contextlib.suppress(BrokenPipeError):                # the picture is written
         many = '1 picture' if len(x)==1 else f'{len(x)} pictures'
         _say(f"{new_line}{a.o}: {many}, {w}x{h} pixels", sys.stdout)

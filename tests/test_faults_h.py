@@ -270,7 +270,10 @@ def test_weights_that_are_no_weights_are_told_in_one_line(folder, tmp_path):
 @pytest.mark.skipif(os.name!='posix', reason='signals of POSIX')
 @pytest.mark.parametrize('after', [.3, 1., 6.])
 def test_ctrl_c(after, tmp_path):
-    p = subprocess.Popen([sys.executable, *command, 'a star', '--steps', '9000', '--quiet'], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    code = 'from miniai.command import main; print(flush=True); main()'
+    args = [sys.executable, '-c', code, 'a star', '--steps', '9000', '--quiet']
+    p = subprocess.Popen(args, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    p.stdout.readline()                                 # Python has started
     time.sleep(after)
     p.send_signal(signal.SIGINT)
     assert p.communicate(timeout=60)[1]=='miniai: interrupted\n' and p.returncode==130 and not list(tmp_path.iterdir())
