@@ -304,9 +304,9 @@ def collate(
     if not len(items): raise ValueError("items: expected at least one, got none")
     o = items[0]
     kind = next((k for k in _kinds if isinstance(o, k)), None)
-    bad = next((i for i in items if kind is None or not isinstance(i, kind)), None)
-    if kind is None or bad is not None:
-        names = ' and '.join(dict.fromkeys(type(i).__name__ for i in (o,bad)))
+    bad = [i for i in items if kind is None or not isinstance(i, kind)]
+    if bad:
+        names = ' and '.join(dict.fromkeys(type(i).__name__ for i in (o,bad[0])))
         raise TypeError("collate: expected tensors, arrays, numbers, strings, tuples or dicts, "
                         f"of one kind in a batch, got {names}")
     if kind is torch.Tensor: return torch.stack(items)
@@ -480,16 +480,16 @@ def find_generators(
     o, # Loader, ours or torch's; or a part of one: sampler, dataset, function...
 ): # Dict: path in `o`, such as 'batch_sampler.sampler.generator' -> `torch.Generator`
     "All generators that `o` holds, each once; a random source of another kind is a TypeError."
-    found,seen,stack = {},set(map(id, _global)),[('',o)]
-    while stack:
-        path,x = stack.pop()
+    found,seen,queue = {},set(map(id, _global)),deque([('',o)])
+    while queue:
+        path,x = queue.popleft()                # the shortest path first
         if id(x) in seen: continue
         seen.add(id(x))
         if isinstance(x, _foreign):
             raise TypeError(f"{path}: expected a torch.Generator, whose state can be kept, got "
                             f"{type(x).__name__}")
         if isinstance(x, torch.Generator): found[path] = x
-        stack += [(f'{path}.{k}'.lstrip('.'), v) for k,v in _parts(x).items()]
+        queue += [(f'{path}.{k}'.lstrip('.'), v) for k,v in _parts(x).items()]
     return dict(sorted(found.items()))
 
 # %% ../nbs/04_minibatch_training.ipynb #63df90a4

@@ -121,7 +121,7 @@ def test_a_module_cannot_hold_its_parent():
 
 def test_collate_of_mixed_or_missing_items():
     with pytest.raises(ValueError, match='at least one'): t.collate([])
-    for items in ([1,'a'], ['a',1], [torch.ones(1),1], [None], [dict(a=1),(1,)], [(1,2),'ab'], [object()]):
+    for items in ([1,'a'], [1,None], [(1,2),None], ['a',1], [torch.ones(1),1], [None], [dict(a=1),(1,)], [(1,2),'ab'], [object()]):
         with pytest.raises(TypeError, match='collate: expected'): t.collate(items)
     assert torch.equal(t.collate([1, 2.5, True]), torch.tensor([1, 2.5, 1]))
     assert t.collate([np.float64(1), 2.]).dtype==torch.float64

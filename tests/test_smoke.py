@@ -79,6 +79,12 @@ def call_training():
     assert t.collate([(1, dict(a=2.)), (3, dict(a=4.))])[1]['a'].tolist()==[2, 4]
     ds = t.Dataset(x.flatten(1), y)
     assert [len(b[1]) for b in t.DataLoader(ds, bs=16, shuffle=True, n_workers=2)]==[16, 16, 8]
+    dl = t.DataLoader(ds, bs=16, shuffle=True)
+    state = t.loader_state(dl)
+    assert list(state)==list(t.find_generators(dl)) and t.length(dl)==3 and t.length(iter(dl)) is None
+    first = [b[1].tolist() for b in dl]
+    t.load_loader_state(dl, state)
+    assert [b[1].tolist() for b in dl]==first
     class Bad:
         def __len__(self): return 3
         def __getitem__(self, i): return 1/0

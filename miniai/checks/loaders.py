@@ -24,18 +24,22 @@ def _test_on_key(on_key):
         f = on_key(key)(lambda v: v*10)
         assert callable(f), f"on_key({key!r})(f) should be a function, got {f!r}"
         res = f(batch)
-        assert res is batch, f"the transform should return the dict it was given, changed; it returned {res!r}"
-        assert batch=={key: [10, 20, 30], other: [4, 5, 6]}, f"f(v)=v*10 on {key!r} gave {batch}"
+        assert res is batch, \
+            f"the transform should return the dict it was given, changed; it returned {res!r}"
+        want = {key: [10, 20, 30], other: [4, 5, 6]}
+        assert batch==want, f"f(v)=v*10 on {key!r} gave {batch}"
 
 # %% ../../nbs/solutions/05_datasets.ipynb #45c57d1e
 def _rows():
     n,c,h,w = dims(4, 1, 4)
-    return [dict(image=torch.rand(c, h, w), label=int(torch.randint(3, ()))) for _ in range(2*n)],
+    return [dict(image=torch.rand(c, h, w), label=int(torch.randint(3, ())))
+            for _ in range(2*n)],
 
 def _pairs(rows):
     left,right = ([o for i,o in enumerate(rows) if i%2==k] for k in (0, 1))
     same = torch.tensor([float(a['label']==b['label']) for a,b in zip(left, right)])
-    return torch.stack([o['image'] for o in left]), torch.stack([o['image'] for o in right]), same
+    left,right = (torch.stack([o['image'] for o in half]) for half in (left, right))
+    return left, right, same
 
 def _test_pairs(f):
     compare(_pairs, _rows)(f)
@@ -82,15 +86,19 @@ def _test_weighted(f):
     weights = torch.tensor([0., 1., 3., 6.])[group]
     got = list(f((a, b), weights, bs))
     sizes = [len(o[0]) for o in got]
-    assert sizes==_sizes(n, bs, False), f"expected batches of {bs} and {n} rows in all, got the sizes {sizes}"
+    assert sizes==_sizes(n, bs, False), \
+        f"expected batches of {bs} and {n} rows in all, got the sizes {sizes}"
     u,v = (torch.cat([o[k] for o in got]) for k in (0, 1))
     assert torch.equal(u*2, v), "the tensors of a batch should hold the same rows"
     counts = torch.bincount(u%4, minlength=4)
     assert counts[0]==0, f"rows of weight 0 were drawn {counts[0]} times"
     want = n*torch.tensor([0., .1, .3, .6])
-    far = (counts-want).abs() > 5*want.sqrt()       # 5 deviations at least: by chance less than once in a million
-    assert not far.any(), f"weights 0, 1, 3, 6 should give about {want.int().tolist()} rows, got {counts.tolist()}"
-    runs = [torch.cat([o[0] for o in f((a, b), weights, bs, torch.Generator().manual_seed(3))]) for _ in range(2)]
+    # 5 deviations at least: by chance less than once in a million
+    far = (counts-want).abs() > 5*want.sqrt()
+    assert not far.any(), \
+        f"weights 0, 1, 3, 6 give about {want.int().tolist()} rows, got {counts.tolist()}"
+    runs = [torch.cat([o[0] for o in f((a, b), weights, bs, torch.Generator().manual_seed(3))])
+            for _ in range(2)]
     assert torch.equal(*runs), "the same generator, seeded alike, should give the same rows"
 
 # %% ../../nbs/solutions/05_datasets.ipynb #f838bdee
@@ -109,14 +117,19 @@ def _tile_args():
 # %% ../../nbs/solutions/05_datasets.ipynb #f7886556
 check = Checker(
     batch_sizes=Exercise(compare(_sizes, _sizes_args, n=20),
-        "`divmod(n, bs)` gives the number of full batches and the rest. A rest of 0 is no batch."),
+        "`divmod(n, bs)` gives the number of full batches and the rest. A rest of 0 is no "
+        "batch."),
     on_key=Exercise(_test_on_key,
-        "Three functions inside one another: on_key takes the key, the next takes f, the last takes the batch."),
+        "Three functions inside one another: on_key takes the key, the next takes f, the last "
+        "takes the batch."),
     collate_pairs=Exercise(_test_pairs,
         "A slice `rows[::2]` gives every second row. `torch.stack` makes one tensor of many."),
     mean_std=Exercise(_test_mean_std,
-        "Keep three running numbers: how many values, their sum, the sum of their squares. Variance is E[x^2]-E[x]^2."),
+        "Keep three running numbers: how many values, their sum, the sum of their squares. "
+        "Variance is E[x^2]-E[x]^2."),
     weighted_batches=Exercise(_test_weighted,
-        "Draw n indices first with `torch.multinomial(..., replacement=True, generator=generator)`, then split them."),
+        "Draw n indices first with `torch.multinomial(..., replacement=True, "
+        "generator=generator)`, then split them."),
     tile=Exercise(compare(_tile, _tile_args, n=20),
-        "Add zero pictures until n is rows*ncols, reshape to (rows,ncols,c,h,w), then permute to (c,rows,h,ncols,w)."))
+        "Add zero pictures until n is rows*ncols, reshape to (rows,ncols,c,h,w), then permute "
+        "to (c,rows,h,ncols,w)."))
