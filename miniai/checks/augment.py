@@ -36,7 +36,8 @@ def _surest(probs, y, share):
 
 def _surest_args():
     n,k = dims(2, 3, 40)
-    return (3*torch.randn(n, k)).softmax(1), torch.randint(k, (n,)), torch.rand(()).item()*.98+.01
+    return (3*torch.randn(n, k)).softmax(1), torch.randint(k,
+                                                           (n,)), torch.rand(()).item()*.98+.01
 
 # %% ../../nbs/solutions/14_augment.ipynb #c409071a
 def _test_contrast(f):
@@ -47,22 +48,30 @@ def _test_contrast(f):
     assert torch.equal(x, kept), "`x` itself was changed"
     k = (res/x).flatten(1)
     spread = (k-k[:, :1]).abs().max().item()
-    assert spread<1e-5, f"all pixels of a picture should have one factor; inside one they differ by {spread:.3f}"
+    assert spread<1e-5, (
+        "all pixels of a picture should have one factor; inside one they differ by "
+        f"{spread:.3f}")
     k = k[:, 0]
-    assert len(k.unique())>300, f"400 pictures should have 400 factors, got {len(k.unique())} different ones"
-    assert lo-1e-5<=k.min() and k.max()<=hi+1e-5, f"factors should lie in [{lo},{hi}), got {k.min():.3f} to {k.max():.3f}"
+    assert len(k.unique())>300, (
+        f"400 pictures should have 400 factors, got {len(k.unique())} different ones")
+    assert lo-1e-5<=k.min() and k.max()<=hi+1e-5, (
+        f"factors should lie in [{lo},{hi}), got {k.min():.3f} to {k.max():.3f}")
     mean = k.mean().item()      # deviation of the mean (hi-lo)/12**.5/20 = 0.022; seven of them
-    assert abs(mean-(lo+hi)/2)<.15, f"factors even in [{lo},{hi}) have the mean {(lo+hi)/2}, got {mean:.3f}"
+    assert abs(mean-(lo+hi)/2)<.15, (
+        f"factors even in [{lo},{hi}) have the mean {(lo+hi)/2}, got {mean:.3f}")
     a,b = (f(x, lo, hi, generator=torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(a, b), "the same generator, seeded alike, should give the same pictures"
 
 # %% ../../nbs/solutions/14_augment.ipynb #9664f5b7
 check = Checker(
     erased_share=Exercise(compare(_share, _share_args),
-        "Two things are drawn: whether a picture is changed at all, and then how large the hole is."),
+        "Two things are drawn: whether a picture is changed at all, and then how large the "
+        "hole is."),
     random_contrast=Exercise(_test_contrast,
-        "Draw a tensor (b,1,1,1) and let broadcasting do the rest. `lo+(hi-lo)*u` moves [0,1) to [lo,hi)."),
+        "Draw a tensor (b,1,1,1) and let broadcasting do the rest. `lo+(hi-lo)*u` moves [0,1) "
+        "to [lo,hi)."),
     mixup=Exercise(compare(_mixup, _mixup_args, n=10),
-        "`F.one_hot` turns classes into rows; reshape `lam` to (n,1,1,1) for the pictures and to (n,1) for the targets."),
+        "`F.one_hot` turns classes into rows; reshape `lam` to (n,1,1,1) for the pictures and "
+        "to (n,1) for the targets."),
     accuracy_of_surest=Exercise(compare(_surest, _surest_args, n=20),
         "`max(1)` gives confidences and classes; `topk` of the confidences gives the rows."))

@@ -17,13 +17,15 @@ def _steady(lr, momentum, n):
     for _ in range(n): v = momentum*v + 1
     return lr*v
 
-def _steady_args(): return 10**-(3*torch.rand(()).item()), torch.rand(()).item()*.99, dims(lo=1, hi=40)[0]
+def _steady_args():
+    return 10**-(3*torch.rand(()).item()), torch.rand(()).item()*.99, dims(lo=1, hi=40)[0]
 
 class _Mixed(nn.Module):
     "A model with parameters of all kinds, one of them frozen."
     def __init__(self, ni, nf):
         super().__init__()
-        self.net = nn.Sequential(nn.Conv2d(ni, nf, 3), nn.BatchNorm2d(nf), nn.Flatten(), nn.Linear(nf, 2))
+        self.net = nn.Sequential(nn.Conv2d(ni, nf, 3), nn.BatchNorm2d(nf), nn.Flatten(),
+                                 nn.Linear(nf, 2))
         self.scale,self.table = nn.Parameter(torch.ones(())),nn.Parameter(torch.rand(3, 4))
         self.net[3].weight.requires_grad_(False)
 
@@ -32,32 +34,39 @@ def _test_groups(f):
         torch.manual_seed(i)
         model,wd = _Mixed(*dims(2)),.1*(i+1)
         groups = list(f(model, wd))
-        assert len(groups)==2 and all(isinstance(g, dict) for g in groups), "expected a list of two dicts"
-        wanted = [[k for k,p in model.named_parameters() if p.requires_grad and (p.ndim>1)==large] for large in (True, False)]
+        assert len(groups)==2 and all(isinstance(g, dict)
+                                      for g in groups), "expected a list of two dicts"
+        wanted = [[k for k,p in model.named_parameters() if p.requires_grad
+                   and (p.ndim>1)==large] for large in (True, False)]
         names = {p: k for k,p in model.named_parameters()}
         for g,want,decay in zip(groups, wanted, (wd, 0)):
             got = [names.get(p, 'a tensor that is no parameter') for p in g['params']]
-            assert sorted(got)==sorted(want), f"the group with weight decay {decay} should have {want}, got {got}"
-            assert g.get('weight_decay')==decay, f"expected weight_decay={decay}, got {g.get('weight_decay')}"
+            assert sorted(got)==sorted(want), (
+                f"the group with weight decay {decay} should have {want}, got {got}")
+            assert g.get('weight_decay')==decay, (
+                f"expected weight_decay={decay}, got {g.get('weight_decay')}")
 
 # %% ../../nbs/solutions/12_accel_sgd.ipynb #e6661ca4
 def _test_clip(f):
     for i in range(6):
         torch.manual_seed(i)
         ps = [torch.zeros(dims(2), requires_grad=True) for _ in range(4)]
-        for p in ps[1:]: p.grad = torch.randn(p.shape)                 # the first has no gradient
+        # the first has no gradient
+        for p in ps[1:]: p.grad = torch.randn(p.shape)
         grads = [p.grad.clone() for p in ps[1:]]
         max_norm = .5 if i%2 else 1000.
         norm = torch.cat([g.flatten() for g in grads]).norm()
         got = f(ps, max_norm)
         d = difference(torch.as_tensor(got), norm, 1e-5)
-        assert d is None, f"the norm returned should be that of all gradients together, before clipping: {d}"
+        assert d is None, (
+            f"the norm returned should be that of all gradients together, before clipping: {d}")
         assert ps[0].grad is None, "a parameter without a gradient should stay without one"
         now = [p.grad.clone() for p in ps[1:]]
         for p,g in zip(ps[1:], grads): p.grad = g
         clip_grad_norm_(ps, max_norm)
         d = difference(now, [p.grad for p in ps[1:]], 1e-4)
-        assert d is None, f"the norm is {norm:.3g}, max_norm {max_norm:g}; the gradients then: {d}"
+        assert d is None, (
+            f"the norm is {norm:.3g}, max_norm {max_norm:g}; the gradients then: {d}")
 
 # %% ../../nbs/solutions/12_accel_sgd.ipynb #7f676374
 def _lion(p, grad, m, lr, betas, weight_decay):
@@ -78,12 +87,17 @@ def _ramp_args():
 # %% ../../nbs/solutions/12_accel_sgd.ipynb #0bd9b715
 check = Checker(
     steady_step=Exercise(compare(_steady, _steady_args, n=20),
-        "Write down the velocity after 1, 2 and 3 steps: 1, 1+momentum, ... It is a geometric series."),
+        "Write down the velocity after 1, 2 and 3 steps: 1, 1+momentum, ... It is a geometric "
+        "series."),
     decay_groups=Exercise(_test_groups,
-        "`p.ndim` is the number of dimensions: 0 or 1 for biases and norms. Frozen parameters have `requires_grad=False`."),
+        "`p.ndim` is the number of dimensions: 0 or 1 for biases and norms. Frozen parameters "
+        "have `requires_grad=False`."),
     clip_grads=Exercise(_test_clip,
-        "One norm for all: the root of the sum of all squares. Then every gradient is multiplied by the same number."),
+        "One norm for all: the root of the sum of all squares. Then every gradient is "
+        "multiplied by the same number."),
     lion_step=Exercise(compare(_lion, _lion_args, n=10, eps=1e-10),
-        "Two different averages: the one inside the sign uses betas[0] and is not kept, the one that is kept uses betas[1]."),
+        "Two different averages: the one inside the sign uses betas[0] and is not kept, the "
+        "one that is kept uses betas[1]."),
     ramp=Exercise(compare(_ramp, _ramp_args, n=40),
-        "The first step already moves, so the rise is (n+1)/warmup. The fall is 1 at n=warmup and would be 0 at n=total_steps."))
+        "The first step already moves, so the rise is (n+1)/warmup. The fall is 1 at n=warmup "
+        "and would be 0 at n=total_steps."))

@@ -25,7 +25,8 @@ def _block_args():
 def _calls(model, x):
     "The layers of `model` that have no children, in the order in which they are called on `x`."
     order = []
-    hooks = [m.register_forward_hook(lambda m, i, o: order.append(m)) for m in model.modules() if not list(m.children())]
+    hooks = [m.register_forward_hook(lambda m, i, o: order.append(m)) for m in model.modules()
+             if not list(m.children())]
     try: model(x)
     finally:
         for h in hooks: h.remove()
@@ -37,14 +38,18 @@ def _test_preact(PreActBlock):
     assert isinstance(block, nn.Module), "expected a subclass of nn.Module"
     d = difference(block(x), x)
     assert d is None, f"a new block should return its input, also where it is negative: {d}"
-    convs,norms = ([m for m in _calls(block, x) if isinstance(m, t)] for t in (nn.Conv2d, nn.BatchNorm2d))
-    assert len(convs)==len(norms)==2, f"expected 2 convolutions and 2 norms, got {len(convs)} and {len(norms)}"
+    convs,norms = ([m for m in _calls(block, x) if isinstance(m, t)]
+                   for t in (nn.Conv2d, nn.BatchNorm2d))
+    assert len(convs)==len(norms)==2, (
+        f"expected 2 convolutions and 2 norms, got {len(convs)} and {len(norms)}")
     assert all(m.bias is None for m in convs), "the convolutions should have no bias"
     seq = [m for m in _calls(block, x) if m in convs or m in norms]
-    assert [m in norms for m in seq]==[True, False]*2, "the order should be norm, convolution, norm, convolution"
+    assert [m in norms for m in seq]==[True, False]*2, (
+        "the order should be norm, convolution, norm, convolution")
     block(x).pow(2).sum().backward()
     reached = any(p.grad is not None and p.grad.abs().sum()>0 for p in block.parameters())
-    assert reached, "no gradient reaches the weights of a new block, so it would return its input for ever"
+    assert reached, (
+        "no gradient reaches the weights of a new block, so it would return its input for ever")
     for p in block.parameters(): nn.init.normal_(p, std=.5)
     y = x
     for n,c in zip(norms, convs): y = c(n(y).relu())
@@ -61,13 +66,17 @@ def _test_drop(f):
         d = difference(tuple(y.shape), tuple(x.shape))
         assert d is None, d
         kept = (y!=0).flatten(1)
-        assert (kept.all(1) | ~kept.any(1)).all(), "a picture's values should be dropped all together or not at all"
+        assert (kept.all(1) | ~kept.any(1)).all(), (
+            "a picture's values should be dropped all together or not at all")
         kept = kept.any(1)
         share = kept.float().mean().item()
         far = 5*(p*(1-p)/n)**.5         # five deviations: by chance less than once in a million
-        assert abs(share-(1-p))<far, f"with p={p} about {n*(1-p):.0f} of {n} pictures should be kept, each by itself; {kept.sum()} were"
+        assert abs(share-(1-p))<far, (
+            f"with p={p} about {n*(1-p):.0f} of {n} pictures should be kept, each by itself; "
+            f"{kept.sum()} were")
         d = difference(y[kept], x[kept]/(1-p))
-        assert d is None, f"the pictures that are kept should be divided by 1-p, here {1-p}: {d}"
+        assert d is None, (
+            f"the pictures that are kept should be divided by 1-p, here {1-p}: {d}")
     for p,training in ((.5, False), (0., True)):
         d = difference(f(x.clone(), p, training), x)
         assert d is None, f"with p={p} and training={training} the values should stay: {d}"
@@ -77,7 +86,8 @@ def _conv_and_norm():
     a,b,k,s,g = *dims(2, hi=4),dims(hi=3)[0],dims(hi=2)[0],dims(hi=2)[0]
     conv = nn.Conv2d(a*g, b*g, k, s, padding=k//2, groups=g, bias=False)
     norm = nn.BatchNorm2d(b*g, eps=.01)
-    for p in (norm.weight, norm.bias, norm.running_mean, norm.running_var): nn.init.uniform_(p, .5, 2)
+    for p in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        nn.init.uniform_(p, .5, 2)
     return conv,norm.eval(),torch.randn(2, a*g, 7, 6)
 
 def _test_fold(f):
@@ -88,7 +98,8 @@ def _test_fold(f):
         res = f(conv, norm)
         assert isinstance(res, nn.Conv2d), f"expected an nn.Conv2d, got {type(res).__name__}"
         d = difference((conv.state_dict(), norm.state_dict()), before)
-        assert d is None and conv.bias is None, "the convolution and the norm that were given should stay as they are"
+        assert d is None and conv.bias is None, (
+            "the convolution and the norm that were given should stay as they are")
         d = difference(res(x), want, 1e-4)
         assert d is None, f"case {i+1} of 8, {conv}: {d}"
 
@@ -102,12 +113,17 @@ def _bf16_args():
 # %% ../../nbs/solutions/13_resnet.ipynb #a0e67091
 check = Checker(
     block_cost=Exercise(compare(_block_cost, _block_args, n=30),
-        "The block's output has ceil(h/stride) rows; all three convolutions give this size. A norm has 2 parameters a channel and costs nothing here."),
+        "The block's output has ceil(h/stride) rows; all three convolutions give this size. A "
+        "norm has 2 parameters a channel and costs nothing here."),
     PreActBlock=Exercise(_test_preact,
-        "The last layer of the branch is a convolution now. Behind a ReLU that gives only zeros, no weight gets a gradient."),
+        "The last layer of the branch is a convolution now. Behind a ReLU that gives only "
+        "zeros, no weight gets a gradient."),
     drop_branch=Exercise(_test_drop,
-        "Draw one number a picture, of a shape such as (n,1,1), so that it is broadcast over the rest."),
+        "Draw one number a picture, of a shape such as (n,1,1), so that it is broadcast over "
+        "the rest."),
     fold_norm=Exercise(_test_fold,
-        "The norm computes (x-mean)/sqrt(var+eps)*weight+bias for each channel: a factor for the kernel of each output channel, and a bias."),
+        "The norm computes (x-mean)/sqrt(var+eps)*weight+bias for each channel: a factor for "
+        "the kernel of each output channel, and a bias."),
     round_bf16=Exercise(compare(lambda x: x.bfloat16().float(), _bf16_args, n=10),
-        "Adding half a step to the bits before the lower 16 are cut off rounds up where it should. For ties, half a step less one, plus the last bit that stays."))
+        "Adding half a step to the bits before the lower 16 are cut off rounds up where it "
+        "should. For ties, half a step less one, plus the last bit that stays."))
