@@ -91,6 +91,8 @@ def same(
 ):
     "AssertionError, with the first difference, unless shape, kind, length and values agree."
     got,want = _plain(got),_plain(want)
+    if isinstance(want, (int,float)) and isinstance(got, torch.Tensor) and got.ndim==0:
+        got = got.item()
     if isinstance(got, float) and type(want) is int: want = float(want)
     if isinstance(got, (int,float)) and isinstance(want, torch.Tensor) and want.ndim==0:
         want = want.item()
