@@ -922,7 +922,8 @@ def _newest(self:CheckpointCB, learn):
             continue
         state = self._modern(learn, state)
         self._check(learn, path, state)
-        same_versions,done = state['versions']==_versions(),state['epoch']>=learn.n_epochs
+        same_versions = state['versions'].items()<=_versions().items()
+        done = state['epoch']>=learn.n_epochs
         other = '' if same_versions else f", made with {state['versions']}: bits may differ"
         what = "is the end of this training; nothing is left to do"
         print(f"CheckpointCB: {path.name} {what}" if done else

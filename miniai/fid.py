@@ -49,9 +49,9 @@ class Ruler(nn.Module):
 
     @torch.no_grad()
     def _run(self, net, x, bs):
-        device = next(self.net.parameters()).device
-        with torch.autocast(device.type, enabled=False):
-            return torch.cat([net(b.to(device, torch.float32)).cpu() for b in x.split(bs)])
+        p = next(self.net.parameters())              # float32, unless somebody moved the net
+        with torch.autocast(p.device.type, enabled=False):
+            return torch.cat([net(b.to(p.device, p.dtype)).cpu() for b in x.split(bs)])
 
     def features(self,
         x, # Pictures (n,1,28,28), float in [-1,1]; features (n,d) are returned as they are
