@@ -7,8 +7,8 @@ __all__ = ['LossScaler', 'MixedPrecisionCB', 'AccumulateCB', 'ClipCB', 'Accelera
            'load_checkpoint', 'CheckpointCB']
 
 # %% ../nbs/16_accel.ipynb #54ceb27a
-import collections,errno,hashlib,importlib,inspect,itertools,json,math,os,random,re,shutil,socket
-import sys,types,warnings
+import collections,errno,hashlib,importlib,inspect,itertools,json,math,os,random,re,shutil
+import socket,sys,types,warnings
 import numpy as np,torch
 from contextlib import nullcontext
 from functools import partial
@@ -19,24 +19,31 @@ from torch import nn
 
 # %% ../nbs/16_accel.ipynb #02760623
 from .conv import _nested
-from .learner import Callback,CancelBatch,MetricsCB,ProgressCB,TrainCB,_rows,split_batch
+from .learner import Callback,CancelBatch,ProgressCB,TrainCB,_rows,split_batch
 from .optim import BatchSchedCB,EpochSchedCB,RecorderCB
+from .training import length
 
 # %% ../nbs/16_accel.ipynb #33071ea3
 class LossScaler:
-    """A factor of the loss that keeps float16 gradients in range: section 3.2, arXiv:1710.03740;
-    the rules of `torch.amp.GradScaler`."""
+    "A factor of the loss that keeps float16 gradients in range: section 3.2, arXiv:1710.03740."
     def __init__(self,
         scale=2.**16, # First scale, above 0; powers of two round nothing
         growth=2., # Factor after `interval` good steps, 1 or more
         backoff=.5, # Factor after a bad step, in (0,1)
         interval=2000, # Good steps in a row until the scale grows, 1 or more
     ):
-        if not 0<scale<math.inf: raise ValueError(f"scale: expected a positive number, got {scale}")
+        if not 0<scale<math.inf:
+            raise ValueError(f"scale: expected a positive number, got {scale}")
         if not growth>=1: raise ValueError(f"growth: expected 1 or more, got {growth}")
-        if not 0<backoff<1: raise ValueError(f"backoff: expected a number between 0 and 1, got {backoff}")
+        if not 0<backoff<1:
+            raise ValueError(f"backoff: expected a number between 0 and 1, got {backoff}")
         if interval<1: raise ValueError(f"interval: expected 1 or more, got {interval}")
-        self.scale,self.growth,self.backoff,self.interval,self.good = scale,growth,backoff,interval,0
+        self.scale,self.growth,self.backoff = scale,growth,backoff
+        self.interval,self.good = interval,0
+
+    def state_dict(self): return dict(vars(self)) # Dict of numbers
+    # What `state_dict` returned
+    def load_state_dict(self, state_dict): vars(self).update(state_dict)
 
     @torch.no_grad()
     def unscale(self,
@@ -48,20 +55,20 @@ class LossScaler:
             if p.grad is None: continue
             p.grad *= 1/self.scale
             finite.append(p.grad.isfinite().all())
-        return all(torch.stack(finite).tolist()) if finite else True     # a GPU is waited for once
+        # a GPU is waited for once
+        return all(torch.stack(finite).tolist()) if finite else True
 
-    def update(self,
-        ok, # Was the step good?
-    ):
-        "Set the scale of the next step."
-        self.good = self.good+1 if ok else 0
-        if not ok: self.scale = max(self.scale*self.backoff, 2.**-126)      # never 0: it divides
-        elif self.good==self.interval:
-            self.good = 0
-            if self.scale*self.growth<=torch.finfo(torch.float32).max: self.scale *= self.growth
-
-    def state_dict(self): return dict(vars(self)) # Dict of numbers
-    def load_state_dict(self, state_dict): vars(self).update(state_dict) # What `state_dict` returned
+# %% ../nbs/16_accel.ipynb #88f8af5c
+@patch
+def update(self:LossScaler,
+    ok, # Was the step good?
+):
+    "Set the scale of the next step, by the rules of `torch.amp.GradScaler`."
+    self.good = self.good+1 if ok else 0
+    if not ok: self.scale = max(self.scale*self.backoff, 2.**-126)      # never 0: it divides
+    elif self.good==self.interval:
+        self.good = 0
+        if self.scale*self.growth<=torch.finfo(torch.float32).max: self.scale *= self.growth
 
 # %% ../nbs/16_accel.ipynb #f23e08e0
 def _float(x):
@@ -69,7 +76,7 @@ def _float(x):
     return _nested(x, lambda t: t.float() if t.dtype in (torch.float16,torch.bfloat16) else t)
 
 class MixedPrecisionCB(TrainCB):
-    "`TrainCB` with products in 16 bits; float16 scales the loss and leaves out steps that are not finite."
+    "`TrainCB` with products in 16 bits; float16 scales the loss and leaves out broken steps."
     def __init__(self,
         dtype=torch.float16, # float16 or bfloat16
         n_inp=1, # Parts of a batch that the model takes; the others go to the loss
@@ -82,7 +89,8 @@ class MixedPrecisionCB(TrainCB):
             raise ValueError("scaler: bfloat16 has the range of float32 and needs none")
         super().__init__(n_inp, keys)
         self.dtype,self.ok = dtype,True              # was the last batch good?
-        self.skipped,self.in_row = 0,0               # steps left out so far, and since the last good one
+        # steps left out so far, and since the last good one
+        self.skipped,self.in_row = 0,0
         self.scaler = (scaler or LossScaler()) if dtype==torch.float16 else None
 
     def _autocast(self, learn):
@@ -97,7 +105,8 @@ class MixedPrecisionCB(TrainCB):
         with self._autocast(learn): super().get_loss(learn)
         learn.loss = _float(learn.loss)
 
-    def backward(self, learn): (learn.loss*self.scaler.scale if self.scaler else learn.loss).backward()
+    def backward(self, learn):
+        (learn.loss*self.scaler.scale if self.scaler else learn.loss).backward()
 
     def after_backward(self, learn):
         self.ok = not self.scaler or self.scaler.unscale(learn.model.parameters())
@@ -110,12 +119,15 @@ def step(self:MixedPrecisionCB, learn):
     if self.scaler: self.scaler.update(self.ok)
     if self.in_row>=30 and self.scaler.scale<1:
         where = f"epoch {learn.epoch}, batch {learn.iter}"
-        raise FloatingPointError(f"the loss or its gradients are not finite at any scale: {self.in_row} steps in "
-                                 f"a row were left out up to {where}; the loss is {learn.loss.item()}")
+        raise FloatingPointError("the loss or its gradients are not finite at any scale: "
+                                 f"{self.in_row} steps in "
+                                 f"a row were left out up to {where}; the loss is "
+                                 f"{learn.loss.item()}")
 
 @patch
 def state_dict(self:MixedPrecisionCB): # Dict
-    return dict(skipped=self.skipped, in_row=self.in_row, scaler=self.scaler and self.scaler.state_dict())
+    return dict(skipped=self.skipped, in_row=self.in_row,
+                scaler=self.scaler and self.scaler.state_dict())
 
 @patch
 def load_state_dict(self:MixedPrecisionCB, state_dict): # What `state_dict` returned
@@ -124,16 +136,12 @@ def load_state_dict(self:MixedPrecisionCB, state_dict): # What `state_dict` retu
 
 # %% ../nbs/16_accel.ipynb #150273e6
 def _wrap(learn, name, f):
-    "Until the end of the fit, `learn.name(...)` is `f(learn, before, ...)`, where `before` is what it was."
+    "Until the end of the fit `learn.name(...)` is `f(learn, before, ...)`."
     setattr(learn, name, partial(f, learn, getattr(learn, name)))
 
-def _length(dl):
-    "Batches of a pass; None where the loader does not know."
-    try: return len(dl)
-    except (TypeError,NotImplementedError): return None
-
+# %% ../nbs/16_accel.ipynb #4ad40cca
 class AccumulateCB(Callback):
-    "One step for every `n` batches, with the gradient of all their rows; the rest of a pass makes a smaller group."
+    "One step for every `n` batches, with the gradient of all their rows; the rest makes one."
     def __init__(self,
         n, # Batches a step, 1 or more
     ):
@@ -145,8 +153,8 @@ class AccumulateCB(Callback):
 
     def before_fit(self, learn):
         if 'train' not in learn.phases: return
-        if _length(learn.dls.train) is None:
-            raise TypeError("dls.train: expected a loader with a length, to know the last group")
+        if length(learn.dls.train) is None:
+            raise TypeError("dls.train: expected a loader with a length, for the last group")
         self.params = list(learn.model.parameters())
         for k in ('zero_grad','backward','step'): _wrap(learn, k, getattr(self, '_'+k))
         _wrap(learn, 'callback', self._events)
@@ -162,9 +170,10 @@ class AccumulateCB(Callback):
 
     def load_state_dict(self, state_dict): # What `state_dict` returned
         self.count,self.first,self.total = (state_dict[k] for k in ('count','first','total'))
-        for p,g in zip(self.params, state_dict['grads']): p.grad = None if g is None else g.to(p)
+        for p,g in zip(self.params, state_dict['grads']):
+            p.grad = None if g is None else g.to(p)
 
-# %% ../nbs/16_accel.ipynb #4ad40cca
+# %% ../nbs/16_accel.ipynb #2af4ad06
 @patch
 def _zero_grad(self:AccumulateCB, learn, zero_grad):
     if self.count==0: zero_grad()
@@ -175,7 +184,7 @@ def _step(self:AccumulateCB, learn, step):
 
 @patch
 def _average(self:AccumulateCB):
-    "The sum of the gradients becomes their average: the group is complete, or as complete as it gets."
+    "The sum of the gradients becomes their average: the group is complete."
     self.full = self.total>0
     for p in self.params:
         if self.full and p.grad is not None: p.grad /= self.total
@@ -183,17 +192,18 @@ def _average(self:AccumulateCB):
 
 @patch
 def _backward(self:AccumulateCB, learn, backward):
-    n,loss = _rows((learn.preds, learn.batch)),learn.loss
+    n,loss = vars(learn).get('rows') or _rows((learn.preds, learn.batch)),learn.loss
     n = 1 if n is None else n
     if not self.total: self.first = n
     if n:                                                   # an empty batch adds nothing
         w = n/self.first
         learn.loss = scaled = loss*w
         backward()
-        learn.loss = loss if learn.loss is scaled else learn.loss/w     # AccelerateCB puts another in its place
+        # AccelerateCB puts another in its place
+        learn.loss = loss if learn.loss is scaled else learn.loss/w
         self.total += w
     self.count,self.full = self.count+1,False
-    if self.count==self.n or learn.iter+1==_length(learn.dl): self._average()
+    if self.count==self.n or learn.iter+1==length(learn.dl): self._average()
 
 # %% ../nbs/16_accel.ipynb #4e5497ba
 @patch
@@ -207,27 +217,30 @@ def _events(self:AccumulateCB, learn, callback, event):
 
 # %% ../nbs/16_accel.ipynb #b6c29a0d
 class ClipCB(Callback):
-    "Shortens the gradient of all parameters together to `max_norm`, before each step: section 3.2, arXiv:1211.5063."
+    "Shortens the gradient of all parameters together: section 3.2, arXiv:1211.5063."
     order = 10       # behind MixedPrecisionCB, which brings the gradients to their size
     def __init__(self,
         max_norm, # Longest gradient allowed, above 0
     ):
-        if not max_norm>0: raise ValueError(f"max_norm: expected a positive number, got {max_norm}")
-        self.max_norm,self.norm = max_norm,None       # length of the last gradient before clipping, a 0-d tensor
+        if not max_norm>0:
+            raise ValueError(f"max_norm: expected a positive number, got {max_norm}")
+        # length of the last gradient before clipping, a 0-d tensor
+        self.max_norm,self.norm = max_norm,None
 
     @torch.no_grad()
     def after_backward(self, learn):
         grads = [p.grad for p in learn.model.parameters() if p.grad is not None]
         if not grads: self.norm = torch.zeros(())
         else: self.norm = torch.stack([torch.linalg.vector_norm(g) for g in grads]).norm()
-        factor = (self.max_norm/(self.norm+1e-6)).clamp(max=1)      # no `if`: a GPU need not be asked
+        # no `if`: a GPU need not be asked
+        factor = (self.max_norm/(self.norm+1e-6)).clamp(max=1)
         for g in grads: g *= factor
 
 # %% ../nbs/16_accel.ipynb #3e041ac1
 def _share(x, i, n): return _nested(x, lambda t: t.tensor_split(n)[i] if t.ndim else t)
 
 class AccelerateCB(TrainCB):
-    "`TrainCB` for one or many processes: each takes its part of every batch, and all take the step of the joint batch."
+    "`TrainCB` for many processes: each takes its part of a batch, all take the same step."
     def __init__(self,
         n_inp=1, # Parts of a batch that the model takes; the others go to the loss
         keys=None, # Entries of a dict batch to use, in order; all if None
@@ -235,7 +248,9 @@ class AccelerateCB(TrainCB):
     ):
         super().__init__(n_inp, keys)
         try: from accelerate import Accelerator
-        except ImportError: raise ImportError("AccelerateCB needs the package accelerate: pip install accelerate") from None
+        except ImportError:
+            raise ImportError("AccelerateCB needs the package accelerate: pip install "
+                              "accelerate") from None
         self.accelerator,self.model,self.opt = Accelerator(**kwargs),None,None
 
     def before_fit(self, learn):
@@ -248,13 +263,17 @@ class AccelerateCB(TrainCB):
 
     def cleanup_fit(self, learn):
         if vars(learn).get('log')==self._silent: del learn.log
-        if self.model is not None: self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        if self.model is not None:
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         self.model = self.opt = None
+        vars(learn).pop('rows', None)
 
     def zero_grad(self, learn): self.opt.zero_grad()
     def step(self, learn): self.opt.step()
     def after_backward(self, learn):
-        if getattr(self.accelerator, 'scaler', None): self.accelerator.unscale_gradients(self.opt)     # true gradients for ClipCB
+        # true gradients for ClipCB
+        if getattr(self.accelerator, 'scaler', None):
+            self.accelerator.unscale_gradients(self.opt)
 
 # %% ../nbs/16_accel.ipynb #509c9924
 @patch
@@ -262,9 +281,12 @@ def predict(self:AccelerateCB, learn):
     acc,(inputs,targets) = self.accelerator,split_batch(learn.batch, self.n_inp, self.keys)
     i,n = (acc.process_index,acc.num_processes) if learn.training else (0,1)
     rows = _rows(inputs)
-    if rows<n: raise ValueError(f"dls.train: a batch of {rows} rows is not enough for {n} processes; use drop_last")
-    inputs,targets = (_nested(_share(o, i, n), lambda t: t.to(acc.device)) for o in (inputs,targets))
-    self.weight = _rows(inputs)*n/rows
+    if rows<n:
+        raise ValueError(f"dls.train: a batch of {rows} rows is not enough for {n} processes; "
+                         "use drop_last")
+    inputs,targets = (_nested(_share(o, i, n), lambda t: t.to(acc.device))
+                      for o in (inputs,targets))
+    self.weight,learn.rows = _rows(inputs)*n/rows,rows              # of the whole batch
     learn.inputs,learn.targets = inputs,targets
     learn.preds = (self.model if learn.training else learn.model)(*inputs)
 
@@ -273,6 +295,17 @@ def backward(self:AccelerateCB, learn):
     loss = learn.loss*self.weight
     self.accelerator.backward(loss)
     learn.loss = self.accelerator.reduce(loss.detach(), 'mean')
+    if self.accelerator.num_processes==1: return
+    learn.preds = _nested(learn.preds, partial(self._whole, learn))
+    learn.targets = split_batch(learn.batch, self.n_inp, self.keys)[1]
+
+@patch
+def _whole(self:AccelerateCB, learn, t):
+    "The tensor of the whole batch of which `t` is this process's part."
+    if not t.ndim or not t.is_floating_point(): return t
+    whole,acc = t.new_zeros(learn.rows, *t.shape[1:]),self.accelerator
+    _share(whole, acc.process_index, acc.num_processes).copy_(t.detach())
+    return acc.reduce(whole, 'sum')
 
 # %% ../nbs/16_accel.ipynb #899b6681
 _kinds = dict(tuple=tuple, set=set, frozenset=frozenset)
@@ -283,7 +316,8 @@ def _refuse(name, x):
 
 def _note(t, tensors, name):
     "Put the tensor `t` into `tensors`, and say under which name."
-    if t.layout!=torch.strided or t.is_meta or t.is_quantized: _refuse(name, f"a tensor that is {t.layout}")
+    if t.layout!=torch.strided or t.is_meta or t.is_quantized:
+        _refuse(name, f"a tensor that is {t.layout}")
     if t.dtype==torch.complex128: _refuse(name, "a tensor of complex128")
     while name in tensors: name += '_'
     t = t.detach().resolve_conj().resolve_neg()
@@ -297,13 +331,15 @@ def _split(x, tensors, name='state'):
     if isinstance(x, torch.Tensor): return _note(x, tensors, name)
     if isinstance(x, np.ndarray):
         if x.dtype.kind not in 'biuf' or x.itemsize>8: _refuse(name, f"an array of {x.dtype}")
-        return {'__array__': _note(torch.from_numpy(x.astype(x.dtype.newbyteorder('='), 'C')), tensors, name)}
+        return {'__array__': _note(torch.from_numpy(x.astype(x.dtype.newbyteorder('='), 'C')),
+                                   tensors, name)}
     if type(x) in (dict,collections.OrderedDict):
         pairs = [(k, _inner(v, k)) for k,v in x.items()]
         if all(type(k) is str and not k.startswith('__') for k in x): return dict(pairs)
         return {'__dict__': [[_split(k, tensors, name), v] for k,v in pairs]}
     if isinstance(x, Path): return {'__path__': [str(x)]}
-    if isinstance(x, (set,frozenset)): return {f'__{type(x).__name__}__': [_inner(o, 'item') for o in x]}
+    if isinstance(x, (set,frozenset)):
+        return {f'__{type(x).__name__}__': [_inner(o, 'item') for o in x]}
     if isinstance(x, (list,tuple)):
         items = [_inner(o, i) for i,o in enumerate(x)]
         return {'__tuple__': items} if isinstance(x, tuple) else items
@@ -316,7 +352,8 @@ def _join(x, tensors, device):
     def _inner(v): return _join(v, tensors, device)
     if isinstance(x, list): return [_inner(o) for o in x]
     if not isinstance(x, dict): return x
-    if '__tensor__' in x: return tensors[x['__tensor__']].to('cpu' if x['device']=='cpu' else device)
+    if '__tensor__' in x:
+        return tensors[x['__tensor__']].to('cpu' if x['device']=='cpu' else device)
     if '__array__' in x: return tensors[x['__array__']['__tensor__']].numpy()
     if '__dict__' in x: return {_inner(k): _inner(v) for k,v in x['__dict__']}
     if '__path__' in x: return Path(*x['__path__'])
@@ -333,7 +370,8 @@ def _sha256(path): return hashlib.sha256(path.read_bytes()).hexdigest()
 
 def _to_disk(path):
     "Wait until a file, or the names in a folder, have reached the disk."
-    if path.is_dir() and os.name!='posix': return          # Windows cannot, and need not, for folders
+    # Windows cannot, and need not, for folders
+    if path.is_dir() and os.name!='posix': return
     fd = os.open(path, os.O_RDONLY if os.name=='posix' else os.O_RDWR)
     try: os.fsync(fd)
     finally: os.close(fd)
@@ -343,25 +381,28 @@ def _check_files(path):
     note = path/'sha256.json'
     try: wanted = json.loads(note.read_text(encoding='utf-8'))
     except FileNotFoundError: raise DamagedCheckpoint(f"{note}: the file is missing") from None
-    except ValueError as e: raise DamagedCheckpoint(f"{note}: the file is damaged: {e}") from None
+    except ValueError as e:
+        raise DamagedCheckpoint(f"{note}: the file is damaged: {e}") from None
     if not isinstance(wanted, dict) or set(wanted)!=set(_files):
         raise DamagedCheckpoint(f"{note}: expected the names {_files}")
     for k in _files:
         if not (path/k).is_file(): raise DamagedCheckpoint(f"{path/k}: the file is missing")
         if _sha256(path/k)!=wanted[k]:
             size = (path/k).stat().st_size
-            raise DamagedCheckpoint(f"{path/k}: the file is damaged: its sha256 is not the one in {note.name} "
+            raise DamagedCheckpoint(f"{path/k}: the file is damaged: its sha256 is not the "
+                                    f"one in {note.name} "
                                     f"({size} bytes)")
 
 # %% ../nbs/16_accel.ipynb #c3f14723
 def _beside(path):
-    "Where a checkpoint is written, and where the one before it waits for the moment of the renames."
+    "Where a checkpoint is written, and where the one before it waits during the renames."
     return path.with_name('.tmp-'+path.name),path.with_name('.tmp-old-'+path.name)
 
 def _is_ours(path):
     "Does the folder hold nothing but what `save_checkpoint` writes?"
     if path.is_symlink() or not path.is_dir(): return False
-    return all(o.name in (*_files,'sha256.json') or o.name.startswith('.tmp') for o in path.iterdir())
+    return all(o.name in (*_files,'sha256.json') or o.name.startswith('.tmp')
+               for o in path.iterdir())
 
 def _remove(path):
     "Delete a folder of ours; anything else stays."
@@ -385,14 +426,16 @@ def _free_place(path):
     if not os.path.lexists(path): return
     whole = _is_ours(path) and {'sha256.json','state.json'}<={o.name for o in path.iterdir()}
     if not whole and not (path.is_dir() and not any(path.iterdir())):
-        raise FileExistsError(f"path: {path} holds something else than a checkpoint, and is never replaced")
+        raise FileExistsError(f"path: {path} holds something else than a checkpoint, and is "
+                              "never replaced")
 
 # %% ../nbs/16_accel.ipynb #27424e6c
 def _write_files(path, state):
     "Write the four files of a checkpoint into the new folder `path`."
     tensors,model = {},{}
     if isinstance(state.get('model'), dict):
-        model = {k: v for k,v in state['model'].items() if type(k) is str and isinstance(v, torch.Tensor)}
+        model = {k: v for k,v in state['model'].items() if type(k) is str
+                 and isinstance(v, torch.Tensor)}
         state = {**state, 'model': {k: v for k,v in state['model'].items() if k not in model}}
     weights = {}
     for k,v in model.items(): _note(v, weights, k)
@@ -405,13 +448,15 @@ def _write_files(path, state):
     (path/'sha256.json').write_text(sums, encoding='utf-8')
     for f in (*path.iterdir(), path): _to_disk(f)
 
+# %% ../nbs/16_accel.ipynb #dc968f67
 def save_checkpoint(
-    path, # Folder to make, as a path; a checkpoint of this name is replaced, anything else is an error
-    state, # Dict of tensors, arrays, numbers, texts, paths, None, and lists, tuples, sets, dicts of them
+    path, # Folder to make; a checkpoint of this name is replaced, anything else is an error
+    state, # Dict of tensors, arrays, numbers, texts, paths, None, and nests of these
 ): # The path
-    "Write `state` so that the folder, once it has its name, is whole; weights by name stand under 'model'."
+    "Write `state` so that the folder is whole once it has its name; weights under 'model'."
     path = Path(path).expanduser().resolve()               # a link is followed
-    if not isinstance(state, dict): raise TypeError(f"state: expected a dict, got {type(state).__name__}")
+    if not isinstance(state, dict):
+        raise TypeError(f"state: expected a dict, got {type(state).__name__}")
     tmp,old = _beside(path)
     _free_place(path)
     for o in (tmp,old): _remove(o)
@@ -427,6 +472,7 @@ def save_checkpoint(
     _remove(old)
     return path
 
+# %% ../nbs/16_accel.ipynb #ca6ac161
 def load_checkpoint(
     path, # Folder that `save_checkpoint` made
     device='cpu', # Where tensors go that were not on the CPU
@@ -438,29 +484,19 @@ def load_checkpoint(
     tree = json.loads((path/_files[2]).read_text(encoding='utf-8'))
     state = _join(tree, load_file(path/_files[1]), device)
     model = load_file(path/_files[0])
-    if model or 'model' in state: state['model'] = {**state['model'], **{k: v.to(device) for k,v in model.items()}}
+    if model or 'model' in state:
+        state['model'] = {**state['model'], **{k: v.to(device) for k,v in model.items()}}
     return state
 
 # %% ../nbs/16_accel.ipynb #38674172
-def _pack(values): return torch.stack([v.reshape(()) for v in values]) if values and isinstance(values[0], torch.Tensor) else list(values)
+def _pack(values):
+    "Numbers as one tensor where they are tensors, for a file of one entry."
+    if not values or not isinstance(values[0], torch.Tensor): return list(values)
+    return torch.stack([v.reshape(()) for v in values])
 
-def _has_state(x): return callable(getattr(x, 'state_dict', None)) and callable(getattr(x, 'load_state_dict', None))
-
-def _metric_state(m):
-    "What a metric has gathered in a pass: its `state_dict`, or all its attributes that are no functions."
-    if _has_state(m): return m.state_dict()
-    kept = {k: v for k,v in vars(m).items() if not callable(v) and k!='__name__'}
-    return {k: _pack(v) if k=='values' and isinstance(v, list) else v for k,v in kept.items()}
-
-def _load_metric(m, state):
-    if _has_state(m): m.load_state_dict(state)
-    else: vars(m).update({k: list(v) if k=='values' else v for k,v in state.items()})
-
-def _metrics_state(cb): return dict(row=cb.row, open=getattr(cb, 'open', False),
-                                    metrics={k: _metric_state(m) for k,m in cb.metrics.items()})
-def _load_metrics(cb, state):
-    cb.row,cb.open = state['row'],state['open']
-    for k,kept in state['metrics'].items(): _load_metric(cb.metrics[k], kept)
+def _has_state(x):
+    return callable(getattr(x, 'state_dict', None)) and callable(getattr(x, 'load_state_dict',
+                                                                         None))
 
 def _recorder_state(cb): return {k: _pack(v) for k,v in cb.values.items()}
 def _load_recorder(cb, state): cb.values = {k: list(v) for k,v in state.items()}
@@ -470,45 +506,54 @@ def _load_sched(cb, state):
     cb.left = state['left']
     cb.sched.load_state_dict(state['sched'])
 
-for _cls,*_fs in ((MetricsCB, _metrics_state, _load_metrics), (RecorderCB, _recorder_state, _load_recorder),
-                  (BatchSchedCB, _sched_state, _load_sched), (EpochSchedCB, _sched_state, _load_sched)):
-    if not hasattr(_cls, 'state_dict'): _cls.state_dict,_cls.load_state_dict = _fs
+RecorderCB.state_dict,RecorderCB.load_state_dict = _recorder_state,_load_recorder
+for _cls in (BatchSchedCB,EpochSchedCB):
+    _cls.state_dict,_cls.load_state_dict = _sched_state,_load_sched
 
 # %% ../nbs/16_accel.ipynb #1d8dce1c
 _rngs = torch.Generator,random.Random,np.random.Generator,np.random.RandomState
 _leaves = type(None),bool,int,float,str,bytes,torch.Tensor,np.ndarray,type,types.ModuleType
-_foreign = {'datasets','pyarrow','pandas','PIL','matplotlib','threading','multiprocessing','accelerate'}
-_libraries = {'torch','numpy','scipy','sklearn','fastcore','safetensors','IPython'} | _foreign | sys.stdlib_module_names
+_foreign = {'datasets','pyarrow','pandas','PIL','matplotlib','threading','multiprocessing',
+            'accelerate'}
+_libraries = {'torch','numpy','scipy','sklearn','fastcore','safetensors','IPython',
+              *_foreign,*sys.stdlib_module_names}
 
 def _root(x): return str(getattr(x, '__module__', None) or '').split('.')[0]
 
 def _closed(x):
     "Is `x` a thing of a library in which no generator of ours can be?"
     kind = type(x).__module__
-    if kind.startswith('torch'): return not kind.startswith(('torch.utils.data','torch.nn','torch._dynamo'))
+    if kind.startswith('torch'):
+        return not kind.startswith(('torch.utils.data','torch.nn','torch._dynamo'))
     return kind.split('.')[0] in _foreign
 
+# %% ../nbs/16_accel.ipynb #1ff4c553
 def _globals(f):
     "Generators and functions that `f` uses by their names in its module."
     if _root(f) in _libraries: return {}
     used = {k: f.__globals__[k] for k in f.__code__.co_names if k in f.__globals__}
-    return {k: v for k,v in used.items() if isinstance(v, _rngs) or callable(v) and not isinstance(v, type)}
+    return {k: v for k,v in used.items() if isinstance(v, _rngs) or callable(v)
+            and not isinstance(v, type)}
 
 def _inside(x):
     "Pairs of a name and a thing that `x` holds."
     if isinstance(x, _rngs): return []
     if isinstance(x, (list,tuple)): return [(i, o) for i,o in enumerate(x[:1000])]
     if isinstance(x, dict):
-        return [(k if type(k) in (str,int) else i, o) for i,(k,o) in enumerate(itertools.islice(x.items(), 1000))]
-    if isinstance(x, partial): return [('func', x.func), ('args', x.args), ('keywords', x.keywords)]
+        return [(k if type(k) in (str,int) else i, o)
+                for i,(k,o) in enumerate(itertools.islice(x.items(), 1000))]
+    if isinstance(x, partial):
+        return [('func', x.func), ('args', x.args), ('keywords', x.keywords)]
     if isinstance(x, types.MethodType): return [('self', x.__self__), ('func', x.__func__)]
     if isinstance(x, types.FunctionType):
         try: caught = inspect.getclosurevars(x).nonlocals
         except (TypeError,ValueError): caught = {}
-        return [*caught.items(), *enumerate(x.__defaults__ or ()), *(x.__kwdefaults__ or {}).items(), *_globals(x).items()]
+        return [*caught.items(), *enumerate(x.__defaults__ or ()),
+                *(x.__kwdefaults__ or {}).items(), *_globals(x).items()]
     if _closed(x): return list(getattr(x, '_format_kwargs', {}).items())         # of `datasets`
     return [(k, v) for k,v in getattr(x, '__dict__', {}).items() if k!='_iterator']
 
+# %% ../nbs/16_accel.ipynb #9202ee5d
 def _walk(x, name, seen, depth=0):
     "All things inside `x`, each once, with the way that leads to it."
     if isinstance(x, _leaves) or id(x) in seen or depth>20 or len(seen)>200_000: return
@@ -518,29 +563,36 @@ def _walk(x, name, seen, depth=0):
 
 # %% ../nbs/16_accel.ipynb #0b0e47d4
 class _Sources:
-    "The places in a learner and its loaders on which the order of batches and the random numbers hang."
+    "The places in a learner that decide the order of batches and the random numbers."
     def __init__(self, learn, cbs, more=()):
-        self.rngs,self.own,self.counting,seen = {},{},{},{id(learn.history): 0, id(learn.opt): 0}
+        self.rngs,self.own,self.counting,seen = {},{},{},{id(learn.history): 0,
+                                                          id(learn.opt): 0}
         loaders = [(f'dls.{k}', getattr(learn.dls, k, None)) for k in learn.phases]
         cbs = [(f'cbs.{k}', cb) for k,cb in _named(cbs)]
-        skip = 'dls','cbs','history','opt','_made','_on','batch','preds','inputs','targets','loss','dl'
+        skip = ('dls','cbs','history','opt','_made','_on','batch','preds','inputs','targets',
+                'loss','dl')
         rest = [(k, v) for k,v in vars(learn).items() if k not in skip]
         for root,o in [*loaders, *cbs, *rest, ('generators', list(more))]:
             for name,x in _walk(o, root, seen): self._note(name, x)
         self.before = {k: self._numbers(x) for k,x in self.counting.items()}
 
     def _note(self, name, x):
-        if isinstance(x, random.SystemRandom): raise TypeError(f"{name}: SystemRandom has no state to save")
+        if isinstance(x, random.SystemRandom):
+            raise TypeError(f"{name}: SystemRandom has no state to save")
         if isinstance(x, _rngs): self.rngs[name] = x
-        if not name.startswith('dls.') or isinstance(x, (*_rngs,nn.Module,types.FunctionType)): return
-        if isinstance(x, collections.abc.Iterator) and type(x).__module__ in ('builtins','itertools'):
-            raise TypeError(f"{name}: a Python iterator ({type(x).__name__}) cannot be saved, and a resumed run "
+        if not name.startswith('dls.') or isinstance(x, (*_rngs,nn.Module,types.FunctionType)):
+            return
+        begun = isinstance(x, collections.abc.Iterator)
+        if begun and type(x).__module__ in ('builtins','itertools'):
+            raise TypeError(f"{name}: a Python iterator ({type(x).__name__}) cannot be saved, "
+                            "and a resumed run "
                             "would get other batches")
         if _closed(x) or _root(type(x))=='torchdata': return
         if _has_state(x) and _root(type(x))!='miniai': self.own[name] = x
         elif hasattr(x, '__dict__'): self.counting[name] = x
 
-    def _numbers(self, x): return {k: v for k,v in vars(x).items() if v is None or type(v) in (bool,int,float)}
+    def _numbers(self, x):
+        return {k: v for k,v in vars(x).items() if v is None or type(v) in (bool,int,float)}
 
 # %% ../nbs/16_accel.ipynb #6001da59
 def _rng_state(g):
@@ -556,10 +608,13 @@ def _set_rng(g, state):
 def state(self:_Sources): # Dict
     "All random states, and what else decides the next batches."
     now = {k: self._numbers(x) for k,x in self.counting.items()}
-    changed = {k: {a: v for a,v in o.items() if a not in self.before[k] or self.before[k][a]!=v} for k,o in now.items()}
-    return dict(torch=torch.get_rng_state(), python=random.getstate(), numpy=np.random.get_state(),
+    changed = {k: {a: v for a,v in o.items() if a not in self.before[k]
+                   or self.before[k][a]!=v} for k,o in now.items()}
+    return dict(torch=torch.get_rng_state(), python=random.getstate(),
+                numpy=np.random.get_state(),
                 cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-                rngs={k: _rng_state(g) for k,g in self.rngs.items()}, own={k: x.state_dict() for k,x in self.own.items()},
+                rngs={k: _rng_state(g) for k,g in self.rngs.items()},
+                own={k: x.state_dict() for k,x in self.own.items()},
                 numbers={k: o for k,o in changed.items() if o})
 
 @patch
@@ -569,7 +624,8 @@ def load(self:_Sources, state, own=True):
         for k,x in self.own.items(): x.load_state_dict(state['own'][k])
     for k,o in state['numbers'].items():
         vars(self.counting[k]).update(o)
-        for a in o: self.before[k].pop(a, None)                        # it moves, so it is saved from now on
+        # it moves, so it is saved from now on
+        for a in o: self.before[k].pop(a, None)
     for k,g in self.rngs.items(): _set_rng(g, state['rngs'][k])
     random.setstate(state['python'])
     np.random.set_state(state['numpy'])
@@ -586,16 +642,19 @@ def _named(cbs):
         yield k if seen[k]==1 else f'{k} {seen[k]}',cb
 
 # %% ../nbs/16_accel.ipynb #944cb2e8
-_free = {'self','device','generator','num_workers','n_workers','pin_memory','pin_memory_device','context','timeout',
-         'multiprocessing_context','persistent_workers','prefetch_factor','worker_init_fn','in_order'}
+_free = {'self','device','generator','num_workers','n_workers','pin_memory','pin_memory_device',
+         'context','timeout','multiprocessing_context','persistent_workers','prefetch_factor',
+         'worker_init_fn','in_order'}
 
-def _hash(*xs): return hashlib.sha256(repr(xs).encode('utf-8', 'backslashreplace')).hexdigest()[:12]
+def _hash(*xs):
+    return hashlib.sha256(repr(xs).encode('utf-8', 'backslashreplace')).hexdigest()[:12]
 
 def _digest(t):
     "Checksum of a tensor; of 4,096 of its rows, evenly spread, if it is large."
     t = t.detach()
     if t.layout!=torch.strided or t.is_meta: return _hash(t.layout, tuple(t.shape))
-    if t.numel()*t.element_size()>2**26 and t.ndim and len(t)>4096: t = t[torch.linspace(0, len(t)-1, 4096).long().to(t.device)]
+    if t.numel()*t.element_size()>2**26 and t.ndim and len(t)>4096:
+        t = t[torch.linspace(0, len(t)-1, 4096).long().to(t.device)]
     raw = t.cpu().contiguous().reshape(-1).view(torch.uint8).numpy() if t.numel() else b''
     return hashlib.sha256(raw).hexdigest()[:12]
 
@@ -604,14 +663,17 @@ def _code(c):
     consts = [_code(o) if isinstance(o, types.CodeType) else o for o in c.co_consts]
     return _hash(c.co_code, c.co_names, consts)
 
+# %% ../nbs/16_accel.ipynb #f5ea952e
 def _text(x):
-    "A setting as a text that is the same in every process; None for an object that has settings of its own."
+    "A setting as a text, the same in every process; None for an object that has its own."
     if isinstance(x, np.generic): x = x.item()
     if x is None or isinstance(x, (bool,int,float,str,bytes,torch.dtype,Path)): res = repr(x)
-    elif isinstance(x, torch.Tensor): return f'tensor {tuple(x.shape)} {str(x.dtype)[6:]} #{_digest(x)}'
+    elif isinstance(x, torch.Tensor):
+        return f'tensor {tuple(x.shape)} {str(x.dtype)[6:]} #{_digest(x)}'
     elif isinstance(x, np.ndarray): return f'array {x.shape} {x.dtype} #{_hash(x.tobytes())}'
     elif isinstance(x, type): return x.__qualname__
-    elif isinstance(x, types.MethodType): return f'{type(x.__self__).__qualname__}.{_text(x.__func__)}'
+    elif isinstance(x, types.MethodType):
+        return f'{type(x.__self__).__qualname__}.{_text(x.__func__)}'
     elif isinstance(x, types.FunctionType):
         cells = [c.cell_contents for c in x.__closure__ or () if c!=types.CellType()]
         caught = [_text(o) for o in cells if isinstance(o, (bool,int,float,str,torch.Tensor))]
@@ -619,12 +681,14 @@ def _text(x):
     elif isinstance(x, types.BuiltinFunctionType): return x.__qualname__
     elif isinstance(x, partial): return f'{_text(x.func)} with {_text([*x.args, x.keywords])}'
     elif isinstance(x, (list,tuple,dict,range)):
-        pairs = [_text(o) for o in itertools.islice(itertools.chain(*x.items()) if isinstance(x, dict) else x, 100_000)]
-        res = repr([len(x), *pairs] if None not in pairs else [len(x), [type(o).__name__ for o in x]])
+        pairs = [_text(o) for o in itertools.islice(itertools.chain(*x.items())
+                                                    if isinstance(x, dict) else x, 100_000)]
+        res = repr([len(x), *pairs] if None not in pairs else [len(x), [type(o).__name__
+                                                                        for o in x]])
     else: return None
     return res if len(res)<=80 else f'{res[:60]}... #{_hash(res)}'
 
-# %% ../nbs/16_accel.ipynb #f5ea952e
+# %% ../nbs/16_accel.ipynb #185afd65
 def _given(x):
     "The attributes of `x` that its constructor was given, by name."
     try: names = inspect.signature(type(x).__init__).parameters
@@ -637,12 +701,15 @@ def _settings(x, name, out, depth=0, state=True):
     text = _text(x)
     if text is not None: out[name] = text
     if text is not None or isinstance(x, _rngs): return
-    size = '' if _length(x) is None else f' of {_length(x)}'
+    size = '' if length(x) is None else f' of {length(x)}'
     out[name] = f'{type(x).__qualname__}{size}'
-    if isinstance(x, nn.Module): out[name] += f' #{_hash(_layers(x), [_digest(o) for o in x.state_dict().values()])}'
+    if isinstance(x, nn.Module):
+        out[name] += f' #{_hash(_layers(x), [_digest(o) for o in x.state_dict().values()])}'
     table = getattr(x, '_data', None)                    # a `datasets.Dataset`
-    if _root(type(x))=='datasets' and hasattr(table, 'slice'): out[name] += f' #{_hash(table.slice(0, 8).to_pydict())}'
-    if depth>8 or isinstance(x, nn.Module) or (depth and not state and _has_state(x)): return
+    if _root(type(x))=='datasets' and hasattr(table, 'slice'):
+        out[name] += f' #{_hash(table.slice(0, 8).to_pydict())}'
+    if depth>8 or _closed(x) or isinstance(x, nn.Module): return
+    if depth and not state and _has_state(x): return                # it changes in training
     for k,o in ({'dl': x.dl} if type(x).__name__=='_OnDevice' else _given(x)).items():
         parts = o.items() if isinstance(o, dict) and _text(o) is None else [(k, o)]
         for a,b in parts: _settings(b, f'{name}.{a}', out, depth+1, state)
@@ -651,11 +718,19 @@ def _plain(name):
     "The name of a weight in the net that was not compiled."
     return name.replace('_orig_mod.', '')
 
+# %% ../nbs/16_accel.ipynb #2e445529
+def _layer(m):
+    "Kind and settings of one layer."
+    given = {a: _text(o) for a,o in _given(m).items()
+             if not isinstance(o, (torch.Tensor,nn.Module))}
+    return type(m).__name__,m.extra_repr().split(' at 0x')[0],given
+
 def _layers(model):
-    "Names, kinds and settings of all layers, and shapes of all weights; a compiled net has those of the plain one."
-    if not isinstance(model, nn.Module): return [(tuple(p.shape), p.dtype) for p in model.parameters()]
-    mods = [(_plain(f'{k}.').strip('.'), type(m).__name__, m.extra_repr().split(' at 0x')[0], {a: _text(o) for a,o in _given(m).items()
-             if not isinstance(o, (torch.Tensor,nn.Module))}) for k,m in model.named_modules() if type(m).__name__!='OptimizedModule']
+    "Names and kinds of all layers, shapes of all weights, as in the net that is not compiled."
+    if not isinstance(model, nn.Module):
+        return [(tuple(p.shape), p.dtype) for p in model.parameters()]
+    mods = [(_plain(f'{k}.').strip('.'), *_layer(m)) for k,m in model.named_modules()
+            if type(m).__name__!='OptimizedModule']
     return mods, [(_plain(k), tuple(p.shape), str(p.dtype)) for k,p in model.named_parameters()]
 
 # %% ../nbs/16_accel.ipynb #e11b6a9b
@@ -668,32 +743,40 @@ def _stateful(learn):
 def _about(learn):
     "What makes this training: texts by the names of the settings."
     kind = type(getattr(learn.model, '_orig_mod', learn.model)).__qualname__
-    out = dict(n_epochs=repr(learn.n_epochs), phases=' and '.join(learn.phases), lr=repr(float(learn.fit_lr)),
+    out = dict(n_epochs=repr(learn.n_epochs), phases=' and '.join(learn.phases),
+               lr=repr(float(learn.fit_lr)),
                learner=type(learn).__qualname__, model=f'{kind} #{_hash(_layers(learn.model))}',
                optimizer=type(learn.opt).__qualname__)
     for i,g in enumerate(learn.opt.param_groups):
-        for k,v in g.items(): out[f'optimizer.{i}.{k}'] = f'{len(v)} parameters' if k=='params' else _text(v) or type(v).__name__
+        for k,v in g.items():
+            text = f'{len(v)} parameters' if k=='params' else _text(v) or type(v).__name__
+            out[f'optimizer.{i}.{k}'] = text
     _settings(learn.loss_func, 'loss_func', out)
     for k in learn.phases: _settings(getattr(learn.dls, k), f'dls.{k}', out)
-    ours = [(k, cb) for k,cb in _named(learn.cbs) if _root(type(cb))=='miniai' and type(cb).__name__ not in _watching]
+    ours = [(k, cb) for k,cb in _named(learn.cbs) if _root(type(cb))=='miniai'
+            and type(cb).__name__ not in _watching]
     out['callbacks'] = ', '.join(sorted({*_stateful(learn), *(k for k,_ in ours)}))
     for k,cb in ours: _settings(cb, k, out, state=False)
     return out
 
 def _differences(was, now, same_python):
     "Sentences on what differs between two descriptions."
-    def _same(a, b): return a==b or not same_python and re.sub('@\\w+', '', a or '')==re.sub('@\\w+', '', b or '')
-    return [f"{k} was {was.get(k, 'not there')} and is {now.get(k, 'not there')}" for k in {**was, **now}
+    def _same(a, b):
+        return a==b or not same_python and re.sub('@\\w+', '', a or '')==re.sub('@\\w+', '',
+                                                                                b or '')
+    return [f"{k} was {was.get(k, 'not there')} and is {now.get(k, 'not there')}"
+            for k in {**was, **now}
             if not _same(was.get(k), now.get(k))]
 
 # %% ../nbs/16_accel.ipynb #f90d32b1
 def _weights(model):
-    "`(weights, rest)`: all tensors of a model by their plain names, and what else it is to be put back to."
+    "`(weights, rest)`: tensors of a model by their plain names, and what else belongs to it."
     if not isinstance(model, nn.Module):
         return {str(i): p.detach() for i,p in enumerate(model.parameters())},{}
     w = {_plain(k): v for k,v in model.state_dict().items()}
     more = {_plain(k): b for k,b in model.named_buffers() if _plain(k) not in w}
-    return w,dict(buffers=more, frozen=[_plain(k) for k,p in model.named_parameters() if not p.requires_grad])
+    return w,dict(buffers=more, frozen=[_plain(k) for k,p in model.named_parameters()
+                                        if not p.requires_grad])
 
 @torch.no_grad()
 def _put_weights(model, w, rest):
@@ -704,19 +787,24 @@ def _put_weights(model, w, rest):
     for k,m in model.named_modules():
         for a,b in m._buffers.items():
             new = w.get(_plain(f'{k}.{a}' if k else a))
-            if isinstance(new, torch.Tensor) and (b is None or b.shape!=new.shape or _plain(f'{k}.{a}') in rest['buffers']):
+            if isinstance(new, torch.Tensor) and (b is None or b.shape!=new.shape
+                                                  or _plain(f'{k}.{a}') in rest['buffers']):
                 m._buffers[a] = new.clone() if b is None else new.to(b)
     model.load_state_dict({k: w[_plain(k)] for k in model.state_dict()})
     for k,p in model.named_parameters(): p.requires_grad_(_plain(k) not in rest['frozen'])
 
-def _fingerprint(model): return _hash([(k, _digest(v)) for k,v in _weights(model)[0].items() if isinstance(v, torch.Tensor)])
+def _fingerprint(model):
+    return _hash([(k, _digest(v)) for k,v in _weights(model)[0].items()
+                  if isinstance(v, torch.Tensor)])
 
 # %% ../nbs/16_accel.ipynb #6cc83da3
 _held = set()
 
 def _lock(folder):
-    "The file `.lock` in `folder`, opened and locked for this process; a RuntimeError if another run has it."
-    def _taken(who=''): return RuntimeError(f"folder: another run {who}uses {folder}; give this one a folder of its own")
+    "The file `.lock` of `folder`, locked; a RuntimeError if another run has it."
+    def _taken(who=''):
+        return RuntimeError(f"folder: another run {who}uses {folder}; give this one a folder "
+                            "of its own")
     key = os.getpid(),str(folder.resolve())
     if key in _held: raise _taken('of this process ')
     f = open(folder/'.lock', 'a+')
@@ -731,7 +819,8 @@ def _lock(folder):
         who = '' if os.name!='posix' else f.seek(0) or f.read(200).strip()
         if e.errno in (errno.EACCES,errno.EAGAIN,errno.EDEADLK):
             f.close()
-            raise _taken(f'({who}) ' if who else '') from None         # other errors: a disk that knows no locks
+            # other errors: a disk that knows no locks
+            raise _taken(f'({who}) ' if who else '') from None
     if os.name=='posix':
         f.truncate(0)
         print(f'process {os.getpid()} on {socket.gethostname()}', file=f, flush=True)
@@ -744,48 +833,55 @@ def _unlock(lock):
 
 # %% ../nbs/16_accel.ipynb #7cd20aad
 class CheckpointCB(Callback):
-    "Saves the whole state of a training under way; a fit with the same folder goes on from the newest sound one."
+    "Saves the whole state of a training; a fit with the same folder goes on from there."
     order,in_lr_find = -200,False
     def __init__(self,
         folder, # Where the checkpoints of this run are kept, of no other run
-        every=None, # Training batches from one to the next; there is one at the end of each epoch in any case
+        every=None, # Training batches between two; there is one after each epoch in any case
         keep=2, # So many are kept, 1 or more
-        generators=(), # More random generators to be saved; those inside the learner are found without it
+        generators=(), # More random generators to be saved; those inside the learner are found
     ):
-        if every is not None and every<1: raise ValueError(f"every: expected 1 or more, or None, got {every}")
+        if every is not None and every<1:
+            raise ValueError(f"every: expected 1 or more, or None, got {every}")
         if keep<1: raise ValueError(f"keep: expected 1 or more, got {keep}")
-        self.folder,self.every,self.keep,self.generators = Path(folder).expanduser(),every,keep,list(generators)
+        self.folder,self.every,self.keep = Path(folder).expanduser(),every,keep
+        self.generators,self.wrapped = list(generators),False
         self.lock = self.saved = self.sources = None
-        self.wrapped = False
 
-    def before_fit(self, learn):
-        if 'train' not in learn.phases: return
-        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size()>1:
-            raise RuntimeError("CheckpointCB saves the state of one process; there are several")
-        if sum(isinstance(cb, CheckpointCB) for cb in learn.cbs)>1:
-            raise ValueError("cbs: there are two CheckpointCB; one fit has one")
-        if not _has_state(learn.opt): raise TypeError(f"opt_func: {type(learn.opt).__name__} has no state_dict")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.lock = _lock(self.folder)
-        others = [cb for cb in learn.cbs if cb is not self]
-        self.sources = _Sources(learn, others, self.generators)
-        self.about,self.began = _about(learn),_fingerprint(learn.model)
-        self._clean()
-        self.done,self.skip,self.tried,self.warned,self.start = 0,0,0,set(),None
-        self.saved = self._newest(learn)
-        for k in ('callback','one_epoch'): _wrap(learn, k, getattr(self, '_'+k))
-        self.wrapped = True
+# %% ../nbs/16_accel.ipynb #6cc371a8
+@patch
+def before_fit(self:CheckpointCB, learn):
+    if 'train' not in learn.phases: return
+    many = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if many and torch.distributed.get_world_size()>1:
+        raise RuntimeError("CheckpointCB saves the state of one process; there are several")
+    if sum(isinstance(cb, CheckpointCB) for cb in learn.cbs)>1:
+        raise ValueError("cbs: there are two CheckpointCB; one fit has one")
+    if not _has_state(learn.opt):
+        raise TypeError(f"opt_func: {type(learn.opt).__name__} has no state_dict")
+    self.folder.mkdir(parents=True, exist_ok=True)
+    self.lock = _lock(self.folder)
+    others = [cb for cb in learn.cbs if cb is not self]
+    self.sources = _Sources(learn, others, self.generators)
+    self.about,self.began = _about(learn),_fingerprint(learn.model)
+    self._clean()
+    self.done,self.skip,self.tried,self.warned,self.start = 0,0,0,set(),None
+    self.saved = self._newest(learn)
+    for k in ('callback','one_epoch'): _wrap(learn, k, getattr(self, '_'+k))
+    self.wrapped = True
 
-    def cleanup_fit(self, learn):
-        for k in ('callback','one_epoch'): vars(learn).pop(k, None)
-        if self.wrapped: learn._checkpointed = _fingerprint(learn.model)
-        if self.lock is not None: _unlock(self.lock)
-        self.lock = self.saved = self.sources = None
-        self.wrapped = False
+@patch
+def cleanup_fit(self:CheckpointCB, learn):
+    for k in ('callback','one_epoch'): vars(learn).pop(k, None)
+    if self.wrapped: learn._checkpointed = _fingerprint(learn.model)
+    if self.lock is not None: _unlock(self.lock)
+    self.lock = self.saved = self.sources = None
+    self.wrapped = False
 
 # %% ../nbs/16_accel.ipynb #6ee64349
 def _versions():
-    return dict(torch=torch.__version__, numpy=np.__version__, python='.'.join(map(str, sys.version_info[:2])))
+    return dict(torch=torch.__version__, numpy=np.__version__,
+                python='.'.join(map(str, sys.version_info[:2])))
 
 @patch
 def _all(self:CheckpointCB):
@@ -824,19 +920,29 @@ def _newest(self:CheckpointCB, learn):
         except DamagedCheckpoint as e:
             self._set_aside(path, e)
             continue
+        state = self._modern(learn, state)
         self._check(learn, path, state)
-        other = '' if state['versions']==_versions() else f", made with {state['versions']}: bits may differ"
-        print(f"CheckpointCB: goes on from {path.name}{other}" if state['epoch']<learn.n_epochs else
-              f"CheckpointCB: {path.name} is the end of this training; nothing is left to do", flush=True)
+        same_versions = state['versions'].items()<=_versions().items()
+        done = state['epoch']>=learn.n_epochs
+        other = '' if same_versions else f", made with {state['versions']}: bits may differ"
+        what = "is the end of this training; nothing is left to do"
+        print(f"CheckpointCB: {path.name} {what}" if done else
+              f"CheckpointCB: goes on from {path.name}{other}", flush=True)
         return state
-    if found: print("CheckpointCB: no sound checkpoint is left; starts from the beginning", flush=True)
+    if found:
+        print("CheckpointCB: no sound checkpoint is left; starts from the beginning",
+              flush=True)
 
+# %% ../nbs/16_accel.ipynb #f30d8a78
 @patch
 def _check(self:CheckpointCB, learn, path, state):
-    "An error if `state` is of another training, or if the weights in memory would be lost by it."
+    "An error if `state` is of another training, or if weights in memory would be lost by it."
     lacks = [k for k in _parts if k not in state]
-    if lacks: raise ValueError(f"folder: {path} is of another version of miniai, or of another program: it lacks {lacks}")
-    differ = _differences(state['about'], self.about, state['versions'].get('python')==_versions()['python'])
+    if lacks:
+        raise ValueError(f"folder: {path} is of another version of miniai, or of another "
+                         f"program: it lacks {lacks}")
+    differ = _differences(state['about'], self.about,
+                          state['versions'].get('python')==_versions()['python'])
     mine = dict(rngs=self.sources.rngs, own=self.sources.own, numbers=self.sources.counting)
     for k,o in mine.items():
         was = state['random'][k].keys()
@@ -844,40 +950,74 @@ def _check(self:CheckpointCB, learn, path, state):
         differ += [f"{a} is saved on one side only" for a in lost]
     if differ:
         more = f" (and {len(differ)-3} more)" if len(differ)>3 else ''
-        raise ValueError(f"folder: {path} is of another training: {'; '.join(differ[:3])}{more}; give a new folder")
+        raise ValueError(f"folder: {path} is of another training: "
+                         f"{'; '.join(differ[:3])}{more}; give a new folder")
     trained = bool(learn.history) or bool(getattr(learn.opt, 'state', None))
     if trained and self.began not in (state['began'], getattr(learn, '_checkpointed', None)):
-        raise ValueError(f"folder: this Learner was trained since it left {path}, and that would be lost; "
+        raise ValueError(f"folder: this Learner was trained since it left {path}, and that "
+                         "would be lost; "
                          "give a new folder, or a new Learner to go on from there")
 
+# %% ../nbs/16_accel.ipynb #a0c0f80f
+@patch
+def _modern(self:CheckpointCB, learn, state):
+    "The state of a checkpoint of the first version in today's form."
+    if 'about' in state or not {'n_epochs','batches','random'}<=state.keys(): return state
+    loaders = learn.dls.train,getattr(learn.dls, 'valid', None)
+    gens = [*(getattr(dl, 'generator', None) for dl in loaders), *self.generators]
+    gens = list({id(g): g for g in gens if isinstance(g, torch.Generator)}.values())
+    names = {id(g): k for k,g in self.sources.rngs.items()}
+    def _random(r):
+        kind,keys,*rest = r['numpy']
+        rngs = {names.get(id(g), 'generators'): s for g,s in zip(gens, r['generators'])}
+        return dict(r, numpy=(kind, np.array(keys, dtype=np.uint32), *rest), rngs=rngs, own={},
+                    numbers={})
+    about = {**self.about, 'n_epochs': repr(state['n_epochs'])}
+    if state['batches']!=length(learn.dls.train):
+        about['dls.train'] = f"of {state['batches']} batches"
+    if set(state['callbacks'])!=set(_stateful(learn)):
+        about['callbacks'] = ', '.join(state['callbacks'])
+    frozen = _weights(learn.model)[1].get('frozen', [])
+    extra = learn.extra_state() if hasattr(learn, 'extra_state') else {}
+    return dict(state, about=about, began=self.began, rest=dict(buffers={}, frozen=frozen),
+                grads=[],
+                extra=extra, random=_random(state['random']),
+                epoch_start=_random(state['epoch_start']))
+
 # %% ../nbs/16_accel.ipynb #3c14485a
-_parts = 'model','rest','opt','history','extra','grads','random','epoch_start','callbacks','epoch','batch','done','about','began','versions'
+_parts = ('model','rest','opt','history','extra','grads','random','epoch_start','callbacks',
+          'epoch','batch','done','about','began','versions')
 
 def _keeps_grads(learn):
     "May gradients live on from batch to batch, since `zero_grad` is not the usual one?"
     f = learn._on.get('zero_grad', [learn.zero_grad])[0]
     usual = {'TrainCB.zero_grad','TrainLearner.zero_grad','AccelerateCB.zero_grad'}
-    return getattr(f, '__qualname__', '') not in usual and not callable(getattr(learn, 'extra_state', None))
+    return getattr(f, '__qualname__', '') not in usual and not hasattr(learn, 'extra_state')
 
 @patch
 def _state(self:CheckpointCB, learn, epoch, batch):
     "All that the next batch depends on."
     w,rest = _weights(learn.model)
     grads = [p.grad for p in learn.model.parameters()] if _keeps_grads(learn) else []
-    return dict(model=w, rest=rest, opt=learn.opt.state_dict(), history=learn.history, grads=grads,
-                extra=learn.extra_state() if callable(getattr(learn, 'extra_state', None)) else {},
+    return dict(model=w, rest=rest, opt=learn.opt.state_dict(), history=learn.history,
+                grads=grads,
+                extra=learn.extra_state() if callable(getattr(learn, 'extra_state',
+                                                              None)) else {},
                 random=self.sources.state(), epoch_start=self.start,
                 callbacks={k: cb.state_dict() for k,cb in _stateful(learn).items()},
-                epoch=epoch, batch=batch, done=self.done, about=self.about, began=self.began, versions=_versions())
+                epoch=epoch, batch=batch, done=self.done, about=self.about, began=self.began,
+                versions=_versions())
 
+# %% ../nbs/16_accel.ipynb #79a59864
 @patch
 def _restore(self:CheckpointCB, learn):
     s,self.saved,self.skip = self.saved,None,0
     _put_weights(learn.model, s['model'], s['rest'])
     learn.opt.load_state_dict(s['opt'])
     learn.history[:] = s['history']
-    for p,g in zip(learn.model.parameters(), s['grads']): p.grad = None if g is None else g.to(p)
-    if callable(getattr(learn, 'load_extra_state', None)): learn.load_extra_state(s['extra'])
+    for p,g in zip(learn.model.parameters(), s['grads']):
+        p.grad = None if g is None else g.to(p)
+    if hasattr(learn, 'load_extra_state'): learn.load_extra_state(s['extra'])
     for k,cb in _stateful(learn).items(): cb.load_state_dict(s['callbacks'][k])
     self.done,self.began = s['done'],s['began']
     self.sources.load(s['random'], own=s['batch']==0)
@@ -891,7 +1031,8 @@ def _one_epoch(self:CheckpointCB, learn, one_epoch, phase):
                 if isinstance(cb, ProgressCB): cb.bar.update(learn.epoch)
             return
         self.skip = s['batch']
-        if self.skip: self.sources.load(s['epoch_start'])                # the loader draws the same order
+        # the loader draws the same order
+        if self.skip: self.sources.load(s['epoch_start'])
         else: self._restore(learn)
     one_epoch(phase)
 
@@ -909,7 +1050,8 @@ def _callback(self:CheckpointCB, learn, callback, event):
         self.done += 1
         if self.tried==1: self._try(learn)
         if self.every and self.done%self.every==0: self._save(learn, learn.epoch, learn.iter+1)
-    if event in ('after_epoch','cancel_epoch') and learn.phase==learn.phases[-1]: self._save(learn, learn.epoch+1, 0)
+    if event in ('after_epoch','cancel_epoch') and learn.phase==learn.phases[-1]:
+        self._save(learn, learn.epoch+1, 0)
 
 @patch
 def _try(self:CheckpointCB, learn):
@@ -918,20 +1060,26 @@ def _try(self:CheckpointCB, learn):
     self.tried += 1
     json.dumps(_split(self._state(learn, 0, 0), {}))
 
+# %% ../nbs/16_accel.ipynb #d9e9fb86
 @patch
 def _memory(self:CheckpointCB, cb):
-    return {k: _text(v) for k,v in vars(cb).items() if isinstance(v, (int,float,torch.Tensor,list,dict))}
+    return {k: _text(v) for k,v in vars(cb).items()
+            if isinstance(v, (int,float,torch.Tensor,list,dict))}
 
 @patch
 def _save(self:CheckpointCB, learn, epoch, batch):
     for k,cb in _named(learn.cbs):
         if _has_state(cb) or _root(type(cb))=='miniai' or k in self.warned: continue
         new = [a for a,v in self._memory(cb).items() if self.vars.get(k, {}).get(a)!=v]
-        if new: warnings.warn(f"CheckpointCB: {k} has no state_dict, so what it keeps in {', '.join(new)} is not saved", stacklevel=2)
+        if new:
+            warnings.warn(f"CheckpointCB: {k} has no state_dict, so what it keeps in "
+                          f"{', '.join(new)} is not saved", stacklevel=2)
         if new: self.warned.add(k)
-    save_checkpoint(self.folder/f'epoch{epoch:04}-batch{batch:06}', self._state(learn, epoch, batch))
+    save_checkpoint(self.folder/f'epoch{epoch:04}-batch{batch:06}',
+                    self._state(learn, epoch, batch))
     for o in self._all()[:-self.keep]:
         if not _is_ours(o): continue
         gone = o.with_name('.tmp-gone-'+o.name)
-        o.rename(gone)                           # at once, so that no half-deleted one is ever taken for whole
+        # at once, so that no half-deleted one is ever taken for whole
+        o.rename(gone)
         _remove(gone)

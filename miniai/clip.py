@@ -66,11 +66,11 @@ def _check_merges(merges, known):
 
 # %% ../nbs/26_clip.ipynb #2ec737d5
 class Tokenizer:
-    "Text to ids and back by byte pairs: section 3.2, arXiv:1508.07909; CLIP's alphabet and words."
+    "Text to ids and back by byte pairs, with CLIP's alphabet and words: arXiv:1508.07909."
     def __init__(self,
         merges, # Pairs of pieces (str,str) in the order in which they are joined
         n_ctx=24, # Ids in a row of a batch, marks included, 3 or more
-        marks=('<start>','<end>'), # Names of the two marks; as words of a text they get their ids
+        marks=('<start>','<end>'), # Names of the two marks; a text may hold them as words
     ):
         if not isinstance(n_ctx, int) or n_ctx<3:
             raise ValueError("n_ctx: expected 3 or more, room for both marks and a piece, "
@@ -157,7 +157,7 @@ def train(cls:Tokenizer,
     n_merges, # How many joins to learn; fewer if every word is one piece before
     **kw, # More for `Tokenizer`
 ): # `Tokenizer`
-    "Join the most frequent pair again and again, of equals the larger: alg. 1, arXiv:1508.07909."
+    "Join the most frequent pair again and again, of equals the larger: arXiv:1508.07909."
     split = cls([], **kw)
     counts = Counter(w for t in texts for w in split.words(t) if w not in split.marks)
     words = [(_spell(w), n) for w,n in counts.items()]
@@ -223,7 +223,7 @@ def from_clip(cls:Tokenizer,
     path, # The file `bpe_simple_vocab_16e6.txt.gz`
     n_ctx=77, # As in `Tokenizer`; CLIP has 77
 ): # `Tokenizer` of 49,408 ids
-    "The published vocabulary of CLIP, arXiv:2103.00020, with the marks named as in `open_clip`."
+    "The published vocabulary of CLIP, arXiv:2103.00020; marks are named as in `open_clip`."
     n_merges = 49152-256-2
     try: first,*lines = gzip.decompress(Path(path).read_bytes()).decode('utf-8').split('\n')
     except (OSError,EOFError,UnicodeDecodeError) as e:
@@ -267,7 +267,7 @@ class TextTransformer(nn.Module):
 
 # %% ../nbs/26_clip.ipynb #8d91927b
 class ImageEncoder(nn.Module):
-    "A residual net with two more channels that say where a pixel is: section 3, arXiv:1807.03247."
+    "A residual net with two more channels that say where a pixel is: arXiv:1807.03247."
     def __init__(self,
         n_out=128, # Numbers out
         nfs=(24,48,96,128), # Channels of the stem and of each stage; each halves the picture
@@ -292,7 +292,7 @@ def clip_loss(
     text, # Vectors of their sentences, (n,d), in the same order
     scale, # What cosines are multiplied by, above 0: number or tensor of one element
 ): # Scalar
-    "Mean cross entropy of finding sentence to picture and picture to sentence: arXiv:2103.00020."
+    "Mean cross entropy of finding one to the other, both ways: figure 3, arXiv:2103.00020."
     if image.ndim!=2 or image.shape!=text.shape or not len(image):
         got = f"{tuple(image.shape)} and {tuple(text.shape)}"
         raise ValueError("image, text: expected two matrices of one shape (n,d), n of 1 or "

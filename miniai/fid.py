@@ -11,6 +11,7 @@ from functools import partial
 from typing import NamedTuple
 from fastcore.basics import patch
 from torch import nn
+from .data import check_finite
 from .ddpm import load_weights
 from .resnet import PoolBlock,resnet
 
@@ -18,45 +19,53 @@ from .resnet import PoolBlock,resnet
 def _ruler_net(): return resnet((16,32,64,128), block=PoolBlock, act=partial(nn.LeakyReLU, .1))
 
 # %% ../nbs/17_fid.ipynb #7a6825e6
+def _check_pictures(x):
+    "`x`, if it is a set of pictures as the ruler knows them."
+    if x.ndim!=4 or x.shape[1:]!=(1,28,28) or not len(x) or not x.is_floating_point():
+        got = f"{tuple(x.shape)}, {x.dtype}"
+        raise ValueError(f"x: expected pictures (n,1,28,28), float in [-1,1], got {got}")
+    low,high = (o.item() for o in check_finite(x, 'x').aminmax())
+    if low<-1.001 or high>1.001 or low>=0:               # a thousandth for rounding
+        raise ValueError("x: expected pictures in [-1,1], where -1 is black, got numbers "
+                         f"from {low:.3g} to {high:.3g}")
+    return x
+
+# %% ../nbs/17_fid.ipynb #531bd6f2
 class Ruler(nn.Module):
-    "A classifier whose features measure sets of pictures, and what it measured of reference pictures."
+    "A classifier whose features measure sets of pictures, and those of reference pictures."
     def __init__(self,
-        net, # Classifier of pictures (n,1,28,28) in [-1,1]: an `nn.Sequential` whose last layer takes features (n,d)
+        net, # Classifier of pictures: an `nn.Sequential` whose last layer takes features (n,d)
         scale=1., # What the features are divided by, (d,) or a number
         ref=None, # `Stats` of the reference pictures; none yet if None
         ref_feats=None, # Features of some of them, (m,d), for the KID
     ):
         super().__init__()
-        self.net = net.eval().requires_grad_(False).to(memory_format=torch.channels_last)     # twice as fast on a CPU
+        # twice as fast on a CPU
+        self.net = net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.scale,self.ref,self.ref_feats = scale,ref,ref_feats
 
-    def train(self, mode=True): return super().train(False)       # evaluation mode, whatever is asked for
+    # evaluation mode, whatever is asked for
+    def train(self, mode=True): return super().train(False)
 
     @torch.no_grad()
     def _run(self, net, x, bs):
-        if x.ndim!=4 or not x.is_floating_point():
-            raise ValueError(f"x: expected pictures (n,1,28,28), float in [-1,1], got {tuple(x.shape)}, {x.dtype}")
-        device = next(self.net.parameters()).device
-        with torch.autocast(device.type, enabled=False):
-            return torch.cat([net(b.to(device, torch.float32)).cpu() for b in x.split(bs)])
+        p = next(self.net.parameters())              # float32, unless somebody moved the net
+        with torch.autocast(p.device.type, enabled=False):
+            return torch.cat([net(b.to(p.device, p.dtype)).cpu() for b in x.split(bs)])
 
     def features(self,
-        x, # Pictures (n,1,28,28), float in [-1,1]; or features (n,d), which are returned as they are
+        x, # Pictures (n,1,28,28), float in [-1,1]; features (n,d) are returned as they are
         bs=250, # Pictures at a time
     ): # (n,d), float64, on the CPU
         "The activations before the net's last layer, divided by `scale`."
-        return x if x.ndim==2 else self._run(self.net[:-1], x, bs).double()/self.scale
-
-    def kid(self,
-        x, # Pictures (n,1,28,28), float in [-1,1], or their features (n,d)
-    ): # float; without bias, so it can be below zero
-        "Kernel distance of the features of `x` from the kept features of the reference pictures."
-        return kid(self.features(x), self._known(self.ref_feats))
+        if x.ndim==2: return x
+        return self._run(self.net[:-1], _check_pictures(x), bs).double()/self.scale
 
 # %% ../nbs/17_fid.ipynb #5f4d6d5d
 @patch
 def _known(self:Ruler, ref):
-    if ref is None: raise ValueError("ref: this ruler has no reference pictures; make one with `against`")
+    if ref is None:
+        raise ValueError("ref: this ruler has no reference pictures; make one with `against`")
     return ref
 
 @patch
@@ -65,7 +74,7 @@ def classes(self:Ruler,
     bs=250, # Pictures at a time
 ): # (n,), int64, on the CPU
     "The class that the net takes each picture for."
-    return self._run(self.net, x, bs).argmax(1)
+    return self._run(self.net, _check_pictures(x), bs).argmax(1)
 
 @patch
 def class_shares(self:Ruler,
@@ -83,9 +92,11 @@ class Stats(NamedTuple):
 
 def _check_feats(feats, name):
     if feats.ndim!=2 or len(feats)<2:
-        raise ValueError(f"{name}: expected features (n,d) with n of 2 or more, got {tuple(feats.shape)}")
+        raise ValueError(f"{name}: expected features (n,d) with n of 2 or more, got "
+                         f"{tuple(feats.shape)}")
     bad = (~feats.isfinite()).any(1).sum().item()
-    if bad: raise ValueError(f"{name}: {bad} of {len(feats)} rows have numbers that are not finite")
+    if bad:
+        raise ValueError(f"{name}: {bad} of {len(feats)} rows have numbers that are not finite")
     return feats.double()
 
 def stats(
@@ -94,15 +105,20 @@ def stats(
     "Mean and covariance, with n-1 in the denominator."
     f = _check_feats(feats, 'feats')
     mean = f.mean(0)
-    return Stats(mean, (f-mean).T@(f-mean)/(len(f)-1), len(f))
+    cov = (f-mean).T@(f-mean)/(len(f)-1)
+    if not cov.isfinite().all():
+        raise ValueError("feats: expected numbers whose squares are finite, got up to "
+                         f"{f.abs().max():.3g}")
+    return Stats(mean, cov, len(f))
 
 # %% ../nbs/17_fid.ipynb #b08a78b3
 def sqrtm(
     a, # Matrix (d,d), float, symmetric with no eigenvalue below zero; or a product of two such
     n_iter=100, # Steps at most
 ): # (d,d), like `a`: times itself it is `a`
-    "Square root of a matrix by Newton-Schulz steps: Higham, Functions of Matrices, 2008, chapter 6."
-    if a.ndim!=2 or a.shape[0]!=a.shape[1]: raise ValueError(f"a: expected a square matrix, got {tuple(a.shape)}")
+    "Square root of a matrix by Newton-Schulz steps: Higham, Functions of Matrices, chapter 6."
+    if a.ndim!=2 or a.shape[0]!=a.shape[1]:
+        raise ValueError(f"a: expected a square matrix, got {tuple(a.shape)}")
     norm,eye = a.norm(),torch.eye(len(a)).to(a)
     if norm==0: return torch.zeros_like(a)
     y,z,err = a/norm,eye,math.inf
@@ -113,7 +129,8 @@ def sqrtm(
         if not new_err<err: break                # no better, or no number
         y,err = new,new_err
     if err>torch.finfo(a.dtype).eps**.5:
-        raise ValueError(f"a: the root is off by {err:.1g} of the norm; are there eigenvalues below zero?")
+        raise ValueError(f"a: the root is off by {err:.1g} of the norm; are there eigenvalues "
+                         "below zero?")
     return y*norm.sqrt()
 
 # %% ../nbs/17_fid.ipynb #351e8279
@@ -128,10 +145,14 @@ def frechet_distance(
     b, # `Stats` of the other, as many features
 ): # float, 0 or more, in squared units of the features
     "Squared distance of two normal distributions, the FID: eq. 6, arXiv:1706.08500."
-    if a.mean.shape!=b.mean.shape: raise ValueError(f"b: expected {len(a.mean)} features, as in a, got {len(b.mean)}")
-    root = _root(a.cov)
-    shared = torch.linalg.eigvalsh(root@b.cov@root).clamp(min=0).sqrt().sum()
-    return max(((a.mean-b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2*shared).item(), 0.)
+    if a.mean.shape!=b.mean.shape:
+        raise ValueError(f"b: expected {len(a.mean)} features, as in a, got {len(b.mean)}")
+    # products stay in range
+    size = max(a.cov.abs().max().item(), b.cov.abs().max().item()) or 1.
+    root = _root(a.cov/size)
+    shared = size*torch.linalg.eigvalsh(root@(b.cov/size)@root).clamp(min=0).sqrt().sum()
+    return max(((a.mean-b.mean).square().sum() + a.cov.trace() + b.cov.trace()
+                - 2*shared).item(), 0.)
 
 # %% ../nbs/17_fid.ipynb #3df49514
 @patch
@@ -168,7 +189,11 @@ def fid_infinity(
 ): # float; it can be a little below zero
     "FID for infinitely many pictures, by a line through FID over 1/n: arXiv:1911.07023."
     n,d = _check_feats(feats, 'feats').shape
-    if n<=2*d: raise ValueError(f"feats: expected more than {2*d} rows, twice the number of features, got {n}")
+    if n<=2*d:
+        raise ValueError(f"feats: expected more than {2*d} rows, twice the number of "
+                         f"features, got {n}")
+    if n_points<2:
+        raise ValueError(f"n_points: expected 2 or more, a line needs them, got {n_points}")
     inverse = torch.linspace(1/n, 1/max(n//4, d), n_points, dtype=torch.float64)
     fids = []
     for o in inverse:
@@ -176,7 +201,8 @@ def fid_infinity(
         chosen = torch.randperm(n, generator=generator)[:k]
         fids.append(frechet_distance(stats(feats[chosen]), ref))
     line = torch.stack([torch.ones_like(inverse), inverse], 1)
-    return torch.linalg.lstsq(line, torch.tensor(fids, dtype=torch.float64)[:,None]).solution[0].item()
+    fids = torch.tensor(fids, dtype=torch.float64)
+    return torch.linalg.lstsq(line, fids[:,None]).solution[0].item()
 
 # %% ../nbs/17_fid.ipynb #1b0a07b5
 def kid(
@@ -186,11 +212,25 @@ def kid(
 ): # float; without bias, so it can be below zero
     "Squared distance of two sets by the kernel (f@g/d+1)^3, the KID: arXiv:1801.01401."
     fa,fb = _check_feats(fa, 'fa'),_check_feats(fb, 'fb')
-    if fa.shape[1]!=fb.shape[1]: raise ValueError(f"fb: expected {fa.shape[1]} features, as in fa, got {fb.shape[1]}")
+    if fa.shape[1]!=fb.shape[1]:
+        raise ValueError(f"fb: expected {fa.shape[1]} features, as in fa, got {fb.shape[1]}")
     def _k(products): return (products/fa.shape[1] + 1)**3
     def _total(a, b): return sum(_k(o@b.T).sum() for o in a.split(bs))
     def _within(f): return (_total(f, f) - _k(f.square().sum(1)).sum())/(len(f)*(len(f)-1))
-    return (_within(fa) + _within(fb) - 2*_total(fa, fb)/(len(fa)*len(fb))).item()
+    res = (_within(fa) + _within(fb) - 2*_total(fa, fb)/(len(fa)*len(fb))).item()
+    if not math.isfinite(res):
+        raise ValueError("fa, fb: the features are too large for their sixth powers")
+    return res
+
+_kid = kid          # in the method of the same name
+
+# %% ../nbs/17_fid.ipynb #c911a792
+@patch
+def kid(self:Ruler,
+    x, # Pictures (n,1,28,28), float in [-1,1], or their features (n,d)
+): # float; without bias, so it can be below zero
+    "Kernel distance of the features of `x` from the kept features of the reference pictures."
+    return _kid(self.features(x), self._known(self.ref_feats))
 
 def kid_subsets(
     fa, # Features of one set, (n,d), float
@@ -201,7 +241,12 @@ def kid_subsets(
 ): # (mean, deviation) of the draws, floats
     "KID of random parts of both sets, as it is usually reported."
     most = min(len(fa), len(fb))
-    if size>most: raise ValueError(f"size: expected at most {most}, the smaller number of features, got {size}")
+    if n_subsets<2:
+        raise ValueError(f"n_subsets: expected 2 or more, for a deviation, got {n_subsets}")
+    if size>most:
+        raise ValueError(f"size: expected at most {most}, the smaller number of features, got "
+                         f"{size}")
     def _draw(f): return f[torch.randperm(len(f), generator=generator)[:size]]
-    kids = torch.tensor([kid(_draw(fa), _draw(fb)) for _ in range(n_subsets)], dtype=torch.float64)
+    kids = torch.tensor([kid(_draw(fa), _draw(fb)) for _ in range(n_subsets)],
+                        dtype=torch.float64)
     return kids.mean().item(),kids.std().item()

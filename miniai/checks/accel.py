@@ -40,7 +40,9 @@ class _OnlyHalf(torch.utils._python_dispatch.TorchDispatchMode):
     "Notes other floating-point dtypes than float16 in results."
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if isinstance(out, torch.Tensor) and out.is_floating_point() and out.dtype!=torch.float16: self.other = out.dtype
+        floats = isinstance(out, torch.Tensor) and out.is_floating_point()
+        if floats and out.dtype!=torch.float16:
+            self.other = out.dtype
         return out
 
 def _test_half(f):
@@ -52,13 +54,21 @@ def _test_half(f):
         mode = _OnlyHalf()
         mode.other = None
         with mode: got = f(x.clone())
-        assert isinstance(got, torch.Tensor) and got.dtype==torch.float16 and got.ndim==0, "expected a 0-d float16 tensor"
+        is_half = isinstance(got, torch.Tensor) and got.dtype==torch.float16 and got.ndim==0
+        assert is_half, "expected a 0-d float16 tensor"
         assert mode.other is None, f"there was a tensor of {str(mode.other)[6:]} on the way"
-        eps = .02*want + 3*2.**-24                  # a few roundings of 2**-11, and the smallest subnormal
-        assert abs(got.item()-want)<=eps, f"{len(x)} numbers up to {x.abs().max():.3g}: expected {want:.5g}, got {got.item():.5g}"
+        # a few roundings of 2**-11, and the smallest subnormal
+        eps = .02*want + 3*2.**-24
+        text = f"expected {want:.5g}, got {got.item():.5g}"
+        assert abs(got.item()-want)<=eps, f"{len(x)} numbers up to {x.abs().max():.3g}: {text}"
 
 # %% ../../nbs/solutions/16_accel.ipynb #3d9db15e
-def _fail(*args, **kwargs): raise OSError('the disk is gone')
+class _Fails:
+    "A renaming that fails, and notes what it was to rename."
+    def __init__(self): self.sources = []
+    def __call__(self, source, *args, **kwargs):
+        self.sources.append(Path(source).resolve())
+        raise OSError('the disk is gone')
 
 def _test_write(f):
     old,new = b'old'*1000,b'new'*1500
@@ -66,24 +76,32 @@ def _test_write(f):
         path = Path(d)/'notes.bin'
         for data in (old, new):                           # a new file, then one that is there
             f(path, data)
-            assert path.is_file() and path.read_bytes()==data, "the file should hold the data afterwards"
-            assert [o.name for o in Path(d).iterdir()]==[path.name], f"no other file should be left, found {sorted(os.listdir(d))}"
-        failed = False
-        with patch('os.replace', _fail), patch('os.rename', _fail), patch('shutil.move', _fail):
+            there = path.is_file() and path.read_bytes()==data
+            assert there, "the file should hold the data afterwards"
+            found = sorted(os.listdir(d))
+            assert found==[path.name], f"no other file should be left, found {found}"
+        failed,fails = False,_Fails()
+        with patch('os.replace', fails), patch('os.rename', fails), patch('shutil.move', fails):
             try: f(path, old)
             except OSError: failed = True
-        assert path.is_file() and path.read_bytes()==new, "the renaming failed, and the old contents are gone"
-        assert failed, "the renaming was made to fail, and nothing was heard of it: is the file renamed at all?"
+        kept = path.is_file() and path.read_bytes()==new
+        assert kept, "the renaming failed, and the old contents are gone"
+        assert failed, "the renaming was made to fail, and nobody heard of it: is there one?"
+        far = [o.parent for o in fails.sources if o.parent!=path.parent.resolve()]
+        assert not far, f"the temporary file stood in another folder, {far[0]}"
 
 # %% ../../nbs/solutions/16_accel.ipynb #c268742b
 check = Checker(
     stands_still=Exercise(compare(_still, _still_args, n=10),
-        "eps is the distance from 1 to the next number; at 2 the distance is twice that. When is 1 half of the distance?"),
+        "eps is the distance from 1 to the next number; at 2 the distance is twice that. When "
+        "is 1 half of the distance?"),
     scale_history=Exercise(compare(_scales, _scale_args, n=20),
         "A bad step halves the scale and starts the count anew; so does a growth."),
     half_norm=Exercise(_test_half,
-        "Divide by the largest number first; then no square is above 1. And what if the largest is 0?"),
+        "Divide by the largest number first; then no square is above 1. And what if the "
+        "largest is 0?"),
     write_safely=Exercise(_test_write,
         "Write to another name in the same folder, then `os.replace(temporary, path)`."),
     rows_a_step=Exercise(compare(_rows, _rows_args, n=20),
-        "First the rows of each batch, then sums of k neighbours; the last group may have fewer."))
+        "First the rows of each batch, then sums of k neighbours; the last group may have "
+        "fewer."))

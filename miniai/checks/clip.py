@@ -12,7 +12,8 @@ from .core import Checker,Exercise,compare,dims
 from ..clip import Tokenizer
 
 # %% ../../nbs/solutions/26_clip.ipynb #b6757c32
-def _first(counts): return Tokenizer.train([w for w,n in counts.items() for _ in range(n)], 1).merges[0]
+def _first(counts):
+    return Tokenizer.train([w for w,n in counts.items() for _ in range(n)], 1).merges[0]
 
 def _first_args():
     def word(): return ''.join('abcr'[i] for i in torch.randint(4, dims(lo=2, hi=6)).tolist())
@@ -53,10 +54,13 @@ def _fair_args():
 # %% ../../nbs/solutions/26_clip.ipynb #dea5cec6
 check = Checker(
     first_join=Exercise(compare(_first, _first_args, n=30),
-        "Count every pair of neighbours as often as its word comes. The last letter and `</w>` are one piece. `max` with the key (count, pair) settles ties."),
+        "Count every pair of neighbours as often as its word comes. The last letter and "
+        "`</w>` are one piece. `max` with the key (count, pair) settles ties."),
     sigmoid_loss=Exercise(_test_sigmoid,
-        "`F.logsigmoid` stays finite where the logarithm of a sigmoid does not. The sum over all n*n pairs is divided by n."),
+        "`F.logsigmoid` stays finite where the logarithm of a sigmoid does not. The sum over "
+        "all n*n pairs is divided by n."),
     class_vectors=Exercise(compare(_mean, _mean_args, n=10),
-        "The mean over the prompts is shorter than one; bring it back to length one at the end."),
+        "The mean over the prompts is shorter than one; bring it back to length one."),
     fair_loss=Exercise(compare(_fair, _fair_args, n=20),
-        "`group[:,None]==group` says who belongs together. `F.cross_entropy` takes probabilities as targets too; each row of them sums to one."))
+        "`group[:,None]==group` says who belongs together. `F.cross_entropy` takes "
+        "probabilities as targets too; each row of them sums to one."))

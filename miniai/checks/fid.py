@@ -11,7 +11,8 @@ from .core import Checker,Exercise,compare,difference,dims
 from ..fid import Stats,stats
 
 # %% ../../nbs/solutions/17_fid.ipynb #c10a75a5
-def _normals(n, d): return torch.randn(n, d, dtype=torch.float64)@torch.randn(d, d, dtype=torch.float64)
+def _normals(n, d):
+    return torch.randn(n, d, dtype=torch.float64)@torch.randn(d, d, dtype=torch.float64)
 
 def _stretched(mean, cov, a, v):
     new = a*mean+v
@@ -65,10 +66,14 @@ def _probs():
 # %% ../../nbs/solutions/17_fid.ipynb #11e084c7
 check = Checker(
     stretched_distance=Exercise(compare(_stretched, _stretched_args, n=8),
-        "The new mean is a*mean+v, the new covariance a*a*cov. Both covariances are multiples of one, so the root of their product is known."),
+        "The new mean is a*mean+v, the new covariance a*a*cov. Both covariances are multiples "
+        "of one, so the root of their product is known."),
     merge_stats=Exercise(_test_merge,
-        "Go back to sums: (n-1)*cov is the sum of the products about its own mean. About the common mean each part has n times the product of the shift in addition."),
+        "Go back to sums: (n-1)*cov is the sum of the products about its own mean. About the "
+        "common mean each part has n times the product of the shift in addition."),
     precision=Exercise(compare(_precision, _precision_args, n=12),
-        "The radius of a real feature is the distance to its k-th nearest *other* one; its distance to itself is 0 and comes first. One ball is enough."),
+        "The radius of a real feature is the distance to its k-th nearest *other* one; its "
+        "distance to itself is 0 and comes first. One ball is enough."),
     inception_score=Exercise(compare(_inception, _probs, n=8),
-        "`torch.special.xlogy(p, q)` is p*log(q) and 0 where p is 0. The mean over the pictures is inside the exponential."))
+        "`torch.special.xlogy(p, q)` is p*log(q) and 0 where p is 0. The mean over the "
+        "pictures is inside the exponential."))
