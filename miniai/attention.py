@@ -56,6 +56,11 @@ def attention(
     return attention_weights(q, k, mask, causal)@v
 
 # %% ../nbs/23_attention.ipynb #fb4989a0
+def _check_rows(name, x, length, n):
+    if x.ndim!=3 or x.shape[2]!=n:
+        raise ValueError(f"{name}: expected the shape (n,{length},{n}), got {tuple(x.shape)}")
+
+# %% ../nbs/23_attention.ipynb #0788f018
 class MultiHeadAttention(nn.Module):
     "Attention by several heads, on itself or on `cond`: section 3.2.2, arXiv:1706.03762."
     def __init__(self,
@@ -65,23 +70,20 @@ class MultiHeadAttention(nn.Module):
         bias=True, # Do the layers of queries, keys and values have a bias? `out` always has one
     ):
         super().__init__()
-        if n_heads<1 or n%n_heads:
-            raise ValueError(f"n_heads: expected a divisor of n, {n}, got {n_heads}")
+        ok = n_heads>0 and n%n_heads==0
+        if not ok: raise ValueError(f"n_heads: expected a divisor of n, {n}, got {n_heads}")
         self.n_heads = n_heads
         self.q,self.kv = nn.Linear(n, n, bias=bias),nn.Linear(n_cond or n, 2*n, bias=bias)
         self.out = nn.Linear(n, n)
 
     def _heads(self, x, cond):
         "Queries, keys and values, each (n,n_heads,l,n/n_heads)."
-        cond = x if cond is None else cond
-        for name,o,m in (('x', x, self.q), ('cond', cond, self.kv)):
-            if o.ndim!=3 or o.shape[-1]!=m.in_features:
-                wanted = f"(n,{'l' if name=='x' else 'm'},{m.in_features})"
-                raise ValueError(f"{name}: expected the shape {wanted}, got {tuple(o.shape)}")
+        if cond is None: cond = x
+        _check_rows('x', x, 'l', self.q.in_features)
+        _check_rows('cond', cond, 'm', self.kv.in_features)
         if len(cond)!=len(x):
             raise ValueError(f"cond: expected {len(x)} rows, as in x, got {len(cond)}")
         qkv = self.q(x),*self.kv(cond).chunk(2, -1)
-        # (n,l,c) -> (n,heads,l,c/heads)
         return [o.unflatten(-1, (self.n_heads,-1)).transpose(1, 2) for o in qkv]
 
     def forward(self,
@@ -94,8 +96,8 @@ class MultiHeadAttention(nn.Module):
         q,k,v = self._heads(x, cond)
         if mask is not None:
             mask,causal = _allowed(mask, causal, (*q.shape[:3], k.shape[2]), q.device),False
-        if q.requires_grad and q.dtype==torch.bfloat16 and q.device.type=='cpu':
-            y = attention(q, k, v, mask, causal)
+        slow = q.requires_grad and q.dtype==torch.bfloat16 and q.device.type=='cpu'
+        if slow: y = attention(q, k, v, mask, causal)
         else: y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
         return self.out(y.transpose(1, 2).flatten(2))           # (n,heads,l,c/heads) -> (n,l,c)
 

@@ -81,6 +81,7 @@ def _number(name, x, lo=0, hi=None):
         raise ValueError(f"{name}: expected a number, {wanted}, got {x!r}")
     return float(x)
 
+# %% ../nbs/24_guidance.ipynb #ac47e1ad
 class CondCB(Callback):
     "Hands on the condition, second in a batch, or drops it: algorithm 1, arXiv:2207.12598."
     order = 10
@@ -135,6 +136,7 @@ def _check_conds(cond, uncond, scale):
                          f"got {len(uncond)}")
     return _number('scale', scale)
 
+# %% ../nbs/24_guidance.ipynb #5fe38dfe
 class Guide:
     "Classifier-free guidance as a denoiser: eq. 6, arXiv:2207.12598, where `scale` is 1+w."
     def __init__(self,
