@@ -1,5 +1,5 @@
-"Side-by-side timings: run the candidates in turn, take medians, write one table to results/NAME.md."
-import os,platform,statistics,time
+"Side-by-side timings: run the candidates in turn, take medians, write one table per processor to results/NAME.md."
+import os,platform,re,statistics,time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -38,20 +38,35 @@ def compare(
                  hi=max(o[k] for o in secs), ratio=statistics.median(o[ref]/o[k] for o in secs)) for k in fns]
 
 
+def sections(text):
+    "The sections of a results file by processor, in order; a file of one table has no headings, but names it as well."
+    head,*parts = re.split(r'^## ', text, flags=re.M)
+    if parts: return {o.split('\n', 1)[0].strip(): o.split('\n', 1)[1].strip() for o in parts}
+    body = head.split('\n', 1)[1].strip() if head.startswith('# ') else ''
+    if not body: return {}
+    where,rest = body.split('; ', 1)
+    return {where: rest}
+
+
 def write(
     name, # File name without its ending: 'matmul' writes results/matmul.md
     rows, # List of dicts with the same keys, values already formatted: one line of the table each
     title, # Heading of the page
     packages=('torch',), # Whose versions to state
     notes=(), # Sentences below the table
+    where=None, # What the rows were measured on; this machine if None
 ): # Path of the file
-    "Print the table and write it with the versions and the processor's name, without a date."
-    keys = list(rows[0])
+    "Print the table and write it, without a date, as the section of this processor; those of others stay as they are."
+    keys,where = list(rows[0]),where or f'{processor()}, {cores()} cores'
     lines = ['| '+' | '.join(map(str, o))+' |' for o in (keys, ['---']*len(keys), *(r.values() for r in rows))]
     versions = ', '.join([f'Python {platform.python_version()}', *(f'{p} {version(p)}' for p in packages)])
-    text = '\n'.join([f'# {title}', '', f'{processor()}, {cores()} cores; {versions}.', '', *lines, '', *notes])+'\n'
-    print(text)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS/f'{name}.md'
-    path.write_text(text)
+    parts = sections(path.read_text()) if path.exists() else {}
+    parts[where] = '\n'.join([f'{versions}.', '', *lines, '', *notes]).strip()
+    print('\n'.join([f'# {title}', '', f'## {where}', '', parts[where]]))
+    text = '\n'.join([f'# {title}', *(f'\n## {k}\n\n{v}' for k,v in parts.items())])+'\n'
+    temp = path.with_suffix('.tmp')
+    temp.write_text(text)
+    os.replace(temp, path)
     return path

@@ -41,12 +41,13 @@ def main():
 
 
 NOTES = ["""'of torch' is the median over the rounds of torch's time by ours in the same round: above 1 ours is faster.
-GFLOP/s are thousand million operations (2mnk) a second at the median time. Ours includes packing and the checks.
+GFLOP/s are billion operations (2mnk) per second at the median time. Ours includes packing and the checks.
 """, f"""torch runs with {torch.get_num_threads()} threads. 'AVX2 only' was compared with torch, itself not held back.
-""", """What holds ours below one at equal register width: the innermost loop re-reads and re-writes its part of c in
-the first-level cache after every 4 steps of k, where an assembly kernel keeps it in registers over the depth of a tile;
-the compiler chooses registers and the order of instructions; each strip is copied once more into c; and small products
-are padded to whole tiles. What lifts it: numba compiles for the processor at hand, with its widest registers."""]
+""", """What holds ours back: the innermost loop re-reads and re-writes its part of c in the first-level cache after every
+4 steps of k, where an assembly kernel keeps it in registers over the depth of a tile; the compiler chooses registers and
+the order of instructions (on Intel's processors it prefers 256 bits even where there are 512); each strip is copied once
+more into c; and small products are padded to whole tiles. What lifts it: on AMD's processors numba uses the widest
+registers, where a library may choose narrower ones."""]
 
 
 if __name__=='__main__': main()

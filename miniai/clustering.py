@@ -6,21 +6,23 @@
 __all__ = ['gaussian_blobs', 'sq_dists', 'mean_shift', 'group_points', 'mean_shift_near', 'kmeans']
 
 # %% ../nbs/02_meanshift.ipynb #14e2f480
-import torch
+import math,operator,torch
 from itertools import product
 
 # %% ../nbs/02_meanshift.ipynb #d0a28562
 def gaussian_blobs(
     centers, # Centres of the blobs, (k,d), float
     n=250,   # Points in each blob
-    std=1.,  # Standard deviation of each coordinate around its centre, in the units of `centers`
+    std=1.,  # Standard deviation of each coordinate, 0 or more, in the units of `centers`
     generator=None, # `torch.Generator` on the device of `centers`; torch's global state if None
-): # `(x, labels)`: points (k*n,d) like `centers`, and the number of each point's blob (k*n,), int64
+): # `(x, labels)`: points (k*n,d) like `centers`, and each point's blob (k*n,), int64
     "Draw `n` points around each of `centers`, blob after blob."
     if centers.ndim!=2 or not centers.is_floating_point():
-        raise ValueError(f"centers: expected a float tensor (k,d), got {centers.dtype} {tuple(centers.shape)}")
+        raise ValueError(f"centers: expected a float tensor (k,d), got {centers.dtype} "
+                         f"{tuple(centers.shape)}")
     k,d = centers.shape
-    noise = torch.randn(k, n, d, dtype=centers.dtype, device=centers.device, generator=generator)
+    noise = torch.randn(k, n, d, dtype=centers.dtype, device=centers.device,
+                        generator=generator)
     labels = torch.arange(k, device=centers.device).repeat_interleave(n)
     return (centers[:,None] + std*noise).reshape(-1,d), labels # (k,1,d) + (k,n,d)
 
@@ -29,14 +31,16 @@ def sq_dists(
     a, # Points (m,d), float
     b, # Points (n,d), like `a`
 ):     # Squared Euclidean distances (m,n), like `a`, never below 0
-    "Squared distances of all pairs by one matrix product: `|a|^2 + |b|^2 - 2ab`, after moving the mean of `b` to 0."
+    "Squared distances of all pairs by one matrix product, after moving the mean of `b` to 0."
     if a.ndim!=2 or b.ndim!=2 or a.shape[1]!=b.shape[1]:
-        raise ValueError(f"a and b: expected (m,d) and (n,d), got {tuple(a.shape)} and {tuple(b.shape)}")
+        raise ValueError(f"a and b: expected (m,d) and (n,d), got {tuple(a.shape)} and "
+                         f"{tuple(b.shape)}")
     if not a.is_floating_point() or a.dtype!=b.dtype:
         raise TypeError(f"a and b: expected one float dtype, got {a.dtype} and {b.dtype}")
     mid = b.mean(0)
     a,b = a-mid,b-mid
-    res = torch.einsum('id,jd->ij', a, b).mul_(-2)     # in place: this table is the largest thing in the memory
+    # in place: this table is the largest thing in the memory
+    res = torch.einsum('id,jd->ij', a, b).mul_(-2)
     return res.add_(a.pow(2).sum(1)[:,None]).add_(b.pow(2).sum(1)).clamp_(min=0)
 
 # %% ../nbs/02_meanshift.ipynb #9cd806bc
@@ -48,10 +52,14 @@ def _shift(q, x, bandwidth, counts=None): # (m,d), (n,d), float, (n,) -> (m,d)
 
 def _check(x, **positive):
     if x.ndim!=2 or not x.is_floating_point() or len(x)==0:
-        raise ValueError(f"x: expected a float tensor (n,d) with n>0, got {x.dtype} {tuple(x.shape)}")
+        raise ValueError(f"x: expected a float tensor (n,d) with n>0, got {x.dtype} "
+                         f"{tuple(x.shape)}")
     if not x.isfinite().all(): raise ValueError("x: expected finite numbers, got nan or inf")
     for name,v in positive.items():
-        if not v>0: raise ValueError(f"{name}: expected a number above 0, got {v}")
+        whole = name in ('bs','steps','restarts')
+        if whole and (isinstance(v, bool) or not hasattr(v, '__index__')):
+            raise ValueError(f"{name}: expected a whole number above 0, got {v!r}")
+        if not 0<v<math.inf: raise ValueError(f"{name}: expected a number above 0, got {v}")
 
 # %% ../nbs/02_meanshift.ipynb #9cbcfe86
 def mean_shift(
@@ -61,7 +69,7 @@ def mean_shift(
     steps=200, # At most so many steps
     tol=1e-3,  # A batch is done when its longest step is shorter than `tol*bandwidth`
 ): # Where each point ends, (n,d), like `x`
-    "Move each point uphill on the density of `x`: Gaussian mean shift, eq. 20 of doi:10.1109/34.1000236."
+    "Move each point uphill on the density of `x`: mean shift, eq. 20, doi:10.1109/34.1000236."
     _check(x, bandwidth=bandwidth, bs=bs, steps=steps)
     res = x.clone()
     for q in res.split(bs):                 # views: writing to `q` writes to `res`
@@ -75,7 +83,7 @@ def mean_shift(
 # %% ../nbs/02_meanshift.ipynb #84307b37
 def group_points(
     x,      # Points that lie in tight heaps, (n,d), float: the result of `mean_shift`
-    radius, # Points nearer than this to the first point of a heap belong to it; half the bandwidth is a good value
+    radius, # Reach of a heap around its first point; half the bandwidth is a good value
 ): # `(labels, modes)`: heap of each point (n,), int64, and the first point of each heap (k,d)
     "Label heaps of points, in the order of their first points."
     _check(x, radius=radius)
@@ -90,7 +98,8 @@ def group_points(
 # %% ../nbs/02_meanshift.ipynb #cff8753f
 def _by_cell(x, side):
     "Dict from the integer coordinates of each occupied cell to the indices of its points."
-    cells,idx,counts = (x/side).floor().long().unique(dim=0, return_inverse=True, return_counts=True)
+    cells,idx,counts = (x/side).floor().long().unique(dim=0, return_inverse=True,
+                                                      return_counts=True)
     return dict(zip(map(tuple, cells.tolist()), idx.argsort().split(counts.tolist())))
 
 def _around(cell, table):
@@ -99,17 +108,20 @@ def _around(cell, table):
     return torch.cat(parts) if parts else None
 
 # %% ../nbs/02_meanshift.ipynb #538aac04
-def _shift_near(q, x, bandwidth, side, table, counts=None): # like `_shift`, with the cells `table` of `x`
+def _shift_near(q, x, bandwidth, side, table, counts=None):
+    "Like `_shift`, with the cells `table` of `x`."
     res = q.clone()
     for cell,i in _by_cell(q, side).items():
         j = _around(cell, table)
-        if j is not None: res[i] = _shift(q[i], x[j], bandwidth, None if counts is None else counts[j])
+        if j is not None:
+            res[i] = _shift(q[i], x[j], bandwidth, None if counts is None else counts[j])
     return res
 
 # %% ../nbs/02_meanshift.ipynb #b6607204
 def _bins(x, side):
     "`(means, counts, bin of each point)` of the occupied square bins."
-    _,idx,counts = (x/side).floor().long().unique(dim=0, return_inverse=True, return_counts=True)
+    _,idx,counts = (x/side).floor().long().unique(dim=0, return_inverse=True,
+                                                  return_counts=True)
     sums = x.new_zeros(len(counts), x.shape[1]).index_add_(0, idx, x)
     return sums/counts[:,None],counts,idx
 
@@ -117,14 +129,15 @@ def _bins(x, side):
 def mean_shift_near(
     x,         # Points, (n,d) with d<=3, float
     bandwidth, # Width of the Gaussian kernel, in the units of `x`
-    cutoff=3., # All nearer than this is visited, in bandwidths; the rest weighs at most `exp(-cutoff**2/2)` each
+    cutoff=3., # All points nearer than this are visited, in bandwidths
     bin_side=.25, # Points in one square bin of this side move as one, in bandwidths
     steps=200, # At most so many steps
     tol=1e-3,  # A bin is done when its step is shorter than `tol*bandwidth`
 ): # Where each point ends, (n,d), like `x`; nearly what `mean_shift` returns
-    "Gaussian mean shift that looks only at near points: work grows with the occupied bins, not with their square."
+    "Gaussian mean shift that looks only at near points: work grows with the occupied bins."
     _check(x, bandwidth=bandwidth, cutoff=cutoff, bin_side=bin_side, steps=steps)
-    if x.shape[1]>3: raise ValueError(f"x: a grid helps for d<=3 columns, got {x.shape[1]}; use mean_shift")
+    if x.shape[1]>3:
+        raise ValueError(f"x: a grid helps for d<=3 columns, got {x.shape[1]}; use mean_shift")
     means,counts,idx = _bins(x, bin_side*bandwidth)
     side,q,moving = cutoff*bandwidth,means.clone(),torch.arange(len(means), device=x.device)
     table = _by_cell(means, side)
@@ -143,10 +156,12 @@ def _lloyd(x, centers, steps): # (n,d), (k,d) -> (centers, labels)
         d2,new = sq_dists(x, centers).min(1)
         if labels is not None and new.equal(labels): break
         labels,counts = new,new.bincount(minlength=len(centers))
-        centers = torch.zeros_like(centers).index_add_(0, labels, x) / counts.clamp_min(1)[:,None]
+        centers = torch.zeros_like(centers).index_add_(0, labels, x) / counts.clamp_min(1)[:,
+                                                                                           None]
         empty = (counts==0).nonzero()[:,0]
         if len(empty): centers[empty] = x[d2.topk(len(empty)).indices]
-    else: labels = sq_dists(x, centers).argmin(1)     # the steps ran out: labels of the last centres
+    # the steps ran out: labels of the last centres
+    else: labels = sq_dists(x, centers).argmin(1)
     return centers,labels
 
 def _inertia(x, centers, labels): return (x-centers[labels]).pow(2).sum()
@@ -156,7 +171,9 @@ def _plus_plus(x, k, generator): # -> (k,d)
     i = torch.randint(len(x), (1,), device=x.device, generator=generator)
     centers,d2 = x[i],sq_dists(x, x[i])[:,0]
     while len(centers)<k:
-        if d2.max()==0: raise ValueError(f"k: expected at most {len(centers)}, the number of different points, got {k}")
+        if d2.max()==0:
+            raise ValueError(f"k: expected at most {len(centers)}, the number of different "
+                             f"points, got {k}")
         i = torch.multinomial(d2, 1, generator=generator)
         centers,d2 = torch.cat([centers,x[i]]),torch.minimum(d2, sq_dists(x, x[i])[:,0])
     return centers
@@ -169,9 +186,10 @@ def kmeans(
     steps=100,  # At most so many steps from each start
     generator=None, # `torch.Generator` on the device of `x`; torch's global state if None
 ): # `(centers, labels)`: (k,d) like `x`, and the nearest centre of each point (n,), int64
-    "K-means by Lloyd's algorithm from k-means++ starts (Arthur and Vassilvitskii 2007, section 2.2)."
+    "K-means by Lloyd's algorithm from k-means++ starts (Arthur, Vassilvitskii 2007, sec. 2.2)."
     _check(x, restarts=restarts, steps=steps)
-    if not isinstance(k, int) or not 1<=k<=len(x):
-        raise ValueError(f"k: expected an integer from 1 to {len(x)}, the number of points, got {k}")
+    if isinstance(k, bool) or not hasattr(k, '__index__') or not 1<=k<=len(x):
+        raise ValueError(f"k: expected a whole number from 1 to {len(x)} points, got {k!r}")
+    k,restarts,steps = map(operator.index, (k, restarts, steps))
     runs = [_lloyd(x, _plus_plus(x, k, generator), steps) for _ in range(restarts)]
     return min(runs, key=lambda o: _inertia(x, *o).item())

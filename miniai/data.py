@@ -575,6 +575,7 @@ def _left_behind(tmp):
         except ProcessLookupError: return True
     return False
 
+# %% ../nbs/00_data.ipynb #b6f67f6d
 _CACHE = r'(hub|[0-9a-f]{12}|[0-9a-f]{8}-[0-9a-f]{12}|\d+x\d-[\w.]+)\.safetensors'
 
 def _tidy(path, keep=3):
@@ -592,6 +593,7 @@ def _tidy(path, keep=3):
     for f in (*old, *filter(_left_behind, parts)):
         with suppress(OSError): f.unlink()
 
+# %% ../nbs/00_data.ipynb #d7887560
 def _drawn(size, channels, cache):
     "The stand-in: 60,000 and 10,000 drawn shapes, kept in `cache`."
     path = cache/f'drawn-{size}x{channels}-{__version__}.safetensors'

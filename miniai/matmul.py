@@ -6,7 +6,7 @@
 __all__ = ['seconds', 'matmul', 'matmul_cuda']
 
 # %% ../nbs/01_matmul.ipynb #92ebc3fa
-import math,time,torch
+import math,os,time,torch
 from functools import lru_cache
 from statistics import median
 import numba,numpy as np
@@ -18,7 +18,7 @@ def seconds(
     *args, # Its arguments
     n=5, # Number of timed calls, 1 or more
 ): # Median time of one call, float, seconds
-    "Median seconds of `n` calls of `f(*args)` after one warm-up; waits for the GPU where an argument lies on one."
+    "Median seconds of `n` calls of `f(*args)` after a warm-up; waits for the GPU if need be."
     if n<1: raise ValueError(f"n: expected 1 or more timed calls, got {n}")
     on_gpu = any(isinstance(o, torch.Tensor) and o.is_cuda for o in args)
     def once():
@@ -34,7 +34,7 @@ _KB,_NB,_MB = 128,128,64 # Tile of b: rows, columns; rows of a that one task tak
 
 @njit(fastmath={'contract'})
 def _strip(a, b, c):
-    "Add the product of a strip `a`, (4,_KB), and a packed tile `b`, (_KB*_NB,), to `c`, (4*_NB,)."
+    "Add the product of a strip `a`, (4,_KB), and a tile `b`, (_KB*_NB,), to `c`, (4*_NB,)."
     for p in range(0, _KB, 4):
         a00,a01,a02,a03 = a[0,p],a[0,p+1],a[0,p+2],a[0,p+3]
         a10,a11,a12,a13 = a[1,p],a[1,p+1],a[1,p+2],a[1,p+3]
@@ -51,7 +51,7 @@ def _strip(a, b, c):
 # %% ../nbs/01_matmul.ipynb #f97641c4
 @njit(parallel=True)
 def _pack(b):
-    "Copy `b`, (k,n), into tiles, (columns of tiles, rows of tiles, _KB*_NB), filled up with zeros."
+    "Copy `b`, (k,n), into tiles, (columns, rows, _KB*_NB), filled up with zeros."
     k,n = b.shape
     tiles = np.zeros((-(-n//_NB), -(-k//_KB), _KB*_NB), b.dtype)
     for t in prange(tiles.shape[0]):
@@ -60,9 +60,9 @@ def _pack(b):
     return tiles
 
 @njit(parallel=True)
-def _tiled(a, b, c):
-    "Add `a@b` to `c`: tasks of _MB rows, and in each all tiles of `b` in turn."
-    (m,k),n,tiles = a.shape,b.shape[1],_pack(b)
+def _fill(a, tiles, c):
+    "Add `a@b` to `c`: tasks of _MB rows, and in each all `tiles` of `b` in turn."
+    (m,k),n = a.shape,c.shape[1]
     for task in prange(-(-m//_MB)):
         i0,rows = task*_MB,min(_MB, m-task*_MB)
         block,strip = np.zeros((_MB, tiles.shape[1]*_KB), a.dtype),np.empty(4*_NB, a.dtype)
@@ -75,27 +75,51 @@ def _tiled(a, b, c):
                     for r in range(min(4, rows-i)):
                         for j in range(min(_NB, n-t*_NB)): c[i0+i+r,t*_NB+j] += strip[r*_NB+j]
 
+# %% ../nbs/01_matmul.ipynb #9f4d3104
+_forked = []                             # Not empty in a child whose parent had numba's threads
+
+def _after_fork():
+    try: _forked.append(numba.threading_layer())
+    except ValueError: pass              # The parent never started any
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_after_fork)
+
+@lru_cache
+def _one_core(): return njit(_pack.py_func),njit(_fill.py_func)
+
+def _tiled(a, b, c):
+    "Add `a@b` to `c`."
+    pack,fill = _one_core() if _forked else (_pack,_fill)
+    fill(a, pack(b), c)
+
 # %% ../nbs/01_matmul.ipynb #51013243
 def _check_pair(a, b, device):
     for name,x in (('a',a), ('b',b)):
-        if not isinstance(x, torch.Tensor): raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+        if x.layout!=torch.strided:
+            raise TypeError(f"{name}: expected a dense tensor, got the layout {x.layout}")
         if x.dtype not in (torch.float32,torch.float64):
             raise TypeError(f"{name}: expected float32 or float64, got {x.dtype}")
-        if x.device.type!=device: raise ValueError(f"{name}: expected a tensor on {device}, got one on {x.device}")
-        if x.ndim!=2: raise ValueError(f"{name}: expected two axes, got the shape {tuple(x.shape)}")
+        if x.device.type!=device:
+            raise ValueError(f"{name}: expected a tensor on {device}, got one on {x.device}")
+        if x.ndim!=2:
+            raise ValueError(f"{name}: expected two axes, got the shape {tuple(x.shape)}")
         if x.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"{name}: gradients are not recorded here, pass {name}.detach()")
-    if a.dtype!=b.dtype: raise TypeError(f"b: expected the dtype of a, {a.dtype}, got {b.dtype}")
-    if a.device!=b.device: raise ValueError(f"b: expected the device of a, {a.device}, got {b.device}")
+    if a.dtype!=b.dtype:
+        raise TypeError(f"b: expected the dtype of a, {a.dtype}, got {b.dtype}")
+    if a.device!=b.device:
+        raise ValueError(f"b: expected the device of a, {a.device}, got {b.device}")
     if a.shape[1]!=b.shape[0]:
-        raise ValueError(f"b: expected {a.shape[1]} rows, as many as a has columns, got the shape {tuple(b.shape)}")
+        raise ValueError(f"b: expected {a.shape[1]} rows, as many as a has columns, got the "
+                         f"shape {tuple(b.shape)}")
 
 # %% ../nbs/01_matmul.ipynb #258600c7
 def matmul(
     a, # (m,k), float32 or float64, on the CPU
     b, # (k,n), dtype of `a`
 ): # `a@b`, (m,n), dtype of `a`; no gradients
-    "Matrix product on all CPU cores by packed tiles, after Goto and van de Geijn, doi:10.1145/1356052.1356053."
+    "Matrix product on all CPU cores by packed tiles, after doi:10.1145/1356052.1356053."
     _check_pair(a, b, 'cpu')
     c = torch.zeros(a.shape[0], b.shape[1], dtype=a.dtype)
     _tiled(*(x.detach().contiguous().numpy() for x in (a, b)), c.numpy())
@@ -107,7 +131,8 @@ def _tiles_kernel(dtype, tile):
     @cuda.jit
     def kernel(a, b, c):
         ta = cuda.shared.array((tile,tile), dtype)
-        tb = cuda.shared.array((tile,tile), dtype) # The simulator tells shared arrays apart by their line
+        # The simulator tells shared arrays apart by their line
+        tb = cuda.shared.array((tile,tile), dtype)
         j,i = cuda.grid(2)
         x,y = cuda.threadIdx.x,cuda.threadIdx.y
         s = dtype(0)
@@ -122,11 +147,13 @@ def _tiles_kernel(dtype, tile):
 
 # %% ../nbs/01_matmul.ipynb #895c45ec
 def _launch(kernel, blocks, tile, *args):
-    if not args[0].is_cuda: return kernel[blocks, (tile,tile)](*(x.numpy() for x in args)) # In the simulator
+    # In the simulator
+    if not args[0].is_cuda: return kernel[blocks, (tile,tile)](*(x.numpy() for x in args))
     device = args[0].device.index
     with cuda.gpus[device]:
         ptr = torch.cuda.current_stream(device).cuda_stream
-        stream = cuda.external_stream(ptr) if ptr else 0 # 0 is the default stream, for torch and numba alike
+        # 0 is the default stream, for torch and numba alike
+        stream = cuda.external_stream(ptr) if ptr else 0
         kernel[blocks, (tile,tile), stream](*(cuda.as_cuda_array(x, sync=False) for x in args))
 
 # %% ../nbs/01_matmul.ipynb #ba537172
@@ -135,15 +162,17 @@ def matmul_cuda(
     b, # (k,n), dtype and device of `a`
     tile=16, # Side of the tiles, 1 to 32; a block has tile*tile threads
 ): # `a@b`, (m,n), dtype and device of `a`; no gradients
-    "Matrix product by a CUDA kernel with tiles in shared memory: CUDA C++ Programming Guide, section Shared Memory."
+    "Matrix product by tiles in shared memory: CUDA C++ Programming Guide, Shared Memory."
     sim = numba.config.ENABLE_CUDASIM
     if not sim and not torch.cuda.is_available():
-        raise RuntimeError("matmul_cuda: no CUDA GPU; set NUMBA_ENABLE_CUDASIM=1 before importing numba")
+        raise RuntimeError("matmul_cuda: no CUDA GPU; set NUMBA_ENABLE_CUDASIM=1 before "
+                           "importing numba")
     _check_pair(a, b, 'cpu' if sim else 'cuda')
     if not 1<=tile<=32: raise ValueError(f"tile: expected 1 to 32, got {tile}")
     m,n = a.shape[0],b.shape[1]
     blocks = math.ceil(n/tile),math.ceil(m/tile) # x along a row, y down the rows
-    if blocks[1]>65535: raise ValueError(f"a: expected at most {65535*tile} rows with tile={tile}, got {m}")
+    if blocks[1]>65535:
+        raise ValueError(f"a: expected at most {65535*tile} rows with tile={tile}, got {m}")
     c = torch.zeros(m, n, dtype=a.dtype, device=a.device)
     if not c.numel(): return c
     kernel = _tiles_kernel(numba.float32 if a.dtype==torch.float32 else numba.float64, tile)

@@ -247,3 +247,42 @@ def test_check_finite():
     for t in (x, x.half(), x.bfloat16(), x.double()):
         with pytest.raises(ValueError, match='latents: expected finite numbers, got 1 that are nan and 2 that are infinite of 4'):
             d.check_finite(t, 'latents')
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='fork')
+def test_a_matrix_product_works_in_a_forked_child():
+    code = ("import os,torch; from miniai.matmul import matmul\n"
+            "a,b = torch.randn(70,130),torch.randn(130,33); matmul(a, b)\n"
+            "pid = os.fork()\n"
+            "if pid==0: os._exit(0 if torch.allclose(matmul(a, b), a@b, atol=1e-4) else 1)\n"
+            "print(os.waitpid(pid, 0)[1], torch.allclose(matmul(a, b), a@b, atol=1e-4))")
+    run = python('-W', 'ignore', '-c', code)
+    assert run.stdout.split()==['0','True'], run.stdout+run.stderr
+
+def test_clear_errors_of_matmul_and_clustering():
+    from miniai import clustering as c,matmul as m
+    with pytest.raises(TypeError, match='a: expected a dense tensor'): m.matmul(torch.eye(3).to_sparse(), torch.eye(3))
+    with pytest.raises(TypeError, match='b: expected a dense tensor'): m.matmul(torch.eye(3), torch.eye(3).to_sparse_csr())
+    x = torch.randn(20, 2)
+    for kw in (dict(steps=.5), dict(steps=0), dict(steps=None), dict(restarts=1.5), dict(restarts=True)):
+        with pytest.raises(ValueError, match=f'{list(kw)[0]}: expected a'): c.kmeans(x, 2, **kw)
+    for k in (0, 21, 2.5, '2', True):
+        with pytest.raises(ValueError, match='k: expected a whole number from 1 to 20'): c.kmeans(x, k)
+    assert len(c.kmeans(x, np.int64(3))[0])==3
+    for kw in (dict(bs=2.5), dict(steps=1.5), dict(bandwidth=float('nan')), dict(bandwidth=float('inf'))):
+        with pytest.raises(ValueError, match=f'{list(kw)[0]}: expected a'): c.mean_shift(x, **dict(dict(bandwidth=1.), **kw))
+
+def test_results_keep_one_section_per_processor(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(os.path.join(os.path.dirname(__file__), '..', 'benchmarks'))
+    monkeypatch.delitem(sys.modules, 'common')
+    import importlib
+    bench = importlib.import_module('common')
+    monkeypatch.delitem(sys.modules, 'common')
+    monkeypatch.setattr(bench, 'RESULTS', tmp_path)
+    old = '# A title\n\nAMD EPYC, 2 cores; Python 3.11.7, torch 2.13.0.\n\n| a |\n| --- |\n| 1 |\n\nA note.\n'
+    (tmp_path/'x.md').write_text(old)
+    for value in (2, 3): bench.write('x', [dict(a=value)], 'A title', where='Another, 4 cores')
+    text = (tmp_path/'x.md').read_text()
+    assert re.findall('^## (.*)', text, re.M)==['AMD EPYC, 2 cores','Another, 4 cores']
+    assert '| 1 |' in text and 'A note.' in text and '| 3 |' in text and '| 2 |' not in text
+    bench.write('x', [dict(a=4)], 'A title', where='AMD EPYC, 2 cores')
+    assert '| 1 |' not in (tmp_path/'x.md').read_text() and '| 3 |' in (tmp_path/'x.md').read_text()

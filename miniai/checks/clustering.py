@@ -22,16 +22,19 @@ def _lsh_codes(x, planes):
     return (bits * 2**torch.arange(planes.shape[1])[:,None]).sum(1)
 
 def _lsh_nearest(q, x, planes):
-    same = (_lsh_codes(q, planes)[:,:,None] == _lsh_codes(x, planes)[:,None]).any(0)   # (tables,m,n) -> (m,n)
+    # (tables,m,n) -> (m,n)
+    same = (_lsh_codes(q, planes)[:,:,None] == _lsh_codes(x, planes)[:,None]).any(0)
     best,i = sq_dists(q, x).masked_fill(~same, torch.inf).min(1)
     return i.masked_fill(best.isinf(), -1)
 
 # %% ../../nbs/solutions/02_meanshift.ipynb #5e143c67
 def _randn(*shape): return torch.randn(*shape).double()
 
-def _runs(x, codebooks): return x.reshape(len(x), len(codebooks), -1).transpose(0, 1) # (n,d) -> (parts,n,d/parts)
+# (n,d) -> (parts,n,d/parts)
+def _runs(x, codebooks): return x.reshape(len(x), len(codebooks), -1).transpose(0, 1)
 def _pq_encode(x, codebooks):
-    return torch.stack([sq_dists(a, b).argmin(1) for a,b in zip(_runs(x, codebooks), codebooks)], 1)
+    return torch.stack([sq_dists(a, b).argmin(1)
+                        for a,b in zip(_runs(x, codebooks), codebooks)], 1)
 def _pq_decode(codes, codebooks): return torch.cat([b[i] for b,i in zip(codebooks, codes.T)], 1)
 def _pq_distances(q, codes, codebooks): return sq_dists(q, _pq_decode(codes, codebooks))
 
@@ -44,28 +47,31 @@ def _pq_stored():
     return x[:7],_pq_encode(x, codebooks),codebooks
 
 # %% ../../nbs/solutions/02_meanshift.ipynb #1d7ecb4f
-def _dbscan_parts(x, eps, min_points): # -> near (n,n), core (n,), connected core points (n,n), noise (n,)
+def _dbscan_parts(x, eps, min_points):
+    "near (n,n), core (n,), connected core points (n,n), noise (n,)"
     near = (x[:,None]-x).norm(dim=2) <= eps
     core = near.sum(1) >= min_points
-    reach = (near & core & core[:,None]).double()         # paths of one step between core points
+    reach = (near & core & core[:,None]).double()  # paths of one step between core points
     for _ in range(7): reach = (reach@reach).clamp_max(1) # of up to 2**7 steps
     return near,core,reach>0,~(near & core).any(1)
 
 def _test_dbscan(f):
     for seed in range(6):
         torch.manual_seed(seed)
-        x,where = torch.rand(80, 2).double()*6,f"case {seed+1} of 6, 80 points, eps=.7, min_points=4:"
+        x = torch.rand(80, 2).double()*6
+        where = f"case {seed+1} of 6, 80 points, eps=.7, min_points=4:"
         near,core,reach,noise = _dbscan_parts(x, .7, 4)
         labels = f(x.clone(), .7, 4)
         if hasattr(labels, '__array__'): labels = torch.as_tensor(labels)
-        assert isinstance(labels, torch.Tensor) and labels.shape==(80,) and labels.dtype==torch.int64, \
-            f"{where} expected labels of shape (80,), int64"
-        assert ((labels==-1)==noise).all(), \
-            f"{where} expected the label -1 for these points and no others: {noise.nonzero()[:,0].tolist()}"
+        kind = (labels.shape,labels.dtype) if isinstance(labels, torch.Tensor) else None
+        assert kind==((80,),torch.int64), f"{where} expected labels of shape (80,), int64"
+        alone = noise.nonzero()[:,0].tolist()
+        assert ((labels==-1)==noise).all(), f"{where} expected the label -1 exactly for {alone}"
         assert ((labels[:,None]==labels)==reach)[core][:,core].all(), \
-            f"{where} core points are in one group exactly if a chain of near core points joins them"
+            f"{where} core points share a group exactly if a chain of near ones joins them"
         joined = (near & core & (labels[:,None]==labels)).any(1)
-        assert (joined|noise).all(), f"{where} a point that is not core belongs to the group of a core point within eps"
+        assert (joined|noise).all(), \
+            f"{where} a point that is not core belongs to the group of a core point within eps"
         names = labels[~noise].unique()
         assert names.equal(torch.arange(len(names))), \
             f"{where} expected group numbers from 0 without gaps, got {names.tolist()}"
@@ -76,18 +82,20 @@ check = Checker(
         compare(_blurring, lambda: (_randn(30, dims()[0])*3, 1.5, 3)),
         "the points of the last step are both the points that move and the points that pull"),
     dbscan=Exercise(_test_dbscan,
-        "find the core points first; then start a group at a core point without label and grow it, only through core "
-        "points, until it stays the same"),
+        "find the core points first; then start a group at a core point without label and grow "
+        "it, only through core points, until it stays the same"),
     lsh_codes=Exercise(
         compare(_lsh_codes, lambda: (_randn(40, 5), _randn(*dims(2, 1, 6), 5))),
-        "the dot products are (tables,bits,n); multiply the bits by 1, 2, 4, ... and add over the bits"),
+        "the dot products are (tables,bits,n); multiply the bits by 1, 2, 4, ... and add over "
+        "the bits"),
     lsh_nearest=Exercise(
         compare(_lsh_nearest, lambda: (_randn(20, 5), _randn(40, 5), _randn(2, 6, 5))),
-        "one equal code in any one of the tables makes a candidate; give all others an infinite distance, and -1 to a "
-        "row that has none"),
+        "one equal code in any one of the tables makes a candidate; give all others an "
+        "infinite distance, and -1 to a row that has none"),
     pq_encode=Exercise(compare(_pq_encode, _pq_args),
         "reshape to (n,parts,d/parts), then the nearest centre of the run's own codebook"),
     pq_decode=Exercise(compare(_pq_decode, lambda: _pq_stored()[1:]),
-        "look each code up in the codebook of its own run and put the runs side by side: (n,d)"),
+        "look each code up in the codebook of its own run, and put the runs side by side"),
     pq_distances=Exercise(compare(_pq_distances, _pq_stored),
-        "add over the runs the squared distance from the query's run to the stored centre; the query is not encoded"))
+        "add over the runs the squared distance from the query's run to the stored centre; the "
+        "query is not encoded"))

@@ -14,20 +14,28 @@ def _rounded_square(p, half, r):
     q = p.abs()-(half-r)
     return q.clamp(min=0).norm(dim=-1) + q.amax(-1).clamp(max=0) - r
 
-def _class_means(x, y, n_classes): return torch.stack([x[y==k].float().mean(0) for k in range(n_classes)])
+def _class_means(x, y, n_classes):
+    return torch.stack([x[y==k].float().mean(0) for k in range(n_classes)])
 
 def _labelled():
     n,c,h,w = dims(4, 2, 5)
-    y = torch.cat([torch.arange(n), torch.randint(n, (2*n,))])           # every class once, then of unequal size
+    # every class once, then of unequal size
+    y = torch.cat([torch.arange(n), torch.randint(n, (2*n,))])
     return torch.randint(256, (3*n,c,h,w), dtype=torch.uint8), y[torch.randperm(3*n)], n
+
+def _points_and_sizes():
+    half,r = (torch.rand(2)*torch.tensor([.5,.3])+torch.tensor([.4,.05])).tolist()
+    return 3*torch.rand(20,2)-1.5, half, r
 
 check = Checker(
     rounded_square=Exercise(
-        compare(_rounded_square, lambda: (3*torch.rand(20,2)-1.5, *(torch.rand(2)*torch.tensor([.5,.3])+torch.tensor([.4,.05])).tolist())),
-        "Draw a smaller square with sharp corners. The points at distance r from it form a larger one with round corners."),
+        compare(_rounded_square, _points_and_sizes),
+        "Draw a smaller square with sharp corners. The points at distance r from it form a "
+        "larger one with round corners."),
     one_hot=Exercise(
         compare(torch.nn.functional.one_hot, lambda: (torch.randint(6, dims()), 6)),
         "y[:,None]==torch.arange(n_classes) has the right shape already; what is its dtype?"),
     class_means=Exercise(
         compare(_class_means, _labelled),
-        "one_hot(y).T @ x.flatten(1) adds up the pictures of each class. Mind the dtype, divide by the counts, and restore the shape."))
+        "one_hot(y).T @ x.flatten(1) adds up the pictures of each class. Mind the dtype, "
+        "divide by the counts, and restore the shape."))
