@@ -1,10 +1,10 @@
 "Faults that lessons 00 to 02 once had, and what is right instead; the lessons hold the shorter of these tests themselves."
-import io,json,os,re,struct,subprocess,sys,threading,warnings,zlib
-from http.server import BaseHTTPRequestHandler,ThreadingHTTPServer
+import io,os,re,struct,sys,threading,warnings,zlib
+from http.server import ThreadingHTTPServer
 import numpy as np,pytest,torch
 from PIL import ExifTags,Image
 from common import python
-from test_hub import Hub,caches,repo
+from test_hub import Hub,caches
 from miniai import data as d
 
 def as_file(im, format='png', **kwargs):
@@ -251,10 +251,10 @@ def test_check_finite():
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='fork')
 def test_a_matrix_product_works_in_a_forked_child():
     code = ("import os,torch; from miniai.matmul import matmul\n"
-            "a,b = torch.randn(70,130),torch.randn(130,33); matmul(a, b)\n"
+            "a,b = torch.randn(70,130),torch.randn(130,33); matmul(a, b); want = a@b\n"
             "pid = os.fork()\n"
-            "if pid==0: os._exit(0 if torch.allclose(matmul(a, b), a@b, atol=1e-4) else 1)\n"
-            "print(os.waitpid(pid, 0)[1], torch.allclose(matmul(a, b), a@b, atol=1e-4))")
+            "if pid==0: os._exit(0 if torch.allclose(matmul(a, b), want, atol=1e-4) else 1)\n"
+            "print(os.waitpid(pid, 0)[1], torch.allclose(matmul(a, b), want, atol=1e-4))")
     run = python('-W', 'ignore', '-c', code)
     assert run.stdout.split()==['0','True'], run.stdout+run.stderr
 
