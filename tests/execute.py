@@ -36,7 +36,7 @@ def execute(
     "Run the notebook at `path` in its own folder and write it back, by way of a temporary file."
     path,start = Path(path),time.time()
     nb = nbformat.read(path, as_version=4)
-    client = Client(nb, timeout=7200 if slow else 1800, resources={'metadata': {'path': str(path.parent)}})
+    client = Client(nb, timeout=7200 if slow else 1800, iopub_timeout=60, resources={'metadata': {'path': str(path.parent)}})
     client.slow = slow
     client.execute()
     for cell in nb.cells: tidy(cell)
