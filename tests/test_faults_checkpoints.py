@@ -376,7 +376,7 @@ def test_a_second_run_in_the_folder(tmp_path):
     code = f'''
         import sys,time
         sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from test_faults_e import *
+        from test_faults_checkpoints import *
         class Wait(Callback):
             def after_batch(self, learn):
                 print('running', flush=True)
