@@ -83,6 +83,16 @@ def _plain(x):
     sequence = hasattr(x, '__len__') and hasattr(x, '__getitem__')
     return [_plain(o) for o in x] if sequence else x
 
+def _alike(got, want):
+    "Both, with numbers in place of tensors without axes where the other side has a number."
+    if isinstance(got, list) and isinstance(want, list) and len(got)==len(want):
+        pairs = [_alike(*o) for o in zip(got, want)]
+        return [o[0] for o in pairs],[o[1] for o in pairs]
+    a,b = (o.item() if isinstance(o, torch.Tensor) and o.ndim==0 else o for o in (got,want))
+    if isinstance(want, (int,float)): got = a
+    if isinstance(got, (int,float)): want = b
+    return got,float(want) if isinstance(got, float) and type(want) is int else want
+
 def same(
     got, # Value: tensor, array, number, string, or list, tuple or dict of these
     want, # What was expected, of the same kind
@@ -90,12 +100,7 @@ def same(
     dtype=False, # Must tensors agree in their exact dtype too, and not only in its kind?
 ):
     "AssertionError, with the first difference, unless shape, kind, length and values agree."
-    got,want = _plain(got),_plain(want)
-    if isinstance(want, (int,float)) and isinstance(got, torch.Tensor) and got.ndim==0:
-        got = got.item()
-    if isinstance(got, float) and type(want) is int: want = float(want)
-    if isinstance(got, (int,float)) and isinstance(want, torch.Tensor) and want.ndim==0:
-        want = want.item()
+    got,want = _alike(_plain(got), _plain(want))
     text = difference(got, want, eps, rtol=0)
     a,b = (getattr(o, 'dtype', type(o).__name__) for o in (got,want))
     if text is None and dtype and a!=b: text = f"expected the dtype {b}, got {a}"
