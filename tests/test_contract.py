@@ -264,7 +264,7 @@ def toy_learner(folder, n_epochs=3):
     "A small training with optimizer, schedule, metrics and checkpoints."
     from functools import partial
     from miniai.accel import CheckpointCB
-    from miniai.learner import Learner,MetricsCB
+    from miniai.learner import MetricsCB,TrainLearner
     from miniai.loaders import DataLoaders
     from miniai.optim import AdamW,BatchSchedCB,OneCycle
     g = torch.Generator().manual_seed(0)
@@ -273,7 +273,7 @@ def toy_learner(folder, n_epochs=3):
     torch.manual_seed(1)
     dls = DataLoaders.from_tensors((x[:32], y[:32]), (x[32:], y[32:]), bs=8, generator=torch.Generator().manual_seed(2))
     cbs = [MetricsCB(), BatchSchedCB(partial(OneCycle, max_lr=.05)), CheckpointCB(folder)]
-    return Learner(Toy(), dls, F.mse_loss, .05, cbs, AdamW)
+    return TrainLearner(Toy(), dls, F.mse_loss, .05, cbs, AdamW)
 
 def kept_versions(): return sorted(o for o in kept.iterdir()) if kept.is_dir() else []
 
@@ -288,7 +288,7 @@ def test_old_weights_are_read(folder):
 
 @pytest.mark.parametrize('folder', kept_versions(), ids=lambda f: f.name)
 def test_old_checkpoint_goes_on(folder, tmp_path):
-    "A training that was stopped after two of three epochs by an earlier version ends where it would have ended."
+    "A training that an earlier version stopped in the second of three epochs ends where it would have ended."
     import json,shutil
     shutil.copytree(folder/'checkpoints', tmp_path/'c')
     learn = toy_learner(tmp_path/'c')
@@ -298,7 +298,7 @@ def test_old_checkpoint_goes_on(folder, tmp_path):
     torch.testing.assert_close(learn.model.eval()(torch.ones(1, 4)).item(), want['answer'], rtol=1e-4, atol=1e-5)
 
 def keep():
-    "Write a checkpoint after two of three epochs, where the third ends, and weights."
+    "Write the checkpoint of a training stopped in the second of three epochs, where it would have ended, and weights."
     import json,shutil,tempfile
     from pathlib import Path
     from miniai import __version__
