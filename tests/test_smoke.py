@@ -422,6 +422,8 @@ def call_command():
 
 def call_core():
     from miniai.checks import core as c
+    c.same([x[0,0,0,0], 1], (x[0,0,0,0].item(), 1.))
+    with pytest.raises(AssertionError, match='shape'): c.same(x, x[:1])
     assert c.describe(3)=='3' and c.difference([1.], [2.]) and len(c.dims(2))==2
     check = c.Checker(double=c.Exercise(c.compare(lambda a: 2*a, lambda: (torch.randn(3),)), 'add it to itself'))
     def double(a): return a+a
