@@ -16,7 +16,8 @@ end
 local function own(target)
   if target:sub(1, #home) ~= home then return nil end
   local page, anchor = target:sub(#home+1):match("^([^#]*)(#?.*)$")
-  if anchor:match("^#_") or anchor:match("%._") then anchor = "" end
+  local bare = page == "backprop.html" or anchor == "#gaussian.kl"        -- pages and names without headings of their own
+  if bare or anchor:match("^#_") or anchor:match("%._") then anchor = "" end
   return root.."/"..page..anchor
 end
 

@@ -14,6 +14,13 @@ class Client(NotebookClient):
         return await super().async_execute_cell(cell, cell_index, **kwargs)
 
 
+def table(html):
+    "The table of a progress bar in Markdown."
+    rows = [re.findall(r'<t[hd]>(.*?)</t[hd]>', r) for r in re.findall(r'<tr>(.*?)</tr>', html, re.S)]
+    lines = ['| '+' | '.join(r)+' |' for r in rows]
+    return '\n'.join([lines[0], '|'+' ---: |'*len(rows[0]), *lines[1:]])
+
+
 def tidy(cell):
     "Drop what no reader sees and for which the site would load scripts: widgets, empty HTML, the style sheet of a progress bar."
     if cell.cell_type!='code': return
@@ -22,8 +29,9 @@ def tidy(cell):
         data = o.get('data')
         if data is not None:
             for k in [k for k in data if 'widget' in k]: del data[k]
-            html = data.get('text/html')
-            if html is not None and not re.sub(r'<style.*?</style>', '', html, flags=re.S).strip(): del data['text/html']
+            html = re.sub(r'<style.*?</style>', '', data.pop('text/html', ''), flags=re.S)
+            if '<table' in html: data['text/markdown'] = table(html)
+            elif html.strip(): data['text/html'] = html
             if not data or (set(data)=={'text/plain'} and data['text/plain']=='<IPython.core.display.HTML object>'): continue
         kept.append(o)
     cell.outputs = kept
