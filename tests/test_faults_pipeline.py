@@ -61,8 +61,8 @@ def test_bad_prompts_name_themselves(pipe, prompt):
 def test_numbers_of_numpy_are_numbers(pipe):
     want = pipe('a red star', n=2, seed=3, steps=2, guidance=4., bs=1)
     got = pipe('a red star', n=np.int64(2), seed=np.uint8(3), steps=np.int32(2), guidance=np.float32(4), bs=np.int16(1))
-    assert torch.equal(got, want) and torch.equal(pipe('a red star', n=2, seed=np.array([3, 4]), steps=2), want)
-    assert torch.equal(pipe('a red star', n=2, seed=[np.int64(3), torch.tensor(4)], steps=2, negative=None), want)
+    assert torch.equal(got, want) and torch.equal(pipe('a red star', n=2, seed=np.array([3, 4]), steps=2, bs=1), want)
+    assert torch.equal(pipe('a red star', n=2, seed=[np.int64(3), torch.tensor(4)], steps=2, negative=None, bs=1), want)
     assert torch.equal(pipe('a red star', steps=2, init=want[0], strength=np.float32(.5)), pipe('a red star', steps=2, init=want[0], strength=.5))
     pipe('a star', seed=2**64-1, steps=1)
     pipe('a star', seed=-2**63, steps=1)
