@@ -56,7 +56,7 @@ demo: setup ## Draw a picture from words into demo.png; PROMPT="a red star" ARGS
 nbs: setup ## Run all notebooks in place, export, clean; ARGS=--slow runs the cells flagged slow too
 	@$(BIN)/nbdev_export
 	@$(BIN)/python tests/execute.py $(ARGS) nbs/solutions/checking.ipynb $(filter-out %/checking.ipynb,$(NOTEBOOKS))
-	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean
+	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean && $(BIN)/python tests/fold.py
 	@$(MAKE) --no-print-directory readme
 
 readme: setup ## Write README.md and nbs/llms.txt from nbs/index.ipynb

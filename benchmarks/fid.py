@@ -9,7 +9,7 @@ import torch
 from miniai.conv import def_device
 from miniai.data import get_data
 from miniai.ddpm import generate,load_denoiser,load_weights
-from miniai.fid import load_ruler
+from miniai.fid import load_feature_net
 from miniai.karras import karras_sigmas,sample_dpmpp_2m,sample_euler,sample_euler_ancestral,sample_heun,sample_lms
 from common import write
 
@@ -34,7 +34,7 @@ def run(denoise, ruler, name, calls, seed):
     steps = (calls+1)//2 if name=='Heun' else calls
     with torch.autocast(torch.device(def_device).type, torch.bfloat16):
         x = generate(denoise, karras_sigmas(steps, .02, 80.), n, sampler=samplers[name], seed=seed*n, device=def_device)     # image i has the seed seed*n+i: no set shares one
-    return dict(sampler=name, calls=2*steps-1 if name=='Heun' else steps, seed=seed, fid=round(ruler.fid(x), 3), least=round(ruler.class_shares(x).min().item(), 4))
+    return dict(sampler=name, calls=2*steps-1 if name=='Heun' else steps, seed=seed, fid=round(ruler.fid(x), 3), least=round(ruler.class_fractions(x).min().item(), 4))
 
 
 def floor(ruler, seed):
@@ -43,7 +43,7 @@ def floor(ruler, seed):
     if data.source=='drawn': return
     chosen = torch.randperm(len(data.x_valid), generator=torch.Generator().manual_seed(seed))[:n]
     x = data.x_valid[chosen].float()/127.5-1
-    return dict(sampler='real test pictures', calls=0, seed=seed, fid=round(ruler.fid(x), 3), least=round(ruler.class_shares(x).min().item(), 4))
+    return dict(sampler='real test pictures', calls=0, seed=seed, fid=round(ruler.fid(x), 3), least=round(ruler.class_fractions(x).min().item(), 4))
 
 
 def report(rows):
@@ -64,7 +64,7 @@ def report(rows):
 def main(names, calls, seeds, threads):
     if threads: torch.set_num_threads(threads)
     weights = load_weights('fashion_ddpm')[1]['sha256']
-    denoise,ruler = load_denoiser(),load_ruler()
+    denoise,ruler = load_denoiser(),load_feature_net()
     denoise.model.to(def_device)
     finished = {(o['sampler'], o['calls'], o['seed']) for o in done(weights)}
     for s in seeds:

@@ -6,7 +6,7 @@
 __all__ = ['SHAPES', 'COLOURS', 'BACKGROUNDS', 'SIZES', 'RELATIONS', 'UNSEEN', 'SEEN', 'circle', 'pixel_grid', 'coverage',
            'segment', 'polygon', 'place', 'draw_masks', 'draw_shapes', 'hub_answers', 'open_image', 'check_finite',
            'bar_seen', 'quiet_bar', 'decode', 'ImageData', 'get_data', 'get_dataset', 'Thing', 'Scene', 'caption',
-           'random_scenes', 'leave_out', 'draw_scenes']
+           'random_scenes', 'drop_words', 'draw_scenes', 'seconds']
 
 # %% ../nbs/00_data.ipynb #b46db42a
 import io,json,math,operator,os,platform,re,shutil,sys,time,uuid,warnings
@@ -14,6 +14,7 @@ from contextlib import suppress
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from statistics import median
 from threading import Thread
 from typing import NamedTuple
 from unittest.mock import patch
@@ -723,7 +724,7 @@ def random_scenes(
     return [one() for _ in range(n)]
 
 # %% ../nbs/00_data.ipynb #a4fbd9ec
-def leave_out(
+def drop_words(
     scenes, # List of `Scene`
     share=.2, # Of the sizes, colours and backgrounds that are not spoken of, 0 to 1
     seed=0, # The same seed leaves out the same words
@@ -774,3 +775,20 @@ def draw_scenes(
         colour = table({**COLOURS,'':(0,0,0)}, [t.colour for t in things])[...,None,None]
         x = x + (colour-x)*mask[:,None]
     return x.round().byte()
+
+# %% ../nbs/00_data.ipynb #d8182688
+def seconds(
+    f, # Function to time
+    *args, # Its arguments
+    n=5, # Number of timed calls, 1 or more
+): # Median time of one call, float, seconds
+    "Median seconds of `n` calls of `f(*args)` after a warm-up; waits for the GPU if need be."
+    if n<1: raise ValueError(f"n: expected 1 or more timed calls, got {n}")
+    on_gpu = any(isinstance(o, torch.Tensor) and o.is_cuda for o in args)
+    def once():
+        if on_gpu: torch.cuda.synchronize()
+        start = time.perf_counter()
+        f(*args)
+        if on_gpu: torch.cuda.synchronize()
+        return time.perf_counter()-start
+    return median([once() for _ in range(n+1)][1:])

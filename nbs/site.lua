@@ -1,5 +1,5 @@
--- What the site needs beside Quarto and nbdev: links to our own pages that stay on this site, code without links in it, exported
--- source and imports folded, and a line under each title that leads to the notebook.
+-- What the site needs beside Quarto and nbdev: links to our own pages that stay on this site, code without links in it, long
+-- imports folded, and a line under each title that leads to the notebook.
 
 local home = "https://miniai.github.io/miniai/"
 local root = "."          -- from this page to the top of the site
@@ -42,9 +42,11 @@ end
 local function code(el)
   el.text = unlink(el.text)
   if el.classes:includes("cell-code") then
-    local imports = el.text:match("%S") and only_imports(el.text)
-    if imports or el.attributes["code-summary"] == "Exported source" then el.attributes["code-fold"] = "true" end
-    if imports then el.attributes["code-summary"] = "Imports" end
+    local _, breaks = el.text:gsub("\n", "\n")
+    if not el.attributes["code-fold"] and breaks >= 5 and only_imports(el.text) then
+      el.attributes["code-fold"] = "true"
+      el.attributes["code-summary"] = "Imports"
+    end
   end
   return el
 end

@@ -40,7 +40,7 @@ recipes = {
     'augment.Dropout': (lambda: get('augment.Dropout')(.5), image()),
     'augment.ChannelDropout': (lambda: get('augment.ChannelDropout')(.5), image(4)),
     'ddpm.SmallUNet': (lambda: get('ddpm.SmallUNet')((8,16)), levels(image())),
-    'fid.Ruler': (lambda: get('fid.Ruler')(nn.Sequential(nn.Flatten(), nn.Linear(784, 16), nn.SiLU(), nn.Linear(16, 10))),
+    'fid.FeatureNet': (lambda: get('fid.FeatureNet')(nn.Sequential(nn.Flatten(), nn.Linear(784, 16), nn.SiLU(), nn.Linear(16, 10))),
                   lambda n, g: (2*torch.rand(n, 1, 28, 28, generator=g)-1,)),
     'schedules.LevelNet': (lambda: get('schedules.LevelNet')(8), image()),
     'unet.EmbResBlock': (lambda: get('unet.EmbResBlock')(4, 8, 6), with_more(image(4), lambda n, g: torch.randn(n, 6, generator=g))),
@@ -66,9 +66,9 @@ recipes = {
                                 get('clip.TextTransformer')(30, 8, 16, 4, 1)), with_more(levels(image(4, 8)), ids())),
     'latents.Reader': (lambda: get('latents.Reader')((4,8,8,16)), image(3, 32)),
 }
-methods = dict(Ruler='features')                                # what is called, where it is not the net itself
+methods = dict(FeatureNet='features')                                # what is called, where it is not the net itself
 loss_like = {'superres.PerceptualLoss'}                           # a number for the whole batch
-fixed = {'fid.Ruler', 'superres.PerceptualLoss'}                  # take no gradients by design
+fixed = {'fid.FeatureNet', 'superres.PerceptualLoss'}                  # take no gradients by design
 draws_itself = {'vae.VAE', 'vae.Codec'}                           # `forward` draws from the distribution of the latents
 
 by_net = pytest.mark.parametrize('name', sorted(nets))
@@ -163,7 +163,7 @@ def test_moves_to_other_dtypes(name, dtype):
 @by_net
 def test_moves_to_other_devices(name):
     "The meta device stands for any other: no tensor may stay behind on the CPU."
-    if name in loss_like|{'fid.Ruler','clip.TextTransformer','clip.CLIP','latents.LatentDiffusion','guidance.ClassUNet'}|draws_itself: pytest.skip('asks values, which meta tensors lack')
+    if name in loss_like|{'fid.FeatureNet','clip.TextTransformer','clip.CLIP','latents.LatentDiffusion','guidance.ClassUNet'}|draws_itself: pytest.skip('asks values, which meta tensors lack')
     def one(o): return o.to('meta') if isinstance(o, torch.Tensor) else tuple(map(one, o)) if isinstance(o, tuple) else o
     out = tensors(make(name).eval().to('meta')(*map(one, batch(name, 2))))
     assert all(o.device.type=='meta' for o in out)

@@ -496,9 +496,9 @@ def test_rows_are_those_of_the_predictions():
 from miniai import fid
 
 @pytest.fixture(scope='module')
-def ruler(): return fid.load_ruler()
+def ruler(): return fid.load_feature_net()
 
-@pytest.mark.parametrize('call', ('fid','kid','classes','class_shares','features','against'))
+@pytest.mark.parametrize('call', ('fid','kid','classes','class_fractions','features','against'))
 def test_pictures_of_another_range_or_size(call, ruler):
     f,good = getattr(ruler, call),2*torch.rand(40, 1, 28, 28, generator=gen)-1
     bad = {r'in \[-1,1\], .* to 1': (good+1)/2, 'from .* to 25[45]': 127.5*(good+1), r'\(40, 1, 32, 32\)': F.pad(good, (2, 2, 2, 2)), r'\(40, 28, 28\)': good[:,0], r'\(40, 3, 28, 28\)': good.expand(-1, 3, -1, -1),

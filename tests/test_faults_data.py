@@ -231,7 +231,7 @@ def test_drawing_refuses_what_cannot_be_drawn():
     for scene in (one._replace(relation='above'), one._replace(things=(star,)*3), one._replace(things=(star,star), relation='beside')):
         with pytest.raises(ValueError, match='scene: (relation|things): expected'): d.caption(scene)
     for seed in (2**64, -2**63-1, 1.5, None, 'a', True):
-        for f in (lambda: d.draw_scenes([one], seed=seed), lambda: d.draw_shapes(1, seed), lambda: d.random_scenes(1, seed), lambda: d.leave_out([one], .5, seed)):
+        for f in (lambda: d.draw_scenes([one], seed=seed), lambda: d.draw_shapes(1, seed), lambda: d.random_scenes(1, seed), lambda: d.drop_words([one], .5, seed)):
             with pytest.raises(ValueError, match='seed: expected a whole number'): f()
     assert d.draw_scenes([one], seed=np.int64(3)).equal(d.draw_scenes([one], seed=3))
     with pytest.raises(ValueError, match='blu'): d.random_scenes(5, pairs=[*d.SEEN, ('blu','heart')])

@@ -8,7 +8,7 @@ import numpy as np,pytest,torch,torch.nn.functional as F
 from torch import nn,optim
 from miniai import learner as L
 from miniai.augment import Augment,BatchTransformCB,capture_preds,random_flip
-from miniai.learner import Average,Callback,CancelFit,LRFinderCB,MetricsCB,MomentumLearner,NaNStopCB,ProgressCB,TrainLearner,Whole
+from miniai.learner import MeanMetric,Callback,CancelFit,LRFinderCB,MetricsCB,MomentumLearner,NaNStopCB,ProgressCB,TrainLearner,EpochMetric
 from miniai.loaders import BatchLoader,DataLoaders
 from miniai.optim import Adam,AdamW,BatchSchedCB,CosineSched,EpochSchedCB,Momentum,OneCycle,RecorderCB,RMSProp,ewa
 from miniai.resnet import PoolBlock,ResBlock
@@ -316,7 +316,7 @@ def test_copy_after_a_fit(wrap):
     assert equal(dict(learn.model.state_dict()), dict(other.model.state_dict()))
 
 def test_metrics_do_not_keep_graphs_or_views():
-    whole = Whole(lambda p, t: p['a'][0].sum())
+    whole = EpochMetric(lambda p, t: p['a'][0].sum())
     buffer,w = torch.zeros(3),torch.ones(3, requires_grad=True)
     for i in (1., 2.):
         buffer.fill_(i)
@@ -352,7 +352,7 @@ def test_metrics_state():
     def half(cb, n, start=0):
         for i in range(start, n): cb.loss.add(torch.tensor(float(i)), i+1), [m.update(torch.full((2, 1), i-1.), torch.zeros(2, 1)) for m in list(cb.metrics.values())[1:]]
     def make():
-        cb = MetricsCB(F.mse_loss, TopK(3), all=Whole(lambda p, y: (p*2-y).sum()))
+        cb = MetricsCB(F.mse_loss, TopK(3), all=EpochMetric(lambda p, y: (p*2-y).sum()))
         cb._reset()
         return cb
     whole,first,second = make(),make(),make()

@@ -9,7 +9,7 @@ from miniai.attention import MultiHeadAttention,SpatialTransformer,TransformerBl
 from miniai.attention import attention,attention_weights,sinusoidal_positions
 from miniai.checks.core import same
 from miniai.ddpm import DDPMCB,generate,linear_schedule,sample_ddpm
-from miniai.guidance import ClassUNet,CondCB,Guide,generate_guided
+from miniai.guidance import ClassUNet,CondCB,GuidedDenoiser,generate_guided
 from miniai.karras import karras_sigmas,sample_euler,sample_euler_ancestral
 from miniai.superres import Degrade,PerceptualLoss,Residual,psnr,sharpness
 from miniai.unet import EmbResBlock,UNet,UpConv,_scale_shift,timestep_embedding
@@ -176,13 +176,13 @@ def test_guide_takes_numbers_and_names_the_rest():
     want = (5+3*(a-5)).float().view(2, 1, 1, 1)+.5
     for scale in (3, 3., np.float32(3), np.float64(3), np.int64(3), torch.tensor(3)):
         for sigma in (.5, torch.tensor(.5), torch.tensor([.5]), torch.tensor([.5, .5])):
-            same(Guide(denoise, a, b, scale)(x, sigma), want, eps=1e-5)
+            same(GuidedDenoiser(denoise, a, b, scale)(x, sigma), want, eps=1e-5)
     for scale in (None, '3', True, -1e-9, math.nan, math.inf, [3], torch.ones(2)):
-        with fails('scale: expected a number, 0 or more, got'): Guide(denoise, a, b, scale)
+        with fails('scale: expected a number, 0 or more, got'): GuidedDenoiser(denoise, a, b, scale)
     for bad in (None, 3, [1, 2], torch.tensor(1), a[:0]):
-        with fails('cond: expected a tensor with one row per image'): Guide(denoise, bad, b, 2)
-        with fails('uncond: expected a tensor with one row per image'): Guide(denoise, a, bad, 2)
-    with fails('cond: expected finite numbers'): Guide(denoise, torch.full((2,), math.nan), torch.zeros(1), 2)
+        with fails('cond: expected a tensor with one row per image'): GuidedDenoiser(denoise, bad, b, 2)
+        with fails('uncond: expected a tensor with one row per image'): GuidedDenoiser(denoise, a, bad, 2)
+    with fails('cond: expected finite numbers'): GuidedDenoiser(denoise, torch.full((2,), math.nan), torch.zeros(1), 2)
     for bad in (0, -1, 2.5, None):
         with fails('bs: expected a whole number'): generate_guided(denoise, a, b, 2, karras_sigmas(2), bs=bad, shape=(1,1,1))
     with pytest.raises(FloatingPointError):

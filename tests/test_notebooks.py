@@ -2,6 +2,8 @@
 import json,re
 import pytest
 from common import cells,exports,lessons,module_of,nbs,notebooks,order,root,source
+from fold import metadata
+from shape import is_open,lines,main_path,shape
 from readme import render
 
 by_name = pytest.mark.parametrize('file', notebooks, ids=lambda f: str(f.relative_to(nbs)))
@@ -60,6 +62,33 @@ def test_exercises_check_themselves(file):
     assert asked==set(check.exercises)
     solved = '\n'.join(map(source, cells(solution)))
     for name in asked: assert re.search(rf'test_exercise\(check, {name}, \w', solved), f"{solution.name} does not test {name}"
+
+@by_name
+def test_folded_on_the_site_is_folded_in_jupyterlab(file):
+    for c in json.loads(file.read_text(encoding='utf-8'))['cells']: assert c['metadata']==metadata(c), f"run `python tests/fold.py {file.relative_to(root)}`:\n{source(c)[:200]}"
+
+@by_name
+def test_a_fold_says_what_it_hides(file):
+    for c in cells(file):
+        if '#| code-fold: true' in source(c): assert re.search(r'^#\| code-summary: "\S.{5,}"$', source(c), re.M), source(c)[:300]
+
+shaped = [f for f in lessons if '**Where we are**' in f.read_text(encoding='utf-8')]
+
+@pytest.mark.parametrize('file', shaped, ids=lambda f: f.stem)
+def test_lesson_can_be_finished(file):
+    "At most 60 open cells and 400 open lines on the way, and never more than three cells without a word."
+    s = shape(file)
+    assert s['cells']<=60 and s['lines']<=400, s
+    whole = json.loads(file.read_text(encoding='utf-8'))['cells']
+    first = next(c for c in whole if is_open(c))
+    assert len(lines(first))<=5, source(first)
+    run = 0
+    for c in whole:
+        run = 0 if c['cell_type']=='markdown' and source(c).strip() else run+is_open(c)
+        assert run<=3, source(c)[:300]
+    text = '\n'.join(source(c) for c in whole if c['cell_type']=='markdown')
+    assert 'Warm-up' in text[:len(text)//2] and s['exercises']>=4, "exercises: `**2. Find the bug** (★★, 15 minutes). ...`"
+    assert max(len(lines(c)) for c in main_path(whole) if is_open(c))<=40
 
 def test_api_page_lists_every_name():
     page = ''.join(''.join(o['data'].get('text/markdown', '')) for c in cells(nbs/'api.ipynb') for o in c['outputs'] if 'data' in o)

@@ -22,13 +22,13 @@ def call_data():
     scenes = d.random_scenes(4)
     assert isinstance(scenes[0], d.Scene) and isinstance(scenes[0].things[0], d.Thing)
     assert d.draw_scenes(scenes, 64).shape==(4,3,64,64)
-    assert len(d.SEEN)+len(d.UNSEEN)==60 and 'background' not in d.caption(d.leave_out(scenes, 1.)[0])
+    assert len(d.SEEN)+len(d.UNSEEN)==60 and 'background' not in d.caption(d.drop_words(scenes, 1.)[0])
     thing = scenes[0].things[0]
     assert thing.size in d.SIZES and thing.colour in d.COLOURS and scenes[0].background in d.BACKGROUNDS
     assert scenes[0].relation in ('',*d.RELATIONS) and d.caption(scenes[0]).startswith('a ')
     assert d.hub_answers('no-such/name', timeout=1) is False
     assert d.open_image(fromarray(x[0,0,:4,:5].mul(255).byte().numpy()), 'L').size==(5,4)
-    assert d.check_finite(x, 'x') is x and list(d.quiet_bar(range(3)))==[0,1,2] and d.bar_seen() in (True,False)
+    assert d.check_finite(x, 'x') is x and list(d.quiet_bar(range(3)))==[0,1,2] and d.seconds(sorted, [2,1], n=1)>=0 and d.bar_seen() in (True,False)
     assert d.draw_shapes(5)[0].dtype==torch.uint8
     data = d.get_data('fashion_mnist')
     assert isinstance(data, d.ImageData) and data.x_train.shape==(60_000,1,28,28) and len(data.names)==10
@@ -37,10 +37,9 @@ def call_data():
     assert torch.equal(d.decode(part)[0], data.x_valid[:20])
 
 def call_matmul():
-    from miniai.matmul import matmul,matmul_cuda,seconds
+    from miniai.matmul import matmul,matmul_cuda
     a,b = torch.randn(33, 20),torch.randn(20, 7)
     torch.testing.assert_close(matmul(a, b), a@b)
-    assert seconds(matmul, a, b, n=1)>0
     if torch.cuda.is_available(): torch.testing.assert_close(matmul_cuda(a.to('cuda'), b.to('cuda')).cpu(), a@b)
     else:
         with pytest.raises(RuntimeError, match='NUMBA_ENABLE_CUDASIM'): matmul_cuda(a, b)
@@ -148,7 +147,7 @@ def call_learner():
             if learn.epoch==1: raise l.CancelEpoch()
         def after_epoch(self, learn):
             if learn.epoch==2: raise l.CancelFit()
-    metrics = l.MetricsCB(share=l.Average(lambda p, y: (p.argmax(1)==y).float().mean()), n=l.Whole(lambda p, y: len(p)))
+    metrics = l.MetricsCB(share=l.MeanMetric(lambda p, y: (p.argmax(1)==y).float().mean()), n=l.EpochMetric(lambda p, y: len(p)))
     learn = l.Learner(linear(), dls(), F.cross_entropy, lr=.01, cbs=[l.TrainCB(), l.DeviceCB('cpu'), metrics, l.NaNStopCB()])
     learn.fit(1, cbs=[l.ProgressCB()])
     assert learn.history[0]['valid_n']==len(x)
@@ -271,8 +270,8 @@ def call_fid():
     torch.testing.assert_close(f.sqrtm(a.cov)@f.sqrtm(a.cov), a.cov)
     assert abs(f.kid(feats[:200], feats[200:]))<.5 and len(f.kid_subsets(feats[:200], feats[200:], 3, 50))==2
     assert f.fid_infinity(feats[:200], b, generator=gen) is not None
-    ruler = f.load_ruler()
-    assert isinstance(ruler, f.Ruler) and ruler.fid(torch.rand(300, 1, 28, 28)*2-1)>1
+    ruler = f.load_feature_net()
+    assert isinstance(ruler, f.FeatureNet) and ruler.fid(torch.rand(300, 1, 28, 28)*2-1)>1
 
 def point(x, sigma, cond=None): return x/(1+torch.as_tensor(sigma).reshape(-1, 1, 1, 1)**2)       # the best denoiser of standard normal data
 
@@ -348,7 +347,7 @@ def call_guidance():
     cond,none = torch.arange(2),torch.tensor([3])
     def denoise(z, sigma, cond): return net(z, torch.zeros(len(z)), cond)
     z = torch.randn(2, 1, 8, 8)
-    assert g.Guide(denoise, cond, none, 3.)(z, 1.).shape==z.shape
+    assert g.GuidedDenoiser(denoise, cond, none, 3.)(z, 1.).shape==z.shape
     assert g.generate_guided(denoise, cond, none, 2., karras_sigmas(2), shape=(1,8,8)).shape==z.shape
     learn = type('learn', (), dict(batch=(z, cond), training=True))
     g.CondCB(KarrasCB(.5), 3).before_batch(learn)
@@ -388,7 +387,7 @@ def call_latents():
     from miniai.karras import KarrasCB,KarrasDenoiser,karras_sigmas
     from miniai.vae import load_codec
     scenes,(tok,text) = random_scenes(2),t.load_text()
-    z,ids = t.scene_latents(load_codec(), scenes).float(),t.wordings(scenes, tok)
+    z,ids = t.scene_latents(load_codec(), scenes).float(),t.caption_variants(scenes, tok)
     states = t.text_states(['a star','a ring'], tok, text)
     net = t.load_text_unet()
     assert isinstance(net, t.TextUNet) and isinstance(net.mid[0], t.TextBlock)
@@ -411,7 +410,7 @@ def call_stable():
     before = pipe('a red star', steps=2)
     after = pipe('a blue ring', steps=2, init=before, mask=hole)
     assert after.dtype==torch.uint8 and torch.equal(after[...,:32], before[...,:32])
-    assert s.free_cells(hole).sum()==32 and len(s.strength_sigmas(karras_sigmas(9), .5))<10
+    assert s.latent_mask(hole).sum()==32 and len(s.strength_sigmas(karras_sigmas(9), .5))<10
     z = torch.randn(1, 8, 8, 8)
     assert torch.equal(s.Inpaint(lambda x, sigma: 0*x, z, torch.zeros(8, 8, dtype=torch.bool))(z, 1.), z)
 

@@ -10,7 +10,7 @@ from miniai.clip import load_clip
 from miniai.data import SEEN,random_scenes
 from miniai.ddpm import EMACB,save_weights
 from miniai.karras import KarrasCB
-from miniai.latents import CaptionCB,LatentDiffusion,TextUNet,scene_latents,wordings
+from miniai.latents import CaptionCB,LatentDiffusion,TextUNet,scene_latents,caption_variants
 from miniai.optim import BatchSchedCB,OneCycle
 from miniai.resnet import AutocastCB
 from miniai.vae import load_codec
@@ -33,7 +33,7 @@ def main():
         share = .5 if i<3 else .8                               # of scenes with two things: sides are learned from these alone
         n = little(args, args.n_scenes)
         scenes = random_scenes(round(n*share), 60, SEEN, (True,))+random_scenes(n-round(n*share), 61, SEEN, (False,))
-        z,ids = scene_latents(codec, scenes, 64, seed=60),wordings(scenes, tok)
+        z,ids = scene_latents(codec, scenes, 64, seed=60),caption_variants(scenes, tok)
         if text is not None: net.text = text
         net.text.requires_grad_(learns)
         ema = EMACB(.9995)

@@ -4,7 +4,7 @@ from functools import partial
 from torch.optim import AdamW
 from common import little,train
 from miniai.clip import Tokenizer,clip_loss,small_clip
-from miniai.data import BACKGROUNDS,COLOURS,SEEN,SHAPES,SIZES,caption,draw_scenes,leave_out,random_scenes
+from miniai.data import BACKGROUNDS,COLOURS,SEEN,SHAPES,SIZES,caption,draw_scenes,drop_words,random_scenes
 from miniai.init import Normalize
 from miniai.optim import BatchSchedCB,OneCycle
 from miniai.resnet import AutocastCB
@@ -37,7 +37,7 @@ def draw(scenes, seed, size=64): # Scenes in bytes, a thousand at a time
     return torch.cat([draw_scenes(scenes[i:i+1000], size, seed+i) for i in range(0, len(scenes), 1000)])
 
 def make_tokenizer(n=4000): # The vocabulary of the captions, "an orange ring" among them: 605 ids
-    return Tokenizer.train([caption(s) for s in leave_out(random_scenes(n, 0, SEEN), .3)], 400)
+    return Tokenizer.train([caption(s) for s in drop_words(random_scenes(n, 0, SEEN), .3)], 400)
 
 def clip_rows(
     n, # Rows, of two pictures each
@@ -50,7 +50,7 @@ def clip_rows(
     a,b = random_scenes(n, seed, SEEN),random_scenes(n, seed+1, SEEN)
     if twins: b[:n//2] = [twin(s, gen) for s in a[:n//2]]
     k = n//2 if twins else 0
-    spoken = [o[:k]+leave_out(o[k:], .4, seed+i)[:(n-k)//2]+o[k+(n-k)//2:] for i,o in enumerate((a, b))]
+    spoken = [o[:k]+drop_words(o[k:], .4, seed+i)[:(n-k)//2]+o[k+(n-k)//2:] for i,o in enumerate((a, b))]
     ids = torch.stack([tok([caption(s) for s in o]) for o in spoken], 1)
     return torch.stack([draw(a, seed), draw(b, seed+n)], 1),ids
 

@@ -9,7 +9,7 @@ __all__ = ['check']
 import torch
 from torch import nn
 from .core import Checker,Exercise,compare,difference,dims
-from ..guidance import Guide
+from ..guidance import GuidedDenoiser
 from ..karras import karras_sigmas,sample_heun
 from ..unet import UNet
 
@@ -19,7 +19,7 @@ def _calls(n, k, scale):
     def _denoise(x, sigma, cond):
         counts.append(len(x))
         return x
-    guide = Guide(_denoise, torch.zeros(n, dtype=torch.int64), torch.ones(1, dtype=torch.int64),
+    guide = GuidedDenoiser(_denoise, torch.zeros(n, dtype=torch.int64), torch.ones(1, dtype=torch.int64),
                   scale)
     sample_heun(guide, torch.zeros(n, 1, 1, 1), karras_sigmas(k))
     return sum(counts)

@@ -8,8 +8,8 @@ __all__ = ['check']
 # %% ../../nbs/solutions/27_latent_diffusion.ipynb #50838310
 import torch
 from .core import Checker,Exercise,compare,difference,dims
-from ..data import leave_out,random_scenes
-from ..guidance import Guide
+from ..data import drop_words,random_scenes
+from ..guidance import GuidedDenoiser
 from ..latents import scene_targets
 
 # %% ../../nbs/solutions/27_latent_diffusion.ipynb #8a54e2d2
@@ -45,7 +45,7 @@ def _test_complaints(f):
         seed = dims(hi=10_000)[0]
         asked,seen = random_scenes(2, seed)
         if i%4==0: seen = asked._replace(background='white')
-        if i%3==0: asked = leave_out([asked], .5, seed)[0]
+        if i%3==0: asked = drop_words([asked], .5, seed)[0]
         d = difference(f(asked, seen), _complaints(asked, seen))
         assert d is None, f"asked for {asked}, seen {seen}:\n  {d}"
 
@@ -63,7 +63,7 @@ def _test_between(f):
         assert callable(guided), f"expected a function of (x, sigma), got {guided!r:.60}"
         for sigma in (.1, lo, 1.7, hi, 20.):
             inside = lo<=sigma<=hi
-            want = Guide(denoise, cond, uncond, 3. if inside else 1.)(x, sigma)
+            want = GuidedDenoiser(denoise, cond, uncond, 3. if inside else 1.)(x, sigma)
             n_rows.clear()
             got = guided(x, sigma)
             d = difference(got, want, 1e-4)
