@@ -5,7 +5,7 @@ notebook, its solutions and the tests of its module. A change that nobody notice
 
 It works on a copy of the project in a temporary folder, keeps what it has done in `--log` (so that it goes on after an interruption),
 and writes one row for each lesson into benchmarks/results/mutation.md."""
-import argparse,ast,copy,json,os,random,re,shutil,subprocess,sys,tempfile,time
+import argparse,ast,contextlib,copy,json,os,random,re,shutil,signal,subprocess,sys,tempfile,time
 from pathlib import Path
 from common import lessons,module_of,nbs,root,source
 
@@ -88,19 +88,51 @@ def changes(code):
         line = getattr(node, 'lineno', None) or getattr(getattr(node, 'value', None), 'lineno', 0)
         yield f"{code.splitlines()[line-1].strip()[:70]}: {what}", directives+text
 
+def preload():
+    "Import what is large and no part of the course, once: each test process is a fork of this one."
+    import torch
+    torch.set_num_threads(1)
+    for name in ('numba','numba.cuda','matplotlib.pyplot','datasets','pandas','pytest','nbdev.test','fastprogress','sklearn','scipy.linalg','diffusers','IPython'):
+        try: __import__(name)
+        except ImportError: pass
+
+def forked(f, timeout):
+    "True if `f()` is true in a fork of this process within `timeout` seconds."
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 1), os.dup2(null, 2)
+            os.setsid()
+            code = 0 if f() else 1
+        except BaseException: pass
+        os._exit(code)
+    end = time.time()+timeout
+    while time.time()<end:
+        done,status = os.waitpid(pid, os.WNOHANG)
+        if done: return status==0
+        time.sleep(.05)
+    with contextlib.suppress(ProcessLookupError): os.killpg(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return False
+
 def noticed(copy_, notebook, module, timeout):
-    "None if everything passes, else what noticed the change."
-    env = {**os.environ, 'PYTHONPATH': str(copy_), 'OMP_NUM_THREADS': '1'}
-    def run(*args, cwd=copy_):
-        try: return subprocess.run(args, cwd=cwd, env=env, capture_output=True, timeout=timeout).returncode
-        except subprocess.TimeoutExpired: return 'timeout'
-    test = str(Path(sys.executable).with_name('nbdev_test'))
-    if run(sys.executable, '-m', 'pytest', '-q', '-x', 'tests/test_smoke.py', '-k', module.split('.')[-1]): return 'smoke test'
-    if run(test, '--path', str(notebook.relative_to(root))): return 'lesson'
-    faults = [str(f.relative_to(copy_)) for f in sorted((copy_/'tests').glob('test_*.py')) if f.name in ('test_contract.py',) or f.name.startswith('test_faults')]
-    if run(sys.executable, '-m', 'pytest', '-q', '-x', *faults): return 'package tests'
-    solution = nbs/'solutions'/notebook.name
-    if solution.exists() and run(test, '--path', str(solution.relative_to(root))): return 'solutions'
+    "None if everything passes, else what noticed the change. The quickest first."
+    def tests(*args):
+        import pytest
+        return pytest.main(['-q','-x','-p','no:cacheprovider',*args])==0
+    def run(path):
+        from nbdev.test import test_nb
+        return test_nb(Path(path), skip_flags=['slow'])[0]
+    name = module.split('.')[-1]
+    about = [str(f) for f in sorted((copy_/'tests').glob('test_faults_*.py')) if re.search(rf'miniai(\.| import .*){name}\b', f.read_text(encoding='utf-8'))]
+    steps = {'smoke test': lambda: tests('tests/test_smoke.py','-k',name), 'package tests': lambda: not about or tests(*about),
+             'lesson': lambda: run(notebook.relative_to(root)), 'contract': lambda: tests('tests/test_contract.py','-k',name),
+             'solutions': lambda: run(nbs.relative_to(root)/'solutions'/notebook.name)}
+    for what,f in steps.items():
+        if what=='solutions' and not (nbs/'solutions'/notebook.name).exists(): continue
+        if not forked(f, timeout): return what
 
 def main():
     p = argparse.ArgumentParser()
@@ -125,6 +157,12 @@ def main():
         target,original = clone/notebook.relative_to(root),notebook.read_text(encoding='utf-8')
         py = clone/'miniai'/f"{module.replace('.', '/')}.py"
         package = py.read_text(encoding='utf-8')
+        os.environ |= dict(PYTHONPATH=str(clone), OMP_NUM_THREADS='1', MPLBACKEND='agg', PYTHONDONTWRITEBYTECODE='1')
+        sys.path[:] = [str(clone), str(clone/'tests'), *(o for o in sys.path if Path(o).resolve() not in (root, root/'tests'))]
+        for o in ('common','fold','shape'): sys.modules.pop(o, None)
+        os.chdir(clone)
+        preload()
+        if noticed(clone, notebook, module, args.timeout): sys.exit(f'{module}: the tests fail without any change: {noticed(clone, notebook, module, args.timeout)}')
         export = f"from nbdev.export import nb_export; nb_export({str(target.relative_to(clone))!r})"
         for k,(i,what,code) in enumerate(chosen):
             key = f'[{i}] {what}'
@@ -149,7 +187,7 @@ def report(module, done, n_all):
         for m in re.finditer(r'^\| (\w+) \| (.*)$', file.read_text(encoding='utf-8'), re.M):
             if m[1]!='module': rows[m[1]] = m[0]
     live = [k for k,v in done.items() if not v]
-    by = ', '.join(f"{sum(v==o for v in done.values())} by the {o}" for o in ('smoke test','lesson','package tests','solutions'))
+    by = ', '.join(f"{sum(v==o for v in done.values())} by the {o}" for o in ('smoke test','package tests','lesson','contract','solutions'))
     rows[module] = f"| {module} | {n_all} | {len(done)} | {len(done)-len(live)} ({(len(done)-len(live))/max(1, len(done)):.0%}) | {by} | {'; '.join(k.replace('|', chr(92)+'|') for k in live) or '-'} |"
     text = ['# Mutation', '', 'Small changes in the exported cells of a lesson, each by itself, and what noticed them: `make mutate LESSON=12`.',
             'A survivor is listed so that a person can judge whether it matters.', '',
