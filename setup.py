@@ -13,7 +13,7 @@ setup(
     author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'], license='Apache-2.0',
     long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     packages=find_packages(include=['miniai*']), include_package_data=False,
-    package_data=dict(miniai=['weights/*']),
+    package_data=dict(miniai=['weights/*','*.json']),
     python_requires='>='+cfg['min_python'], install_requires=cfg['requirements'].split(),
     extras_require=dict(dev=cfg['dev_requirements'].split()),
     entry_points=dict(nbdev=['miniai=miniai._modidx:d'], console_scripts=['miniai=miniai.command:main']),

@@ -20,7 +20,8 @@ _example = '"a red star above a blue ring"'
 
 def _parser():
     p = _Parser('miniai', description='Draw what the words say: one or two things, with sizes, '
-                'colours and a background.')
+                'colours and a background.', epilog='miniai progress [--reset NN]: the map of the '
+                'course with the exercises that you have solved.')
     p.add_argument('prompt', nargs='*', help=f'what to draw, such as {_example}')
     def add(name, default=None, help=''):
         p.add_argument(name, default=default, help=help.replace('#', f'default: {default}'))
@@ -205,6 +206,10 @@ def _plain():
 # %% ../nbs/appendix/28x_command.ipynb #5eee1314
 def _command(args):
     "What the command does: check, load, draw, write."
+    words = sys.argv[1:] if args is None else args
+    if words[:1]==['progress']:
+        from miniai.checks.progress import progress_main
+        return progress_main(words[1:])
     a = _parser().parse_args(args)
     kw,zoom,path = _checked(a),_number('zoom', a.zoom, int, 1),_png_path(a.o)
     _check_sheet(kw['n'], zoom, _size_of(a.weights))

@@ -97,7 +97,7 @@ def preload():
         except ImportError: pass
 
 def forked(f, timeout):
-    "True if `f()` is true in a fork of this process within `timeout` seconds."
+    "What `f()` gives, true or false, in a fork of this process; None if it takes longer than `timeout` seconds."
     pid = os.fork()
     if not pid:
         code = 1
@@ -115,7 +115,6 @@ def forked(f, timeout):
         time.sleep(.05)
     with contextlib.suppress(ProcessLookupError): os.killpg(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    return False
 
 def noticed(copy_, notebook, module, timeout):
     "None if everything passes, else what noticed the change. The quickest first."
@@ -132,7 +131,8 @@ def noticed(copy_, notebook, module, timeout):
              'solutions': lambda: run(nbs.relative_to(root)/'solutions'/notebook.name)}
     for what,f in steps.items():
         if what=='solutions' and not (nbs/'solutions'/notebook.name).exists(): continue
-        if not forked(f, timeout): return what
+        passed = forked(f, timeout)
+        if not passed: return 'timeout' if passed is None else what
 
 def main():
     p = argparse.ArgumentParser()
@@ -187,7 +187,7 @@ def report(module, done, n_all):
         for m in re.finditer(r'^\| (\w+) \| (.*)$', file.read_text(encoding='utf-8'), re.M):
             if m[1]!='module': rows[m[1]] = m[0]
     live = [k for k,v in done.items() if not v]
-    by = ', '.join(f"{sum(v==o for v in done.values())} by the {o}" for o in ('smoke test','package tests','lesson','contract','solutions'))
+    by = ', '.join(f"{sum(v==o for v in done.values())} by {o}" for o in ('smoke test','package tests','lesson','contract','solutions','timeout'))
     rows[module] = f"| {module} | {n_all} | {len(done)} | {len(done)-len(live)} ({(len(done)-len(live))/max(1, len(done)):.0%}) | {by} | {'; '.join(k.replace('|', chr(92)+'|') for k in live) or '-'} |"
     text = ['# Mutation', '', 'Small changes in the exported cells of a lesson, each by itself, and what noticed them: `make mutate LESSON=12`.',
             'A survivor is listed so that a person can judge whether it matters.', '',

@@ -42,6 +42,20 @@ def test_llms_is_in_step():
     from readme import llms
     assert (nbs/'llms.txt').read_text(encoding='utf-8')==llms(), "run `make readme`"
 
+def test_the_map_of_progress_is_in_step():
+    from readme import course
+    text = (root/'miniai/course.json').read_text(encoding='utf-8')
+    assert text==course(), "run `make readme`"
+    names = {l['file']: [e['name'] for e in l['exercises']] for l in json.loads(text)}
+    for f in lessons:
+        check = __import__(f"miniai.checks.{next(l['checks'] for l in json.loads(text) if l['file']==f.stem)}", fromlist=['check']).check
+        assert sorted(names[f.stem])==sorted(check.exercises), f.stem
+
+def test_progress_needs_no_torch(tmp_path):
+    code = "import sys; from miniai.command import main; main(['progress']); sys.exit('torch' in sys.modules)"
+    run = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env={**os.environ, 'MINIAI_PROGRESS': str(tmp_path/'p.json')}, capture_output=True, text=True)
+    assert run.returncode==0 and 'Next: ' in run.stdout, run.stderr
+
 @by_name
 def test_exported_cells_have_code(file):
     for c in cells(file):
