@@ -486,3 +486,41 @@ def test_capture_preds_puts_back_after_an_error():
     before = dict(vars(learn))
     with pytest.raises(ValueError, match='no batch'): capture_preds(learn, [])
     assert vars(learn)==before
+
+def test_get_preds_changes_nothing():
+    learn = tiny([MetricsCB()])
+    learn.fit()
+    learn.model[1].train()                    # a mode of its own
+    modes,before,state = [m.training for m in learn.model.modules()],dict(vars(learn)),torch.get_rng_state()
+    weights = copy.deepcopy(learn.model.state_dict())
+    preds,targets = learn.get_preds()
+    x,y = rows()
+    with torch.no_grad(): assert torch.allclose(preds, copy.deepcopy(learn.model).eval()(x), atol=1e-6)
+    assert torch.equal(targets, y) and torch.equal(preds, learn.get_preds([(x,)])[0]) and torch.equal(preds, learn.get_preds([x])[0])
+    assert learn.get_preds([(x,)])[1]==() and not preds.requires_grad
+    with pytest.raises(ValueError, match='no batch'): learn.get_preds([])
+    assert vars(learn).keys()==before.keys() and all(vars(learn)[k] is v for k,v in before.items())
+    assert [m.training for m in learn.model.modules()]==modes and torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(v, weights[k]) for k,v in learn.model.state_dict().items())
+    assert len(learn.history)==1
+
+def test_get_preds_copies_batches_and_refuses_a_fit_within():
+    buffer = torch.zeros(2, 3)
+    class Same:
+        def __iter__(self):
+            for i in range(2): yield buffer.fill_(i), buffer
+    learn = tiny()
+    assert learn.get_preds(Same())[1].tolist()==[[0.]*3]*2+[[1.]*3]*2
+    class Inner(Callback):
+        def after_batch(self, learn): learn.get_preds()
+    with pytest.raises(RuntimeError, match='in a fit'): learn.fit(cbs=[Inner()])
+
+def test_get_preds_restores_after_an_interruption():
+    class Stop(Callback):
+        def after_predict(self, learn): raise KeyboardInterrupt
+    learn = tiny()
+    learn.model.train()
+    before = dict(vars(learn))
+    with pytest.raises(KeyboardInterrupt): learn.get_preds(cbs=Stop())
+    assert vars(learn).keys()==before.keys() and all(vars(learn)[k] is v for k,v in before.items()) and learn.model[1].training
+    assert learn.get_preds()[0].shape==(40, 1)

@@ -157,6 +157,10 @@ def call_learner():
     assert learn.lr_find(plot=False)>0
     for cls in (l.TrainLearner, l.MomentumLearner): cls(linear(), dls(), F.cross_entropy).fit(1)
     assert l.split_batch((x, y))[1]==(y,)
+    preds,targets = learn.get_preds()
+    assert preds.shape==(len(x), 10) and (targets==y).all()
+    assert l.batch_rows(dict(x=x, y=y))==len(x)
+    assert (l.concat_batches([l.to_cpu_copy((x, y))]*2)[1]==y.repeat(2)).all()
 
 def call_hooks():
     import torch.nn.functional as F
