@@ -29,6 +29,25 @@ def _group_args():
 
 def _group_norm(x, groups, eps=1e-5): return F.group_norm(x, groups, eps=eps)
 
+# %% ../../nbs/solutions/11_initializing.ipynb #fa0d4dda
+def _half_std(n): return .5/math.sqrt(n)
+
+def _test_step(f):
+    for i in range(4):
+        torch.manual_seed(i)
+        n,c,h,w = dims(4, 2, 6)
+        mean,var,mom = torch.zeros(c).double(),torch.ones(c).double(),(.1,.3)[i%2]
+        want_mean,want_var = mean.clone(),var.clone()
+        for training in (True, True, True, False, False):
+            x = (5+2*torch.randn(n, c, h, w)).double()
+            want = F.batch_norm(x, want_mean, want_var, training=training, momentum=mom)
+            y,mean,var = f(x, mean, var, training, mom)
+            where = f"in {'training' if training else 'evaluation'}, mom={mom}: "
+            for name,a,b in (('the output', y, want), ('the running mean', mean, want_mean),
+                             ('the running variance', var, want_var)):
+                d = difference(a, b, 1e-8)
+                assert d is None, where+f"{name}: {d}"
+
 # %% ../../nbs/solutions/11_initializing.ipynb #b2fbeed7
 def _layers(bias):
     ni,nf = dims(2, 1, 6)
@@ -73,8 +92,8 @@ def _test_orthogonal(f):
 # %% ../../nbs/solutions/11_initializing.ipynb #1f6b15b1
 check = Checker(
     final_size=Exercise(compare(_final_size, _final_args, n=20),
-        "One layer multiplies the mean square by n*std**2 and by the share that the leaky ReLU "
-        "keeps. The root comes last."),
+        "One layer multiplies the mean square by n*std**2 and by the fraction that the "
+        "leaky ReLU keeps. The root comes last."),
     group_norm=Exercise(compare(_group_norm, _group_args, n=20),
         "Reshape to (n,groups,...) first: then each group is one row, as in layer "
         "normalisation. Divide by the number of values. `eps` goes "
@@ -84,4 +103,10 @@ check = Checker(
         "channel is a factor on its filter, weight[i]."),
     orthogonal=Exercise(_test_orthogonal,
         "The Q of `torch.linalg.qr` of a tall random matrix has orthonormal columns. A wide "
-        "one is the transpose of a tall one."))
+        "one is the transpose of a tall one."),
+    half_std=Exercise(compare(_half_std, lambda: (dims(lo=1, hi=2000)[0],), n=20),
+        "width*variance is the factor of the mean square. Half the size is a quarter of the "
+        "mean square."),
+    norm_step=Exercise(_test_step,
+        "Which part of the old average should stay if `mom` is the fraction of the *new* "
+        "batch? And what may change in evaluation?"))
