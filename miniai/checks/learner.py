@@ -353,7 +353,7 @@ check = Checker(
     predicted_events=Exercise(_events_test,
         "An exception leaves level after level until one catches it. Which level catches a "
         "CancelEpoch? And what does each level do on the way out, "
-        "whatever happened? Look at `_run`. The event in which it is raised has occurred."),
+        "whatever happened? Look at `run`. The event in which it is raised has occurred."),
     EarlyStopCB=Exercise(_early_test,
         "`after_epoch` comes after each pass, also after the training, when the row of this "
         "epoch is not there yet. Remember the lowest loss and how "
