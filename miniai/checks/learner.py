@@ -10,8 +10,9 @@ import math,sys,torch,torch.nn.functional as F
 from functools import partial
 from torch import nn,optim
 from types import SimpleNamespace
-from .core import Checker,Exercise,difference,dims
-from ..learner import Callback,CancelEpoch,MetricsCB,TrainLearner
+from .core import Checker,Exercise,difference
+from ..learner import Callback,CancelBatch,CancelEpoch,CancelFit
+from ..learner import Learner,MetricsCB,TrainCB,TrainLearner
 
 # %% ../../nbs/solutions/09_learner.ipynb #63f6709d
 class _Trace(Callback):
@@ -211,81 +212,148 @@ def _accum_test(f):
                 case+f"an error broke off a fit after batch {n+1}, and something of this batch "
                      f"is left in the next fit: {d}")
 
-# %% ../../nbs/solutions/09_learner.ipynb #728b4350
-def _ranked(n, classes):
-    "Scores, targets, and how many classes have a higher score than the right one."
-    # place[:,j]: the class with the j-th highest score
-    place = torch.rand(n, classes).argsort(1)
-    rank = torch.randint(classes, (n,))
-    scores = torch.randn(n, classes).sort(1, descending=True).values
-    return torch.zeros(n, classes).scatter(1, place, scores), place[torch.arange(n),rank], rank
+# %% ../../nbs/solutions/09_learner.ipynb #2dc2b388
+# for each of some fits in a row: the validation losses, and the epochs that may be put back
+_bests = [
+    ([3, 1, 2, 4], [1]),
+    ([1, 2, 3], [0]),
+    ([3, 2, 1], [2]),
+    ([5, 2, 3, 1, 4], [3]),
+    ([2, 1, 1, 3], [1, 2]),
+    ([_nan, 2, 3], [1]),
+    ([2, 1, 3, None], [1]),                   # None: an error breaks off the fit
+]
 
-# %% ../../nbs/solutions/09_learner.ipynb #9a8c7edc
-def _topk_case(metric, k, classes, sizes, before):
-    "One pass; returns the ranks. `before` has those of an earlier pass."
-    metric.reset()
-    ranks = []
-    for n in sizes:
-        preds,targets,rank = _ranked(n, classes)
-        kept = preds.clone(),targets.clone()
-        metric.update(preds, targets)
-        assert difference((preds, targets), kept, 0) is None, (
-            "`update` changes the predictions or targets, which other metrics need too")
-        ranks.append(rank)
-    got,case = (metric.compute(),
-                f"TopK({k}), {classes} classes, batches of {', '.join(map(str, sizes))} rows")
-    assert not isinstance(got, torch.Tensor), (
-        f"{case}: `compute` should return a float, got a tensor; `.item()` makes a number of "
-        "it")
-    assert isinstance(got, float), (
-        f"{case}: `compute` should return a float, got {got!r:.60} of type "
-        f"{type(got).__name__}")
-    right = torch.cat(ranks)<k
-    d = difference(got, right.double().mean().item())
-    if d is None: return ranks
-    reasons = {"this is the mean of the batches' shares, in which a row of a small batch "
-               "counts more than another":
-                   torch.stack([(r<k).double().mean() for r in ranks]).mean(),
-               "the rows from before `reset` still "
-               "count": (torch.cat([*before, *ranks])<k).double().mean(),
-               "this is the accuracy: only the highest score "
-               "counts": (torch.cat(ranks)<1).double().mean(),
-               "this is the share of the last batch alone": (ranks[-1]<k).double().mean(),
-               "this is the number of rows, not their share": right.sum().double(),
-               "this share is divided by k": right.double().mean()/k}
-    looks = next((text for text,v in reasons.items() if difference(got, v.item()) is None),
-                 None)
-    if before: case += ", after another pass and `reset`"
-    raise AssertionError(f"{case}: {d}" + (f"\n  {looks[0].upper()}{looks[1:]}." if looks
-                                           else ''))
+# %% ../../nbs/solutions/09_learner.ipynb #2d9a97ab
+class _Mark(Callback):
+    "Fills the model's state with a number that tells the epoch."
+    order,fit = -999,0
+    def after_epoch(self, learn):
+        if learn.phase!='train': return
+        with torch.no_grad():
+            for v in learn.model.state_dict().values(): v.fill_(10*self.fit+learn.epoch)
 
-# %% ../../nbs/solutions/09_learner.ipynb #935d92de
-def _topk_test(f):
-    for i in range(8):
-        torch.manual_seed(i)
-        classes = dims(1, 3, 12)[0]
-        k = {0: 2, 1: 1, 2: classes}.get(i) or dims(1, 1, classes)[0]
-        metric,ranks = f(k),[]
-        for sizes in ((8, 8, 3), dims(4), (1,)):
-            ranks = _topk_case(metric, k, classes, sizes, ranks)
-    preds,targets,rank = _ranked(50, 6)
-    dls = SimpleNamespace(valid=list(zip(preds.split(16), targets.split(16))))
-    learn = TrainLearner(nn.Identity(), dls, F.cross_entropy,
-                         cbs=[MetricsCB(one=f(1), three=f(3))])
+def _best_test(f):
+    lib,x = _home(f, 'Callback'),torch.ones(4, 1)
+    model = nn.Sequential(nn.Linear(1, 2), nn.BatchNorm1d(2), nn.Linear(2, 1))
+    mark = type('_Mark', (_Mark,lib.Callback), {})()
+    learn = lib.TrainLearner(model, SimpleNamespace(train=[(x, x)], valid=[(x, x)]), lr=0.,
+                             cbs=[mark, f(), lib.MetricsCB()])
     learn.log = lambda *args: None
-    learn.fit(2, train=False)
-    for row in learn.history:
-        for k,name in ((1, 'one'), (3, 'three')):
-            d = difference(row[f'valid_{name}'], (rank<k).double().mean().item())
-            assert d is None, (
-                f"MetricsCB(one=TopK(1), three=TopK(3)), epoch {row['epoch']}, {name}: {d}")
+    for mark.fit,(losses,want) in enumerate(_bests):
+        def _loss(preds, _):
+            if losses[learn.epoch] is None: raise _Broken()
+            return 0*preds.sum()+losses[learn.epoch]
+        learn.loss_func = _loss
+        try: learn.fit(len(losses))
+        except _Broken: pass
+        told = ', '.join('an error' if o is None else f'{o:g}' for o in losses)
+        case = f"fit {mark.fit+1} of one callback, validation losses {told}"
+        for k,v in model.state_dict().items():
+            got = v.double().unique().tolist()
+            right = [10.*mark.fit+o for o in want]
+            assert len(got)==1 and got[0] in right, (
+                f"{case}: afterwards {k} should be that of epoch {want[0]}, and is that of "
+                f"{', '.join(f'epoch {o%10:.0f} of fit {o//10+1:.0f}' for o in got)}")
+
+# %% ../../nbs/solutions/09_learner.ipynb #78fd1b75
+class _Stop(Callback):
+    order = 50
+    def __init__(self, event, error): setattr(self, event, partial(self._stop, error))
+    def _stop(self, error, learn): raise error
+
+class _Watch(_Trace):
+    "Events, and what the learner was at that moment."
+    def __init__(self): self.events,self.seen = [],[]
+    def before_batch(self, learn):
+        self.events.append('before_batch')
+        self.seen.append((learn.phase, learn.training, learn.model.training,
+                          torch.is_grad_enabled(), learn.epoch, learn.n_epochs, learn.iter,
+                          learn.opt.param_groups[0]['lr'] if learn.training else None))
+
+def _rebuilt(cls, cbs, *fits):
+    "Run `fits` with `cls`: events, moments, weights, history, and the error that came out."
+    torch.manual_seed(0)
+    x,y = torch.randn(10, 3),torch.randn(10, 1)
+    dls = SimpleNamespace(train=list(zip(x[:7].split(3), y[:7].split(3))),
+                          valid=list(zip(x[7:].split(2), y[7:].split(2))))
+    watch,error = _Watch(),None
+    learn = cls(nn.Linear(3, 1), dls, F.mse_loss, .05, [TrainCB(), MetricsCB(), watch],
+                partial(optim.SGD, momentum=.9))
+    learn.log = lambda *args: None
+    for kwargs in fits:
+        try: learn.fit(**kwargs, cbs=cbs())
+        except Exception as e: error = f"{type(e).__name__}: {e}"
+        watch.events.append('end')
+    rows = [{k: v for k,v in row.items() if k!='seconds'} for row in learn.history]
+    weights = [p.detach().clone() for p in learn.model.parameters()]
+    return dict(error=error, events=watch.events, moments=watch.seen, weights=weights,
+                history=rows, callbacks=len(learn.cbs))
+
+# %% ../../nbs/solutions/09_learner.ipynb #89378cb9
+_stops_at = [(e, at) for e,ats in [
+    (CancelBatch, 'before_batch after_predict after_loss after_step after_batch'),
+    (CancelEpoch, 'before_epoch before_batch after_loss after_batch after_epoch'),
+    (CancelFit, 'before_fit before_epoch before_batch after_backward after_epoch after_fit'),
+    (ZeroDivisionError, 'before_fit before_epoch after_loss cancel_batch')]
+    for at in ats.split()]
+
+def _first_event(got, want):
+    i = next((i for i,(g,w) in enumerate(zip(got, want)) if g!=w), min(len(got), len(want)))
+    before = ' > '.join(want[max(0, i-3):i])
+    return (f"after {before or 'nothing'} comes {want[i] if i<len(want) else 'no event'!r}, "
+            f"got {got[i] if i<len(got) else 'no event'!r}")
+
+def _rebuild_case(f, case, cbs, *fits):
+    got,want = _rebuilt(f, cbs, *fits),_rebuilt(Learner, cbs, *fits)
+    assert got['error']==want['error'], (
+        f"{case}: out of `fit` should come {want['error'] or 'no error'}, and came "
+        f"{got['error'] or 'no error'}")
+    assert got['events']==want['events'], (
+        f"{case}: {_first_event(got['events'], want['events'])}")
+    assert got['moments']==want['moments'], (
+        f"{case}: phase, training, the model's mode, gradients on?, epoch, n_epochs, iter, lr: "
+        f"{difference(got['moments'], want['moments'])}")
+    for k in ('weights','history'):
+        d = difference(got[k], want[k], 1e-7)
+        assert d is None, f"{case}, {k}: {d}"
+    assert got['callbacks']==want['callbacks'], (
+        f"{case}: the callbacks of one fit should be gone after it; there are "
+        f"{got['callbacks']} in cbs, and should be {want['callbacks']}")
+
+# %% ../../nbs/solutions/09_learner.ipynb #48518bb9
+def _rebuild_test(f):
+    assert isinstance(f, type), f"expected a class, got {f!r:.60}"
+    def none(): return []
+    _rebuild_case(f, "fit(2)", none, dict(n_epochs=2))
+    _rebuild_case(f, "fit() twice", none, {}, {})
+    _rebuild_case(f, "fit(train=False)", none, dict(train=False))
+    _rebuild_case(f, "fit(valid=False), then fit()", none, dict(valid=False), {})
+    _rebuild_case(f, "fit(lr=.2), then fit()", none, dict(lr=.2), {})
+    for error,at in _stops_at:
+        name = error.__name__
+        _rebuild_case(f, f"{name} raised in {at} of a fit(2), then fit()",
+                      lambda: [_Stop(at, error()), _Cancelled()], dict(n_epochs=2), {})
+    seen = []
+    def _order(i):
+        def _note(self, learn): seen.append(i)
+        return type('_Order', (Callback,), dict(order=i, before_fit=_note))()
+    f(nn.Linear(1, 1), SimpleNamespace(train=[(torch.ones(1, 1),)*2]), F.mse_loss, .1,
+      [_order(3), TrainCB(), _order(-2)], optim.SGD).fit(valid=False, cbs=[_order(1)])
+    assert seen==[-2, 1, 3], f"callbacks of order 3, -2 and 1 were called in the order {seen}"
+
+class _Cancelled(Callback):
+    "Cancels each second batch, so that `cancel_batch` occurs."
+    order = 40
+    def before_batch(self, learn):
+        if learn.iter==1: raise CancelBatch()
 
 # %% ../../nbs/solutions/09_learner.ipynb #92e2d0c1
 check = Checker(
     predicted_events=Exercise(_events_test,
         "An exception leaves level after level until one catches it. Which level catches a "
         "CancelEpoch? And what does each level do on the way out, "
-        "whatever happened? Look at `_run`. The event in which it is raised has occurred."),
+        "whatever happened? Look at `run`. The event in which it is raised has occurred."),
     EarlyStopCB=Exercise(_early_test,
         "`after_epoch` comes after each pass, also after the training, when the row of this "
         "epoch is not there yet. Remember the lowest loss and how "
@@ -296,7 +364,10 @@ check = Checker(
         "step? `self.iter` counts the batches of a pass "
         "from 0. The loss of a large batch is the mean of the losses of its parts, so what has "
         "to be divided before it goes backward?"),
-    TopK=Exercise(_topk_test,
-        "Count rows: all that were seen since `reset`, and those that were right. Divide once, "
-        "at the end. "
-        "`torch.topk` gives the places of the highest scores."))
+    KeepBestCB=Exercise(_best_test,
+        "Print `self.best` in `after_epoch`, and again one epoch later: has it changed? What "
+        "does `state_dict` return, copies or the tensors themselves?"),
+    MyLearner=Exercise(_rebuild_test,
+        "One method for fit, pass and batch: announce `before_`, do it, announce `after_`; the "
+        "exception of this level leads to `cancel_`, and a `finally` to `cleanup_`. The "
+        "optimizer is made once and kept; callbacks of one fit leave in a `finally`."))
