@@ -108,7 +108,7 @@ def _test_fast(f):
     assert calls.n<400, f"{calls.n} calls into torch for 10 batches of 400: one per row?"
     _train_on(f)
 
-# %% ../../nbs/solutions/05_datasets.ipynb #28ff1374
+# %% ../../nbs/solutions/05_datasets.ipynb #e17886ed
 def _train_on(f):
     "A linear model trained by `DataLoaders` with `f` in the place of our loop learns."
     g = torch.Generator().manual_seed(0)
@@ -122,7 +122,7 @@ def _train_on(f):
             with torch.no_grad(): w -= .5*w.grad
             w.grad = None
     right = (x@w).argmax(1).eq(y).float().mean().item()
-    assert right>.9, f"a linear model trained on your batches is right in {right:.0%} of the rows"
+    assert right>.9, f"a linear model trained on your batches is right in only {right:.0%}"
 
 # %% ../../nbs/solutions/05_datasets.ipynb #d9b672d0
 check = Checker(
