@@ -5,11 +5,15 @@
 # %% auto #0
 __all__ = ['check']
 
-# %% ../../nbs/solutions/05_datasets.ipynb #025aa141
-import math,torch,weakref
+# %% ../../nbs/solutions/05_datasets.ipynb #1f63a3c4
+import torch,weakref
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+from unittest import mock
 from .core import Checker,Exercise,compare,difference,dims
+from ..loaders import BatchLoader,DataLoaders
 
-# %% ../../nbs/solutions/05_datasets.ipynb #c9c8803d
+# %% ../../nbs/solutions/05_datasets.ipynb #f4b8d0e9
 def _sizes(n, bs, drop_last):
     sizes = [min(bs, n-i) for i in range(0, n, bs)]
     return [o for o in sizes if o==bs] if drop_last else sizes
@@ -17,17 +21,6 @@ def _sizes(n, bs, drop_last):
 def _sizes_args():
     bs,k,rest = dims(3, 1, 9)
     return bs*k+rest*(rest%2), bs, bool(torch.rand(())<.5)
-
-def _test_on_key(on_key):
-    for key,other in (('image', 'label'), ('a', 'b')):
-        batch = {key: [1, 2, 3], other: [4, 5, 6]}
-        f = on_key(key)(lambda v: v*10)
-        assert callable(f), f"on_key({key!r})(f) should be a function, got {f!r}"
-        res = f(batch)
-        assert res is batch, \
-            f"the transform should return the dict it was given, changed; it returned {res!r}"
-        want = {key: [10, 20, 30], other: [4, 5, 6]}
-        assert batch==want, f"f(v)=v*10 on {key!r} gave {batch}"
 
 # %% ../../nbs/solutions/05_datasets.ipynb #45c57d1e
 def _rows():
@@ -78,58 +71,72 @@ def _test_mean_std(f):
         d = difference(tuple(f(_Frugal(parts))), _mean_std(parts), 1e-4)
         assert d is None, f"case {i+1} of 5, {len(parts)} batches: {d}"
 
-# %% ../../nbs/solutions/05_datasets.ipynb #03191d39
-def _test_weighted(f):
-    n,bs = 4000,256
-    a,b = torch.arange(n),torch.arange(n)*2
-    group = a%4
-    weights = torch.tensor([0., 1., 3., 6.])[group]
-    got = list(f((a, b), weights, bs))
-    sizes = [len(o[0]) for o in got]
-    assert sizes==_sizes(n, bs, False), \
-        f"expected batches of {bs} and {n} rows in all, got the sizes {sizes}"
-    u,v = (torch.cat([o[k] for o in got]) for k in (0, 1))
+# %% ../../nbs/solutions/05_datasets.ipynb #35b56cc0
+def _test_rows(batches, n, bs):
+    "Every row once, in batches of `bs`; the second tensor is twice the first."
+    sizes = [len(o[0]) for o in batches]
+    assert sizes==_sizes(n, bs, False), f"{n} rows in batches of {bs}: got the sizes {sizes}"
+    u,v = (torch.cat([o[k] for o in batches]) for k in (0, 1))
     assert torch.equal(u*2, v), "the tensors of a batch should hold the same rows"
-    counts = torch.bincount(u%4, minlength=4)
-    assert counts[0]==0, f"rows of weight 0 were drawn {counts[0]} times"
-    want = n*torch.tensor([0., .1, .3, .6])
-    # 5 deviations at least: by chance less than once in a million
-    far = (counts-want).abs() > 5*want.sqrt()
-    assert not far.any(), \
-        f"weights 0, 1, 3, 6 give about {want.int().tolist()} rows, got {counts.tolist()}"
-    runs = [torch.cat([o[0] for o in f((a, b), weights, bs, torch.Generator().manual_seed(3))])
-            for _ in range(2)]
-    assert torch.equal(*runs), "the same generator, seeded alike, should give the same rows"
+    assert torch.equal(u.sort().values, torch.arange(n)), "every row should come exactly once"
+    assert not torch.equal(u, torch.arange(n)), "the order should be random"
+    return u
 
-# %% ../../nbs/solutions/05_datasets.ipynb #f838bdee
-def _tile(x, ncols):
-    n,c,h,w = x.shape
-    res = x.new_zeros(c, math.ceil(n/ncols)*h, ncols*w)
-    for i in range(n):
-        r,k = divmod(i, ncols)
-        res[:, r*h:(r+1)*h, k*w:(k+1)*w] = x[i]
-    return res
+def _test_shuffled(f):
+    n,bs = 100,16
+    a = torch.arange(n)
+    got = [((xb*255).round().long().flatten(), yb) for xb,yb in f(a.byte()[:,None], a*2, bs)]
+    _test_rows(got, n, bs)
+    xb,_ = next(iter(f(torch.full((9,2), 255, dtype=torch.uint8), torch.arange(9), 4)))
+    assert xb.is_floating_point() and xb.max()==1, "the images should be floats from 0 to 1"
 
-def _tile_args():
-    n,c,h,w,ncols = dims(5, 1, 7)
-    return torch.rand(n, c, h, w), ncols
+class _Calls(TorchFunctionMode):
+    "Counts calls into torch."
+    n = 0
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.n += 1
+        return func(*args, **(kwargs or {}))
 
-# %% ../../nbs/solutions/05_datasets.ipynb #f7886556
+def _test_fast(f):
+    def rows(seed, n=1000, bs=96):
+        a = torch.arange(n)
+        g = torch.Generator().manual_seed(seed)
+        return _test_rows(list(f((a, a*2), bs, g)), n, bs)
+    assert torch.equal(rows(1), rows(1)), "the same seed should give the same order"
+    assert not torch.equal(rows(1), rows(2)), "another seed should give another order"
+    with _Calls() as calls: list(f((torch.arange(4000),), 400))
+    assert calls.n<400, f"{calls.n} calls into torch for 10 batches of 400: one per row?"
+    _train_on(f)
+
+# %% ../../nbs/solutions/05_datasets.ipynb #e17886ed
+def _train_on(f):
+    "A linear model trained by `DataLoaders` with `f` in the place of our loop learns."
+    g = torch.Generator().manual_seed(0)
+    y = torch.randint(0, 4, (2000,), generator=g)
+    x = torch.randn(2000, 8, generator=g)+4*F.one_hot(y, 8)
+    w = torch.zeros(8, 4, requires_grad=True)
+    def loop(self): return iter(f(self.tensors, self.bs, self.generator))
+    with mock.patch.object(BatchLoader, '__iter__', loop):
+        for xb,yb in DataLoaders.from_tensors((x, y), (x, y), bs=64, generator=g).train:
+            F.cross_entropy(xb@w, yb).backward()
+            with torch.no_grad(): w -= .5*w.grad
+            w.grad = None
+    right = (x@w).argmax(1).eq(y).float().mean().item()
+    assert right>.9, f"a linear model trained on your batches is right in only {right:.0%}"
+
+# %% ../../nbs/solutions/05_datasets.ipynb #d9b672d0
 check = Checker(
     batch_sizes=Exercise(compare(_sizes, _sizes_args, n=20),
         "`divmod(n, bs)` gives the number of full batches and the rest. A rest of 0 is no "
         "batch."),
-    on_key=Exercise(_test_on_key,
-        "Three functions inside one another: on_key takes the key, the next takes f, the last "
-        "takes the batch."),
     collate_pairs=Exercise(_test_pairs,
         "A slice `rows[::2]` gives every second row. `torch.stack` makes one tensor of many."),
+    shuffled_batches=Exercise(_test_shuffled,
+        "How many permutations are drawn in one pass? An image and its class must get the "
+        "same one."),
     mean_std=Exercise(_test_mean_std,
         "Keep three running numbers: how many values, their sum, the sum of their squares. "
         "Variance is E[x^2]-E[x]^2."),
-    weighted_batches=Exercise(_test_weighted,
-        "Draw n indices first with `torch.multinomial(..., replacement=True, "
-        "generator=generator)`, then split them."),
-    tile=Exercise(compare(_tile, _tile_args, n=20),
-        "Add zero pictures until n is rows*ncols, reshape to (rows,ncols,c,h,w), then permute "
-        "to (c,rows,h,ncols,w)."))
+    fast_batches=Exercise(_test_fast,
+        "One `torch.randperm(n, generator=generator)`, split by `bs`; each part picks rows of "
+        "all the tensors."))

@@ -5,12 +5,18 @@
 # %% auto #0
 __all__ = ['check']
 
-# %% ../../nbs/solutions/04_minibatch_training.ipynb #7862d29d
+# %% ../../nbs/solutions/04_minibatch_training.ipynb #44156de1
 import torch
 import torch.nn.functional as F
+from contextlib import redirect_stdout
+from unittest import mock
+from .. import training
 from .core import Checker, Exercise, compare, difference, dims
 
-# %% ../../nbs/solutions/04_minibatch_training.ipynb #0749188d
+# %% ../../nbs/solutions/04_minibatch_training.ipynb #f19cea7c
+def _second(d): return torch.softmax(torch.stack([torch.zeros_like(d), d]), 0)[1]
+def _differences(): return 4*torch.randn(dims(1, 2, 9)),
+
 def _scores():
     n,k = dims(2, 4, 9)
     return 3*torch.randn(n, k, dtype=torch.float64),torch.randint(0, k, (n,))
@@ -18,62 +24,61 @@ def _scores():
 def _smooth_args(): return *_scores(),torch.rand(()).item()
 def _smooth(scores, y, eps): return F.cross_entropy(scores, y, label_smoothing=eps)
 
-def _topk_args(): return *_scores(),dims(1, 1, 3)[0]
-def _topk(scores, y, k):
-    hits = [c in sorted(range(len(s)), key=lambda i: -s[i])[:k]
-            for s,c in zip(scores.tolist(), y.tolist())]
-    return torch.tensor(sum(hits)/len(hits))
+def _rows_apart():
+    z,_ = _scores()
+    return z+1000*torch.arange(len(z), dtype=z.dtype)[:,None],
+def _log_softmax(x): return F.log_softmax(x, -1)
 
 def _class_args(): return torch.randint(0, 5, dims(1, 6, 20))*2,
 def _weights(y):
     y = y.tolist()
     return torch.tensor([1/(len(set(y))*y.count(c)) for c in y])
 
-# %% ../../nbs/solutions/04_minibatch_training.ipynb #b2600a79
-def _pad_args():
-    lens,wide = dims(dims(1, 2, 6)[0], 1, 7),torch.rand(())<.5     # half of them floats
-    def seq(n): return torch.randn(n) if wide else torch.randint(1, 50, (n,))
-    return [(seq(n), i) for i,n in enumerate(lens)],
-def _pad(items):
-    seqs,classes = zip(*items)
-    padded = torch.nn.utils.rnn.pad_sequence(list(seqs), batch_first=True)
-    return padded,torch.tensor([len(s) for s in seqs]),torch.tensor(classes)
-def _check_pad(f):
-    compare(_pad, _pad_args, n=10)(f)
-    for dtype in (torch.uint8, torch.float16, torch.float64):
-        items = [(torch.ones(n, dtype=dtype), 0) for n in (1, 3)]
-        got = f(items)[0].dtype
-        assert got==dtype, f"sequences of {dtype}: expected their own dtype, got {got}"
+# %% ../../nbs/solutions/04_minibatch_training.ipynb #507d801e
+def _nets():
+    "Our net and torch's with the same weights."
+    ours = training.Sequential(training.Linear(6, 8), training.ReLU(), training.Linear(8, 3))
+    nn = torch.nn
+    theirs = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    for p,q in zip(ours.parameters(), theirs.parameters()): p.data = q.detach().clone()
+    return ours,theirs
 
-def _check_momentum(cls):
+def _check_epoch(f):
     torch.manual_seed(0)
-    w = [torch.randn(3, 4, dtype=torch.float64),torch.randn(3, dtype=torch.float64)]
-    x,y = torch.randn(20, 4, dtype=torch.float64),torch.randint(0, 3, (20,))
-    pairs = [[p.clone().requires_grad_() for p in w] for _ in range(2)]
-    unused = torch.ones(2, requires_grad=True)               # never gets a gradient
-    opts = cls([*pairs[0],unused], .1, .9),torch.optim.SGD(pairs[1], lr=.1, momentum=.9)
-    for step in range(6):
-        for (w1,b),opt in zip(pairs, opts):
-            F.cross_entropy(x@w1.T + b, y).backward()
-            opt.step()
+    ours,theirs = _nets()
+    x,y = torch.randn(50, 6, dtype=torch.float64),torch.randint(0, 3, (50,))
+    dl = training.DataLoader(training.Dataset(x, y), 16)
+    opt = training.SGD(ours.parameters(), lr=.3)
+    def epoch(model, loss_func, opt, dl, device): return f(model, loss_func, opt, dl)
+    with mock.patch.object(training, '_train_epoch', epoch), redirect_stdout(None):
+        records = training.fit(3, ours, training.cross_entropy, opt, dl, dl)
+    opt = torch.optim.SGD(theirs.parameters(), lr=.3)
+    for i,record in enumerate(records):
+        total = 0.
+        for xb,yb in zip(x.split(16), y.split(16)):
             opt.zero_grad()
-        for name,p,q in zip(('weight','bias'), *pairs):
-            d = difference(p, q, 1e-9)
-            assert d is None, f"after step {step+1}, {name}: {d}"
+            loss = F.cross_entropy(theirs(xb), yb)
+            loss.backward()
+            opt.step()
+            total += loss.item()*len(xb)
+        d = difference(record['train_loss'], total/50, 1e-9)
+        assert d is None, f"the average loss of epoch {i+1}: {d}"
+    for (name,p),q in zip(ours.named_parameters(), theirs.parameters()):
+        d = difference(p, q, 1e-9)
+        assert d is None, f"after three epochs, {name}: {d}"
 
-# %% ../../nbs/solutions/04_minibatch_training.ipynb #847fa3a1
+# %% ../../nbs/solutions/04_minibatch_training.ipynb #751f8b0e
 check = Checker(
+    second_of_two=Exercise(compare(_second, _differences),
+        "The two exponentials are e^0 and e^d. Divide the second by the sum of both."),
     smooth_cross_entropy=Exercise(compare(_smooth, _smooth_args),
         "Every class gets eps/n, the right one too: (1-eps) of the usual loss, and eps of a "
         "mean over all classes."),
-    topk_accuracy=Exercise(compare(_topk, _topk_args),
-        "`scores.topk(k)` has `.indices` of shape (n,k); compare them with `y` as a column."),
-    MomentumSGD=Exercise(_check_momentum,
-        "Each parameter has a velocity, which outlives the step. `lr` multiplies the velocity, "
-        "not the gradient in it."),
+    stable_log_softmax=Exercise(compare(_log_softmax, _rows_apart),
+        "Give it two rows, one a thousand above the other. Whose maximum is subtracted?"),
     balanced_weights=Exercise(compare(_weights, _class_args),
-        "With m classes present, each gets 1/m, shared by its pictures. `torch.bincount` "
+        "With m classes present, each gets 1/m, shared by its images. `torch.bincount` "
         "counts; some may be absent."),
-    pad_collate=Exercise(_check_pad,
-        "Start from zeros of the right shape and dtype, and write each sequence into the "
-        "beginning of its row."))
+    train_epoch=Exercise(_check_epoch,
+        "Four things for each batch: loss, zero_grad, backward, step. Weight each batch's loss "
+        "by its size, and divide by the number of items."))
