@@ -6,10 +6,14 @@
 __all__ = ['gaussian_blobs', 'sq_dists', 'mean_shift', 'group_points', 'mean_shift_near', 'kmeans']
 
 # %% ../nbs/02_meanshift.ipynb #14e2f480
+#| code-summary: "The imports of the module"
+#| code-fold: true
 import math,operator,torch
 from itertools import product
 
 # %% ../nbs/02_meanshift.ipynb #d0a28562
+#| code-summary: "gaussian_blobs, with its arguments checked"
+#| code-fold: true
 def gaussian_blobs(
     centers, # Centres of the blobs, (k,d), float
     n=250,   # Points in each blob
@@ -27,6 +31,8 @@ def gaussian_blobs(
     return (centers[:,None] + std*noise).reshape(-1,d), labels # (k,1,d) + (k,n,d)
 
 # %% ../nbs/02_meanshift.ipynb #8c969341
+#| code-summary: "sq_dists, in place and with its arguments checked"
+#| code-fold: true
 def sq_dists(
     a, # Points (m,d), float
     b, # Points (n,d), like `a`
@@ -44,6 +50,8 @@ def sq_dists(
     return res.add_(a.pow(2).sum(1)[:,None]).add_(b.pow(2).sum(1)).clamp_(min=0)
 
 # %% ../nbs/02_meanshift.ipynb #9cd806bc
+#| code-summary: "One step that cannot underflow, and the checks of arguments"
+#| code-fold: true
 def _shift(q, x, bandwidth, counts=None): # (m,d), (n,d), float, (n,) -> (m,d)
     d2 = sq_dists(q, x)                                  # (m,n)
     w = d2.sub_(d2.amin(1, keepdim=True)).mul_(-.5/bandwidth**2).exp_()
@@ -62,6 +70,8 @@ def _check(x, **positive):
         if not 0<v<math.inf: raise ValueError(f"{name}: expected a number above 0, got {v}")
 
 # %% ../nbs/02_meanshift.ipynb #9cbcfe86
+#| code-summary: "mean_shift, exported"
+#| code-fold: true
 def mean_shift(
     x,         # Points, (n,d), float
     bandwidth, # Width of the Gaussian kernel, in the units of `x`
@@ -81,6 +91,8 @@ def mean_shift(
     return res
 
 # %% ../nbs/02_meanshift.ipynb #84307b37
+#| code-summary: "group_points, exported"
+#| code-fold: true
 def group_points(
     x,      # Points that lie in tight heaps, (n,d), float: the result of `mean_shift`
     radius, # Reach of a heap around its first point; half the bandwidth is a good value
@@ -96,6 +108,8 @@ def group_points(
     return labels,torch.stack(modes)
 
 # %% ../nbs/02_meanshift.ipynb #cff8753f
+#| code-summary: "Sorting points into cells"
+#| code-fold: true
 def _by_cell(x, side):
     "Dict from the integer coordinates of each occupied cell to the indices of its points."
     cells,idx,counts = (x/side).floor().long().unique(dim=0, return_inverse=True,
@@ -108,6 +122,8 @@ def _around(cell, table):
     return torch.cat(parts) if parts else None
 
 # %% ../nbs/02_meanshift.ipynb #538aac04
+#| code-summary: "One step by near cells"
+#| code-fold: true
 def _shift_near(q, x, bandwidth, side, table, counts=None):
     "Like `_shift`, with the cells `table` of `x`."
     res = q.clone()
@@ -118,6 +134,8 @@ def _shift_near(q, x, bandwidth, side, table, counts=None):
     return res
 
 # %% ../nbs/02_meanshift.ipynb #b6607204
+#| code-summary: "Points gathered into bins"
+#| code-fold: true
 def _bins(x, side):
     "`(means, counts, bin of each point)` of the occupied square bins."
     _,idx,counts = (x/side).floor().long().unique(dim=0, return_inverse=True,
@@ -126,6 +144,8 @@ def _bins(x, side):
     return sums/counts[:,None],counts,idx
 
 # %% ../nbs/02_meanshift.ipynb #2f687e0e
+#| code-summary: "mean_shift_near, exported"
+#| code-fold: true
 def mean_shift_near(
     x,         # Points, (n,d) with d<=3, float
     bandwidth, # Width of the Gaussian kernel, in the units of `x`
@@ -150,14 +170,16 @@ def mean_shift_near(
     return q[idx]
 
 # %% ../nbs/02_meanshift.ipynb #27e25e3e
+#| code-summary: "Lloyd's algorithm, with empty groups"
+#| code-fold: true
 def _lloyd(x, centers, steps): # (n,d), (k,d) -> (centers, labels)
     labels = None
     for _ in range(steps):
         d2,new = sq_dists(x, centers).min(1)
         if labels is not None and new.equal(labels): break
         labels,counts = new,new.bincount(minlength=len(centers))
-        centers = torch.zeros_like(centers).index_add_(0, labels, x) / counts.clamp_min(1)[:,
-                                                                                           None]
+        sums = torch.zeros_like(centers).index_add_(0, labels, x)
+        centers = sums / counts.clamp_min(1)[:,None]
         empty = (counts==0).nonzero()[:,0]
         if len(empty): centers[empty] = x[d2.topk(len(empty)).indices]
     # the steps ran out: labels of the last centres
@@ -167,6 +189,8 @@ def _lloyd(x, centers, steps): # (n,d), (k,d) -> (centers, labels)
 def _inertia(x, centers, labels): return (x-centers[labels]).pow(2).sum()
 
 # %% ../nbs/02_meanshift.ipynb #7ea2cd96
+#| code-summary: "k-means++, with an error where there are too few different points"
+#| code-fold: true
 def _plus_plus(x, k, generator): # -> (k,d)
     i = torch.randint(len(x), (1,), device=x.device, generator=generator)
     centers,d2 = x[i],sq_dists(x, x[i])[:,0]
@@ -179,6 +203,8 @@ def _plus_plus(x, k, generator): # -> (k,d)
     return centers
 
 # %% ../nbs/02_meanshift.ipynb #58de7ba4
+#| code-summary: "kmeans, exported"
+#| code-fold: true
 def kmeans(
     x, # Points, (n,d), float
     k, # Number of groups, 1 to n

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['check']
 
-# %% ../../nbs/solutions/02_meanshift.ipynb #8de1ca9a
-import torch
+# %% ../../nbs/solutions/02_meanshift.ipynb #78b40cc7
+import math, torch
 from .core import Checker, Exercise, compare, dims
-from ..clustering import sq_dists
+from ..clustering import gaussian_blobs, sq_dists
 
 # %% ../../nbs/solutions/02_meanshift.ipynb #860bca8c
 def _blurring(x, bandwidth, steps):
@@ -27,24 +27,57 @@ def _lsh_nearest(q, x, planes):
     best,i = sq_dists(q, x).masked_fill(~same, torch.inf).min(1)
     return i.masked_fill(best.isinf(), -1)
 
-# %% ../../nbs/solutions/02_meanshift.ipynb #5e143c67
+# %% ../../nbs/solutions/02_meanshift.ipynb #3fc6a57b
 def _randn(*shape): return torch.randn(*shape).double()
 
-# (n,d) -> (parts,n,d/parts)
-def _runs(x, codebooks): return x.reshape(len(x), len(codebooks), -1).transpose(0, 1)
 def _pq_encode(x, codebooks):
-    return torch.stack([sq_dists(a, b).argmin(1)
-                        for a,b in zip(_runs(x, codebooks), codebooks)], 1)
+    runs = x.reshape(len(x), len(codebooks), -1).transpose(0, 1) # (n,d) -> (parts,n,d/parts)
+    return torch.stack([sq_dists(a, b).argmin(1) for a,b in zip(runs, codebooks)], 1)
 def _pq_decode(codes, codebooks): return torch.cat([b[i] for b,i in zip(codebooks, codes.T)], 1)
 def _pq_distances(q, codes, codebooks): return sq_dists(q, _pq_decode(codes, codebooks))
 
-def _pq_args():
-    parts,k,width,n = dims(4, 2, 6)
-    return _randn(n+9, parts*width),_randn(parts, k, width)
-
 def _pq_stored():
-    x,codebooks = _pq_args()
+    parts,k,width,n = dims(4, 2, 6)
+    x,codebooks = _randn(n+9, parts*width),_randn(parts, k, width)
     return x[:7],_pq_encode(x, codebooks),codebooks
+
+# %% ../../nbs/solutions/02_meanshift.ipynb #2371edce
+def _lloyd_inertia(x, centers, steps=100):
+    labels = None
+    for _ in range(steps):
+        d2,new = sq_dists(x, centers).min(1)
+        if labels is not None and new.equal(labels): break
+        labels,counts = new,new.bincount(minlength=len(centers)).clamp_min(1)
+        sums = torch.zeros_like(centers).index_add_(0, labels, x)
+        centers = torch.where((new.bincount(minlength=len(centers))>0)[:,None],
+                              sums/counts[:,None], centers)
+    return sq_dists(x, centers).min(1).values.sum()
+
+def _start_sets():
+    "Points in blobs, the number of the blobs, and the inertia of the blobs' own means."
+    for seed,k in ((0,6),(1,8),(2,5)):
+        g = torch.Generator().manual_seed(seed)
+        side = math.ceil(k**.5)
+        where = torch.cartesian_prod(torch.arange(side), torch.arange(side))[:k].double()*7
+        where = where+torch.rand(k, 2, generator=g).double()
+        x,labels = gaussian_blobs(where, n=100, generator=g)
+        means = torch.stack([x[labels==j].mean(0) for j in range(k)])
+        yield x,k,_lloyd_inertia(x, means)
+
+def _test_start(f):
+    ratios = []
+    for x,k,best in _start_sets():
+        g,js = torch.Generator().manual_seed(1),[]
+        for _ in range(50):
+            centers = f(x.clone(), k, g)
+            shape = tuple(getattr(centers, 'shape', ()))
+            assert shape==(k,2), f"expected {k} rows of x, (k,2), got {shape or centers!r}"
+            own = (sq_dists(centers, x).min(1).values<1e-12).all()
+            assert own, "a centre of the start is not one of the points"
+            js.append(_lloyd_inertia(x, centers))
+        ratios.append((sum(js)/len(js)/best).item())
+    text = ', '.join(f'{r:.2f}' for r in ratios)
+    assert max(ratios)<=1.06, f"mean inertia over the best, on three sets: {text}; at most 1.06"
 
 # %% ../../nbs/solutions/02_meanshift.ipynb #1d7ecb4f
 def _dbscan_parts(x, eps, min_points):
@@ -76,26 +109,25 @@ def _test_dbscan(f):
         assert names.equal(torch.arange(len(names))), \
             f"{where} expected group numbers from 0 without gaps, got {names.tolist()}"
 
-# %% ../../nbs/solutions/02_meanshift.ipynb #e9b3f885
+# %% ../../nbs/solutions/02_meanshift.ipynb #2fcba111
 check = Checker(
+    flat_step=Exercise(
+        compare(lambda: [.5,.5,5.], lambda: (), n=1),
+        "who is within 2 of each point, itself included? the new place is the plain mean of "
+        "those"),
     blurring_mean_shift=Exercise(
         compare(_blurring, lambda: (_randn(30, dims()[0])*3, 1.5, 3)),
         "the points of the last step are both the points that move and the points that pull"),
+    better_start=Exercise(_test_start,
+        "draw several candidates for each further centre, and keep the one that leaves the "
+        "smallest sum of squared distances to the nearest centre"),
     dbscan=Exercise(_test_dbscan,
         "find the core points first; then start a group at a core point without label and grow "
         "it, only through core points, until it stays the same"),
-    lsh_codes=Exercise(
-        compare(_lsh_codes, lambda: (_randn(40, 5), _randn(*dims(2, 1, 6), 5))),
-        "the dot products are (tables,bits,n); multiply the bits by 1, 2, 4, ... and add over "
-        "the bits"),
     lsh_nearest=Exercise(
         compare(_lsh_nearest, lambda: (_randn(20, 5), _randn(40, 5), _randn(2, 6, 5))),
         "one equal code in any one of the tables makes a candidate; give all others an "
         "infinite distance, and -1 to a row that has none"),
-    pq_encode=Exercise(compare(_pq_encode, _pq_args),
-        "reshape to (n,parts,d/parts), then the nearest centre of the run's own codebook"),
-    pq_decode=Exercise(compare(_pq_decode, lambda: _pq_stored()[1:]),
-        "look each code up in the codebook of its own run, and put the runs side by side"),
     pq_distances=Exercise(compare(_pq_distances, _pq_stored),
         "add over the runs the squared distance from the query's run to the stored centre; the "
         "query is not encoded"))
