@@ -6,7 +6,7 @@
 __all__ = ['progress_file', 'read_progress', 'note_passed', 'forget', 'course', 'progress_map', 'progress_main']
 
 # %% ../../nbs/solutions/progress.ipynb #9c0de003
-import contextlib,json,os,re,sys,time,uuid,warnings
+import contextlib,json,os,re,time,uuid,warnings
 from importlib.resources import files
 from pathlib import Path
 
