@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['check']
 
-# %% ../../nbs/solutions/14_augment.ipynb #d9fe943f
+# %% ../../nbs/solutions/14_augment.ipynb #4d628607
 import torch
+from ..augment import Augment,shift
 from .core import Checker,Exercise,compare,dims
 
 # %% ../../nbs/solutions/14_augment.ipynb #336fc493
@@ -39,7 +40,7 @@ def _surest_args():
     return (3*torch.randn(n, k)).softmax(1), torch.randint(k,
                                                            (n,)), torch.rand(()).item()*.98+.01
 
-# %% ../../nbs/solutions/14_augment.ipynb #c409071a
+# %% ../../nbs/solutions/14_augment.ipynb #cf6ad425
 def _test_contrast(f):
     x = torch.rand(400, 3, 5, 4)+1
     kept,lo,hi = x.clone(),.5,2.
@@ -49,29 +50,55 @@ def _test_contrast(f):
     k = (res/x).flatten(1)
     spread = (k-k[:, :1]).abs().max().item()
     assert spread<1e-5, (
-        "all pixels of a picture should have one factor; inside one they differ by "
+        "all pixels of an image should have one factor; inside one they differ by "
         f"{spread:.3f}")
     k = k[:, 0]
     assert len(k.unique())>300, (
-        f"400 pictures should have 400 factors, got {len(k.unique())} different ones")
+        f"400 images should have 400 factors, got {len(k.unique())} different ones")
     assert lo-1e-5<=k.min() and k.max()<=hi+1e-5, (
         f"factors should lie in [{lo},{hi}), got {k.min():.3f} to {k.max():.3f}")
-    mean = k.mean().item()      # deviation of the mean (hi-lo)/12**.5/20 = 0.022; seven of them
+    mean = k.mean().item()    # standard deviation of the mean (hi-lo)/12**.5/20 = 0.022
     assert abs(mean-(lo+hi)/2)<.15, (
         f"factors even in [{lo},{hi}) have the mean {(lo+hi)/2}, got {mean:.3f}")
     a,b = (f(x, lo, hi, generator=torch.Generator().manual_seed(3)) for _ in range(2))
-    assert torch.equal(a, b), "the same generator, seeded alike, should give the same pictures"
+    assert torch.equal(a, b), "the same generator, seeded alike, should give the same images"
 
-# %% ../../nbs/solutions/14_augment.ipynb #9664f5b7
+# %% ../../nbs/solutions/14_augment.ipynb #674ccca8
+def _test_crop(f):
+    torch.manual_seed(0)
+    x = torch.randn(900, 2, 5, 6)
+    kept,y = x.clone(),torch.arange(900)
+    for pad in (1, 2):
+        moves = [(a, b) for a in range(-pad, pad+1) for b in range(-pad, pad+1)]
+        res,yb = Augment(lambda o: f(o, pad))(x, y)              # in the place of ours
+        assert res.shape==x.shape, (
+            f"expected the shape {tuple(x.shape)}, got {tuple(res.shape)}")
+        assert torch.equal(x, kept), "`x` itself was changed"
+        found = torch.stack([(shift(x, a, b)==res).flatten(1).all(1) for a,b in moves])
+        lost = (~found.any(0)).nonzero().flatten()
+        assert not len(lost), (
+            f"with pad={pad}, {len(lost)} of 900 images are none of the {len(moves)} crops")
+        rare = found.sum(1).min().item()
+        assert rare>450/len(moves), (
+            f"with pad={pad} each of the {len(moves)} crops should come about "
+            f"{900/len(moves):.0f} times in 900 images; one came {rare} times")
+    assert torch.equal(f(x, 0), x), "with pad=0 nothing should move"
+    a,b = (f(x, 2, generator=torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(a, b), "the same generator, seeded alike, should give the same images"
+
+# %% ../../nbs/solutions/14_augment.ipynb #ba33fd6c
 check = Checker(
     erased_share=Exercise(compare(_share, _share_args),
-        "Two things are drawn: whether a picture is changed at all, and then how large the "
+        "Two things are drawn: whether an image is changed at all, and then how large the "
         "hole is."),
     random_contrast=Exercise(_test_contrast,
         "Draw a tensor (b,1,1,1) and let broadcasting do the rest. `lo+(hi-lo)*u` moves [0,1) "
-        "to [lo,hi)."),
+        "to [lo,hi). And `*=` writes into the tensor that was given."),
     mixup=Exercise(compare(_mixup, _mixup_args, n=10),
-        "`F.one_hot` turns classes into rows; reshape `lam` to (n,1,1,1) for the pictures and "
+        "`F.one_hot` turns classes into rows; reshape `lam` to (n,1,1,1) for the images and "
         "to (n,1) for the targets."),
+    my_crop=Exercise(_test_crop,
+        "Where does each pixel of the result come from? Row i from row i-dy, clamped to the "
+        "image; then `gather` by row*w+column. `torch.randint(-pad, pad+1, ...)` draws moves."),
     accuracy_of_surest=Exercise(compare(_surest, _surest_args, n=20),
         "`max(1)` gives confidences and classes; `topk` of the confidences gives the rows."))
