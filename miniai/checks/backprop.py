@@ -10,28 +10,50 @@ import torch
 from ..backprop import Var
 from .core import Checker, Exercise, compare, difference, dims
 
-# %% ../../nbs/solutions/03_backprop.ipynb #25e6817e
-def _torch_grad(f, x, g=None):
+# %% ../../nbs/solutions/03_backprop.ipynb #120c7217
+def _torch_grad(f, x):
     x = x.clone().requires_grad_()
     out = f(x)
-    return torch.autograd.grad(out, x, torch.ones_like(out) if g is None else g)[0]
+    return torch.autograd.grad(out, x, torch.ones_like(out))[0]
 
 def _rand(*shape): return torch.randn(*shape, dtype=torch.float64)
 
-def _test_tanh(f):
+def _test_softplus(f):
+    ref = torch.nn.functional.softplus
     for i in range(3):
         torch.manual_seed(i)
         x = _rand(*dims(2))
         v = Var(x)
         out = f(v)
         assert isinstance(out, Var), f"expected a Var, got {type(out).__name__}"
-        d = difference(out.value, x.tanh(), 1e-10)
+        d = difference(out.value, ref(x), 1e-8)
         assert d is None, f"the value: {d}"
         (out*out + out*v).sum().backward()
         assert v.grad is not None, \
             "`v.grad` is None after backward: the result has no link to `v`"
-        d = difference(v.grad, _torch_grad(lambda x: x.tanh()**2 + x.tanh()*x, x), 1e-10)
-        assert d is None, f"`v.grad` after backward of (tanh(v)*tanh(v) + tanh(v)*v).sum(): {d}"
+        d = difference(v.grad, _torch_grad(lambda x: ref(x)**2 + ref(x)*x, x), 1e-7)
+        assert d is None, f"`v.grad` after backward of (s*s + s*v).sum(), s = softplus(v): {d}"
+    v = Var(torch.tensor([-1000.,0.,1000.], dtype=torch.float64))
+    out = f(v)
+    out.sum().backward()
+    d = difference(out.value, ref(v.value), 1e-8) or difference(v.grad, v.value.sigmoid(), 1e-8)
+    assert d is None, f"at -1000, 0 and 1000: {d}"
+
+# %% ../../nbs/solutions/03_backprop.ipynb #f11621bd
+def _test_mse(f):
+    for i in range(4):
+        torch.manual_seed(i)
+        n = 2+dims()[0]
+        p,y = _rand(n),_rand(n)
+        for a,b in ((p[:,None],y), (p,y[:,None]), (p[:,None],y[:,None]), (p,y)):
+            shapes = f"predictions {tuple(a.shape)}, labels {tuple(b.shape)}"
+            d = difference(torch.as_tensor(f(a, b)), ((p-y)**2).mean(), 1e-10)
+            assert d is None, f"{shapes}: {d}"
+    for a,b in ((_rand(5, 1),_rand(4)), (_rand(5, 1),_rand(1)), (_rand(1),_rand(3))):
+        try: f(a, b)
+        except Exception: continue
+        raise AssertionError(f"predictions {tuple(a.shape)} and labels {tuple(b.shape)} cannot "
+                             "belong together, and should be an error")
 
 # %% ../../nbs/solutions/03_backprop.ipynb #4b08eedc
 def _planted(x):
@@ -61,36 +83,68 @@ def _test_find_bug(f):
             if isinstance(got, (tuple,list)): got = tuple(int(o) for o in got)
             assert got==want, f"with {what}, shape {shape}: expected {want}, got {got!r}"
 
-# %% ../../nbs/solutions/03_backprop.ipynb #6addcf4a
-def _softplus_case():
-    shape = dims(2)
-    z = _rand(*shape)
-    z.view(-1)[0] = 1000. if torch.rand(())<.5 else -1000.
-    return _rand(*shape),z
+# %% ../../nbs/solutions/03_backprop.ipynb #c988cd15
+class _InPlaceOf:
+    "`Var.backward` is `f` within the `with` block."
+    def __init__(self, f): self.f = f
+    def __enter__(self): self.ours,Var.backward = Var.backward,self.f
+    def __exit__(self, *args): Var.backward = self.ours
 
-def _logistic_grad(x, y, w):
-    loss = torch.nn.functional.binary_cross_entropy_with_logits
-    return _torch_grad(lambda w: loss(x@w, y), w)
+def _net_loss(x, w, b): return (((x@w + b).relu()*b + w.sum(0))**2).mean()
 
-def _logistic_case():
-    n,ni = dims(2, 2)
-    return _rand(n, ni),(torch.rand(n, 1)<.5).double(),_rand(ni, 1)
+def _test_backward(f):
+    with _InPlaceOf(f):
+        for i in range(3):
+            torch.manual_seed(i)
+            x,ws = _rand(5, 4),[_rand(4, 3),_rand(3)]
+            vs,ts = [Var(w) for w in ws],[w.clone().requires_grad_() for w in ws]
+            _net_loss(x, *vs).backward()
+            _net_loss(x, *ts).backward()
+            for name,v,t in zip('wb', vs, ts):
+                assert v.grad is not None, f"the `grad` of `{name}` is still None"
+                d = difference(torch.as_tensor(v.grad), t.grad, 1e-9)
+                assert d is None, f"the gradient of `{name}` in a small net: {d}"
+        _test_doublings()
+        ws,losses = [_rand(4, 3),_rand(3)],[]
+        for _ in range(30):
+            vs = [Var(w) for w in ws]
+            loss = _net_loss(x, *vs)
+            loss.backward()
+            losses.append(loss.value.item())
+            ws = [v.value-.005*v.grad for v in vs]
+        assert losses[-1]<losses[0], "thirty steps of training do not lower the loss of a net"
 
+# %% ../../nbs/solutions/03_backprop.ipynb #e8bad99b
+def _test_doublings():
+    calls = 0
+    def back(g):
+        nonlocal calls
+        calls += 1
+        assert calls<500, "forty doublings: more than 500 links were followed, each needs one"
+        return g
+    v = a = Var(torch.tensor(1.).double())
+    for _ in range(40): v = Var(v.value*2, [(v,back),(v,back)], 'double')
+    v.backward()
+    d = difference(torch.as_tensor(a.grad), torch.tensor(2.**40).double())
+    assert d is None, f"the gradient after forty doublings: {d}"
+
+# %% ../../nbs/solutions/03_backprop.ipynb #acffe2b1
 check = Checker(
+    slopes=Exercise(compare(lambda: [45.,24.], lambda: (), n=1),
+        "`a` moves c at rate b and d at rate 1; c moves e at rate d, and d moves e at rate c. "
+        "Add the two paths."),
     predicted_grads=Exercise(compare(lambda: ([3.,5.,7.], [6.,10.,14.]), lambda: (), n=1),
         "Each number has three paths to the sum: as both factors of the product and alone. "
         "`backward` adds to `grad`."),
-    softplus_grad=Exercise(
-        compare(lambda g, z: _torch_grad(torch.nn.functional.softplus, z, g), _softplus_case,
-                eps=1e-8),
+    fixed_mse=Exercise(_test_mse,
+        "A column minus a row is a square. Bring the labels into the shape of the predictions "
+        "first, by a function that refuses another number of them."),
+    softplus=Exercise(_test_softplus,
         "The slope of softplus is the logistic function. Which way of writing it holds where e "
-        "to the z overflows?"),
-    logistic_grad=Exercise(compare(_logistic_grad, _logistic_case, eps=1e-10),
-        "Find the gradient with respect to s first: logarithms and slopes cancel. The rest is "
-        "a linear layer."),
-    tanh=Exercise(_test_tanh,
-        "The slope of tanh can be written with the value itself: 1-tanh**2. A link is a pair "
-        "(parent, back)."),
+        "to the a overflows? A link is a pair (parent, back)."),
     find_bug=Exercise(_test_find_bug,
         "Find the largest absolute difference from `numeric_grad`; `torch.unravel_index` makes "
-        "a tuple of a place."))
+        "a tuple of a place."),
+    rebuilt_backward=Exercise(_test_backward,
+        "List the values parents first, then go through the list from the end. What arrives at "
+        "a parent is added up, after summing over what was broadcast."))
