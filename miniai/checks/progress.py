@@ -107,13 +107,13 @@ def progress_map(
     for l in lessons:
         solved = [f"{l['file']}/{e['name']}" in passed for e in l['exercises']]
         done,n = done+sum(solved),n+len(solved)
-        marks = ''.join('●' if o else '○' for o in solved)
+        marks = ''.join('\u25cf' if o else '\u25cb' for o in solved)
         lines.append(f"{l['file'][:2]}  {l['title']:<44.44}  {marks}")
         if following is None and not all(solved): following = l,l['exercises'][solved.index(False)]
     lines += ['', f"{done} of {n} exercises solved"]
     if following:
         l,e = following
-        more = f" ({'★'*e['stars']}, {e['minutes']} minutes)" if e['stars'] else ''
+        more = f" ({chr(0x2605)*e['stars']}, {e['minutes']} minutes)" if e['stars'] else ''
         lines.append(f"Next: {e['title'] or e['name']}{more}, in {l['file']}.ipynb: `check({e['name']})`")
     else: lines.append('That is all of them. Well done!')
     return '\n'.join(lines)
