@@ -13,7 +13,8 @@ def course():
     lessons = []
     for file in sorted((root/'nbs').glob('[0-9][0-9]_*.ipynb')):
         cells = [(c['cell_type'], ''.join(c['source'])) for c in json.loads(file.read_text(encoding='utf-8'))['cells']]
-        title,found,asked,checks = cells[0][1].splitlines()[0][2:],[],None,''
+        title = next(s for k,s in cells if k=='markdown' and s.startswith('# ')).splitlines()[0][2:]
+        found,asked,checks = [],None,''
         for kind,source in cells:
             if kind=='markdown' and (m := [*exercise.finditer(source)]): asked = m[-1]
             if m := re.search(r'^from miniai\.checks\.(\w+) import check\b', source, re.M): checks = m[1]
