@@ -6,31 +6,40 @@
 __all__ = ['check']
 
 # %% ../../nbs/solutions/06_foundations.ipynb #fda8bc8d
-import inspect, random
-from contextlib import contextmanager, suppress
+import inspect
+from contextlib import suppress
 from types import SimpleNamespace
 from .core import Checker, Exercise
 
 # %% ../../nbs/solutions/06_foundations.ipynb #180a2c03
-def _true_log():
-    log = []
-    @contextmanager
-    def room(name):
-        log.append(f'enter {name}')
-        try: yield
-        finally: log.append(f'leave {name}')
-    with suppress(StopIteration), room('a'), room('b'):
-        log.append('work')
-        raise StopIteration
-    log.append('home')
-    return log
+def _test_counter(f):
+    count,other = f(),f()
+    for want in (1, 2, 3):
+        got = count()
+        assert got==want, f"call {want} of the function should return {want}, got {got!r}"
+    got = other()
+    assert got==1, f"a second counter should begin at 1, got {got!r}"
+    assert count()==4, "the first counter should go on at 4 after the second was used"
 
-def _test_log(f):
-    got,want = f(),_true_log()
-    assert isinstance(got, list), f"expected a list of strings, got {got!r}"
-    good = next((i for i,(g,w) in enumerate(zip(got, want)) if g!=w), min(len(got), len(want)))
-    assert got==want, \
-        f"the first {good} entries are right, then your list and the program differ"
+def _visit(x, log):
+    try:
+        log.append('try')
+        1/x
+        log.append('divided')
+    except ZeroDivisionError: log.append('except')
+    else: log.append('else')
+    finally: log.append('finally')
+    log.append('end')
+
+def _test_parts(f):
+    got = f()
+    assert isinstance(got, (list,tuple)) and len(got)==3, f"expected three lists, got {got!r}"
+    for x,g in zip((1, 0, 'one'), got):
+        want = []
+        with suppress(TypeError): _visit(x, want)
+        good = next((i for i,(a,b) in enumerate(zip(g, want)) if a!=b), min(len(g), len(want)))
+        assert list(g)==want, \
+            f"for {x!r} the first {good} entries are right, then list and program differ"
 
 # %% ../../nbs/solutions/06_foundations.ipynb #295e6115
 def _test_swapped(f):
@@ -78,41 +87,20 @@ def _test_memoize(f):
     assert str(inspect.signature(fast))=='(x, y=2)', \
         f"the signature was lost: {inspect.signature(fast)}"
 
-# %% ../../nbs/solutions/06_foundations.ipynb #8a8b6d40
-def _test_compose(f):
-    rng = random.Random(0)
-    def double(x): return 2*x
-    def less3(x): return x-3
-    def total(*args, scale=1): return scale*sum(args)
-    x = rng.randint(1, 99)
-    assert f(double)(x)==2*x, f"compose(double)({x}) should be {2*x}, got {f(double)(x)}"
-    got = f(double, less3)(x)
-    assert got==2*x-3, f"compose(double, less3)({x}) should be {2*x-3}, got {got}"
-    g = f(double, less3)
-    assert g(x)==g(x)==2*x-3, "the composed function should work a second time as well"
-    got = f(total, double, less3, abs)(x, 1, scale=-1)
-    assert got==2*x+5, \
-        f"compose(total, double, less3, abs)({x}, 1, scale=-1) should be {2*x+5}, got {got}"
-    assert f()(x)==x, f"compose()({x}) should be {x}, got {f()(x)}"
-
-# %% ../../nbs/solutions/06_foundations.ipynb #9fc126f2
-def _test_countdown(f):
-    for n in (3, 1, 0, 7):
-        it = f(n)
-        assert iter(it) is it, "iter(Countdown(n)) should be the object itself"
-        got = []
-        for v in it:
-            got.append(v)
-            assert len(got)<=n, f"Countdown({n}) should end after {n} values, it gave {got}"
-        want = list(range(n, 0, -1))
-        assert got==want, f"list(Countdown({n})) should be {want}, got {got}"
-        try: next(it)
-        except StopIteration: pass
-        else: raise AssertionError(f"after its end, next of Countdown({n}) should raise "
-                                   f"StopIteration again")
-    a,b = iter(f(3)),iter(f(3))
-    next(a)
-    assert next(b)==3, "two Countdowns should count on their own"
+# %% ../../nbs/solutions/06_foundations.ipynb #b7a1c2d3
+def _test_read_lr(f):
+    for text,want in (('.02', .02), ('1e-3', 1e-3), ('2', 2.)):
+        got = f(text)
+        assert got==want, f"read_lr({text!r}) should be {want}, got {got!r}"
+    for text in ('fast', ''):
+        try: got = f(text)
+        except ValueError as e: error = e
+        else: raise AssertionError(f"read_lr({text!r}) should raise a ValueError, got {got!r}")
+        said = str(error)
+        assert 'lr' in said and repr(text) in said, \
+            f"the message should name lr and show {text!r}, it says: {said}"
+        assert isinstance(error.__cause__, ValueError), \
+            "the first error should be kept as the cause: `raise ... from e`"
 
 # %% ../../nbs/solutions/06_foundations.ipynb #e8ad290e
 def _tell(cb, event):
@@ -153,19 +141,20 @@ def _test_patience(f):
 
 # %% ../../nbs/solutions/06_foundations.ipynb #3bdc94ac
 check = Checker(
-    predicted_log=Exercise(_test_log,
-        "The error passes through the inner room first. What does each `finally` do, and who "
-        "catches the error?"),
+    make_counter=Exercise(_test_counter,
+        "A variable in the outer function, and `nonlocal` in the inner one."),
+    predicted_parts=Exercise(_test_parts,
+        "In the third case the line 1/x raises a TypeError, which no `except` of `visit` "
+        "names. Which part runs all the same?"),
     swapped=Exercise(_test_swapped,
         "Under `@contextmanager`: read the old value, set the new, `yield` inside `try`, set "
         "the old in `finally`."),
     memoize=Exercise(_test_memoize,
         "A dict made inside `memoize`, a key from `args` and the sorted items of `kwargs`, and "
         "`wraps`."),
-    compose=Exercise(_test_compose,
-        "The first function gets `*args, **kwargs`; each further one gets the last result."),
-    Countdown=Exercise(_test_countdown,
-        "`__iter__` returns `self`. `__next__` raises `StopIteration` when nothing is left."),
+    read_lr=Exercise(_test_read_lr,
+        "`try: return float(text)`, and below it `except ValueError as e: raise "
+        "ValueError(...) from e`. An f-string shows the text with its quotes by {text!r}."),
     PatienceCB=Exercise(_test_patience,
         "`before_loop` sets the best height to the present `self.value` and a count to zero; "
         "`after_step` compares, and starts the count again at every new low."))
