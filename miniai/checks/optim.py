@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['check']
 
-# %% ../../nbs/solutions/12_accel_sgd.ipynb #7176f9aa
+# %% ../../nbs/solutions/12_accel_sgd.ipynb #0ae731db
 import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from .core import Checker,Exercise,compare,difference,dims
+from ..optim import AdamW
 
 # %% ../../nbs/solutions/12_accel_sgd.ipynb #d4ec5be7
 def _steady(lr, momentum, n):
@@ -77,12 +78,49 @@ def _lion_args():
     p,grad,m = torch.randn(3, *dims(2), dtype=torch.float64)
     return p, grad, m, .1*torch.rand(()).item(), (.9, .99), torch.rand(()).item()
 
-def _ramp(n, total_steps, warmup):
-    return (n+1)/warmup if n<warmup else (total_steps-n)/(total_steps-warmup)
+def _adam(grads, lr, betas, eps):
+    "What torch's Adam makes of a parameter 0 and these gradients: all parameters on the way."
+    p = torch.zeros_like(grads[0], requires_grad=True)
+    opt,res = torch.optim.Adam([p], lr=lr, betas=betas, eps=eps),[]
+    for g in grads:
+        p.grad = g.clone()
+        opt.step()
+        res.append(p.detach().clone())
+    return res
 
-def _ramp_args():
-    warmup,rest = dims(2, 1, 9)
-    return int(torch.randint(warmup+rest, ())), warmup+rest, warmup
+def _test_adam(f):
+    for i in range(4):
+        torch.manual_seed(i)
+        grads = torch.randn(6, *dims(2), dtype=torch.float64)
+        lr,betas,eps = .1,((.9,.999),(.5,.9))[i%2],(1e-8,.01)[i//2]
+        p = m = s = torch.zeros_like(grads[0])
+        for n,(grad,want) in enumerate(zip(grads, _adam(grads, lr, betas, eps)), 1):
+            p,m,s = f(p, grad, m, s, n, lr, betas, eps)
+            d = difference(p, want, 1e-8)
+            assert d is None, f"betas={betas}, eps={eps}: the parameter after step {n}: {d}"
+
+# %% ../../nbs/solutions/12_accel_sgd.ipynb #51e72a0b
+def _weights_after(opt_func, **settings):
+    "Weights of a small linear model after each of 12 batches; one parameter gets no gradient."
+    torch.manual_seed(0)
+    x = torch.randn(12, 20, 3, dtype=torch.float64)
+    w,b,unused = (torch.ones(s, dtype=torch.float64, requires_grad=True) for s in ((3,2),2,1))
+    opt,res = opt_func(iter([w, b, unused]), **settings),[]
+    for xb in x:
+        ((xb@w+b-xb.sum(1, keepdim=True)*2)**2).mean().backward()
+        opt.step()
+        opt.zero_grad()
+        res.append([o.detach().clone() for o in (w, b, unused)])
+    return res
+
+def _test_rebuilt(f):
+    for settings in (dict(lr=.1), dict(lr=.01, betas=(.5, .9), eps=.01),
+                     dict(lr=.05, weight_decay=.5), {}):
+        want = _weights_after(AdamW, **settings)
+        got = _weights_after(f, **settings)
+        for i,(a,b) in enumerate(zip(got, want), 1):
+            d = difference(a, b, 1e-8)
+            assert d is None, f"with {settings}, the weights after batch {i}: {d}"
 
 # %% ../../nbs/solutions/12_accel_sgd.ipynb #0bd9b715
 check = Checker(
@@ -98,6 +136,10 @@ check = Checker(
     lion_step=Exercise(compare(_lion, _lion_args, n=10, eps=1e-10),
         "Two different averages: the one inside the sign uses betas[0] and is not kept, the "
         "one that is kept uses betas[1]."),
-    ramp=Exercise(compare(_ramp, _ramp_args, n=40),
-        "The first step already moves, so the rise is (n+1)/warmup. The fall is 1 at n=warmup "
-        "and would be 0 at n=total_steps."))
+    adam_step=Exercise(_test_adam,
+        "Follow `m` with a gradient of 1 through two steps by hand. What should be remembered, "
+        "the averages or their corrected values?"),
+    MyAdamW=Exercise(_test_rebuilt,
+        "Shrink each parameter by 1-lr*weight_decay first, then take Adam's step with the "
+        "gradient as it is. A parameter whose `grad` is None stays as it is. The parameters "
+        "may come as an iterator: make a list."))
