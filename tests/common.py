@@ -20,7 +20,7 @@ def module_of(file):
 # Module -> number of its lesson; checkers and appendices may use their own lesson, so they come half a step later
 order = {module_of(f): int(f.name[:2]) for f in lessons if module_of(f)}
 order |= {m: int(f.name[:2])+.5 for f in notebooks if f.parent!=nbs and f.name[0].isdigit() and (m := module_of(f))}
-order |= {'checks.progress': -2, 'checks.core': -1, '': -1}
+order |= {'board': -3, 'checks.progress': -2, 'checks.core': -1, '': -1}
 
 def path(module): return root/'miniai'/f"{module.replace('.', '/')}.py"
 

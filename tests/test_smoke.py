@@ -9,6 +9,11 @@ from common import exports,order,python
 torch.manual_seed(0)
 x,y = torch.rand(40, 1, 8, 8),torch.arange(40)%10
 
+def call_board():
+    from miniai import board as b
+    assert len(b.load_board())>=8 and isinstance(b.show_board('accuracy', '09'), b.Board)
+    with pytest.raises(ValueError, match='upto'): b.show_board('accuracy', 9)
+
 def call_data():
     from PIL.Image import fromarray
     from miniai import data as d
