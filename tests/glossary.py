@@ -15,7 +15,8 @@ def terms(file):
     for c in cells(file, 'markdown'):
         text = re.sub(r'```.*?```', ' ', source(c), flags=re.S)
         if re.match('## (How this differs|What we built|Exercises|Sources)', text): break
-        for m in re.finditer(r'\*\*([^*]+?)\*\*', text):
+        text = re.sub(r'`[^`\n]*\*\*[^`\n]*`', '`code`', text)
+        for m in re.finditer(r'\*\*([^*\n]+?)\*\*', text):
             t = m[1]
             after,line = text[m.end():m.end()+3],text[:m.start()].rsplit('\n', 1)[-1]
             if t in labels or re.search(r'[.:?!]$', t) or re.match(r'\d+\.|Warm-up', t) or after.startswith((' (★','.',':')) and not line.strip(' -*'): continue
