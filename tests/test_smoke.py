@@ -124,6 +124,7 @@ def call_conv():
     assert c.conv_size(28, 3, stride=2, padding=1)==14 and c.receptive_field([(3,1,1)]*2)==5
     xb = c.to_device(dict(x=x.float(), y=(y, 'name')), c.def_device)
     assert c.to_cpu([xb['x'].bfloat16()])[0].dtype==torch.float32
+    assert c.map_nested((x, [dict(a=y)]), len)==(len(x), [dict(a=len(y))])
     assert c.conv2d(x.float(), torch.ones(2, 1, 3, 3), padding=1).shape==(len(x), 2, *x.shape[2:])
     assert c.conv(1, 4)(x.float()).shape==(len(x), 4, x.shape[2]//2, x.shape[3]//2) and c.cnn((4,8))(x.float()).shape==(len(x), 10)
 

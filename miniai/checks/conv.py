@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from .core import Checker,Exercise,compare,dims
-from ..conv import receptive_field
+from .core import Checker,Exercise,compare,difference,dims
+from ..conv import cnn,receptive_field
 
 # %% ../../nbs/solutions/07_convolutions.ipynb #a67302c5
 def _layer_cost(ni, nf, ks, stride, groups, size):
@@ -23,11 +23,7 @@ def _cost_args():
     groups,a,b,half,stride = dims(5, 1, 3)
     return groups*a, groups*b, 2*half-1, stride, groups, dims(1, 1, 30)[0]
 
-def _conv1d(x, weight, stride): return F.conv1d(x, weight, stride=stride)
-
-def _conv1d_args():
-    n,ni,nf,ks = dims(4, 1, 5)
-    return torch.randn(n, ni, ks+dims(1, 0, 20)[0]), torch.randn(nf, ni, ks), dims(1, 1, 3)[0]
+def _blur(): return torch.full((3, 3), 1/9)
 
 def _pool_args():
     n,c,ks = dims(3, 1, 4)
@@ -58,6 +54,30 @@ def _test_shifts(f):
     with torch.no_grad(), _Largest() as seen: f(x, w)
     assert seen.most<=limit, f"x has {x.numel()} numbers, {seen.name} made one of {seen.most}"
 
+# %% ../../nbs/solutions/07_convolutions.ipynb #a1f0c0de
+def _conv_args():
+    n,ni,nf,ks = dims(4, 1, 4)
+    h,w = dims(2, ks, ks+8)
+    x,weight,bias = torch.randn(n, ni, h, w),torch.randn(nf, ni, ks, ks),torch.randn(nf)
+    return x.double(), weight.double(), bias.double(), dims(1, 1, 3)[0], dims(1, 0, 2)[0]
+
+def _with(f, net, x):
+    "Scores and gradients of `net`, whose convolutions are computed by `f`."
+    layers = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+    for m in layers:
+        m.forward = lambda x, m=m: f(x, m.weight, m.bias, m.stride[0], m.padding[0])
+    scores = net(x)
+    loss = F.cross_entropy(scores, torch.arange(len(x)))
+    return scores.detach(),*torch.autograd.grad(loss, list(net.parameters()))
+
+def _test_conv2d(f):
+    compare(F.conv2d, _conv_args, n=20)(f)
+    torch.manual_seed(0)
+    net,x = cnn((4,8), n_out=3).double(),torch.randn(3, 1, 8, 7).double()
+    got,want = _with(f, net, x),_with(F.conv2d, net, x)
+    d = difference(list(got), list(want), 1e-9)
+    assert d is None, f"in the place of `nn.Conv2d`, scores and gradients of a `cnn`: {d}"
+
 # %% ../../nbs/solutions/07_convolutions.ipynb #5d7d5129
 def _expect(case, what, got, want):
     assert got==want, f"{case}: expected {what} {want}, got {got}"
@@ -83,18 +103,20 @@ def _test_separable(f):
 
 # %% ../../nbs/solutions/07_convolutions.ipynb #ebc2ea27
 check = Checker(
+    blur=Exercise(compare(_blur, tuple, n=1),
+        "The mean of nine numbers is a sum in which each of them counts one ninth."),
     layer_cost=Exercise(compare(_layer_cost, _cost_args, n=30),
         "The weight has the shape (nf, ni/groups, ks, ks). Each number of the output costs as "
         "many multiplications as one filter has weights."),
-    conv1d=Exercise(compare(_conv1d, _conv1d_args, n=20),
-        "`x.unfold(2, ks, stride)` gives (n,ni,places,ks). Then sum over the channels and the "
-        "places in the kernel."),
     max_pool=Exercise(compare(F.max_pool2d, _pool_args, n=20),
         "Unfold dimension 2, then dimension 3; the windows are the last two dimensions, and "
         "`amax` takes both."),
     conv_shifts=Exercise(_test_shifts,
-        "For u, v the slice is x[:, :, u:u+ho, v:v+wo]. Start from zeros of the output's shape "
-        "and add."),
+        "The slice is right. Which number of the kernel meets it? Take u = v = 0, and compare "
+        "with `slide`."),
+    my_conv2d=Exercise(_test_conv2d,
+        "`F.unfold` gives (n, ni*kh*kw, places), and `weight.flatten(1)` is (nf, ni*kh*kw). "
+        "The number of rows of the output is (h+2*padding-kh)//stride + 1."),
     separable=Exercise(_test_separable,
         "With groups=ni and as many filters as channels, the weight is (ni,1,ks,ks). The "
         "stride belongs to this layer."))
