@@ -18,8 +18,8 @@ from safetensors.torch import load_file,save_file
 from torch import nn
 
 # %% ../nbs/16_accel.ipynb #02760623
-from .conv import _nested
-from .learner import Callback,CancelBatch,ProgressCB,TrainCB,_rows,split_batch
+from .conv import map_nested
+from .learner import Callback,CancelBatch,ProgressCB,TrainCB,batch_rows,split_batch
 from .optim import BatchSchedCB,EpochSchedCB,RecorderCB
 from .training import length
 
@@ -73,7 +73,7 @@ def update(self:LossScaler,
 # %% ../nbs/16_accel.ipynb #f23e08e0
 def _float(x):
     "`x` with its tensors of 16 bits in float32."
-    return _nested(x, lambda t: t.float() if t.dtype in (torch.float16,torch.bfloat16) else t)
+    return map_nested(x, lambda t: t.float() if t.dtype in (torch.float16,torch.bfloat16) else t)
 
 class MixedPrecisionCB(TrainCB):
     "`TrainCB` with products in 16 bits; float16 scales the loss and leaves out broken steps."
@@ -192,7 +192,7 @@ def _average(self:AccumulateCB):
 
 @patch
 def _backward(self:AccumulateCB, learn, backward):
-    n,loss = vars(learn).get('rows') or _rows((learn.preds, learn.batch)),learn.loss
+    n,loss = vars(learn).get('rows') or batch_rows((learn.preds, learn.batch)),learn.loss
     n = 1 if n is None else n
     if not self.total: self.first = n
     if n:                                                   # an empty batch adds nothing
@@ -237,7 +237,7 @@ class ClipCB(Callback):
         for g in grads: g *= factor
 
 # %% ../nbs/16_accel.ipynb #3e041ac1
-def _share(x, i, n): return _nested(x, lambda t: t.tensor_split(n)[i] if t.ndim else t)
+def _share(x, i, n): return map_nested(x, lambda t: t.tensor_split(n)[i] if t.ndim else t)
 
 class AccelerateCB(TrainCB):
     "`TrainCB` for many processes: each takes its part of a batch, all take the same step."
@@ -280,13 +280,13 @@ class AccelerateCB(TrainCB):
 def predict(self:AccelerateCB, learn):
     acc,(inputs,targets) = self.accelerator,split_batch(learn.batch, self.n_inp, self.keys)
     i,n = (acc.process_index,acc.num_processes) if learn.training else (0,1)
-    rows = _rows(inputs)
+    rows = batch_rows(inputs)
     if rows<n:
         raise ValueError(f"dls.train: a batch of {rows} rows is not enough for {n} processes; "
                          "use drop_last")
-    inputs,targets = (_nested(_share(o, i, n), lambda t: t.to(acc.device))
+    inputs,targets = (map_nested(_share(o, i, n), lambda t: t.to(acc.device))
                       for o in (inputs,targets))
-    self.weight,learn.rows = _rows(inputs)*n/rows,rows              # of the whole batch
+    self.weight,learn.rows = batch_rows(inputs)*n/rows,rows              # of the whole batch
     learn.inputs,learn.targets = inputs,targets
     learn.preds = (self.model if learn.training else learn.model)(*inputs)
 
@@ -296,7 +296,7 @@ def backward(self:AccelerateCB, learn):
     self.accelerator.backward(loss)
     learn.loss = self.accelerator.reduce(loss.detach(), 'mean')
     if self.accelerator.num_processes==1: return
-    learn.preds = _nested(learn.preds, partial(self._whole, learn))
+    learn.preds = map_nested(learn.preds, partial(self._whole, learn))
     learn.targets = split_batch(learn.batch, self.n_inp, self.keys)[1]
 
 @patch

@@ -65,8 +65,6 @@ def map_nested(
         return type(x)(*parts) if hasattr(x, '_fields') else type(x)(parts)
     return x
 
-_nested = map_nested
-
 # %% ../nbs/07_convolutions.ipynb #b895422c
 def to_device(
     x, # A tensor, or tuples, lists, named tuples and mappings of tensors, nested as you like

@@ -156,7 +156,6 @@ def concat_batches(
     if isinstance(first, torch.Tensor): return torch.cat(parts)
     return tuple(map(concat_batches, zip(*parts)))
 
-_rows,_kept,_joined = batch_rows,to_cpu_copy,concat_batches      # their older names
 
 class EpochMetric:
     "The value of a function on the predictions and targets of a whole pass, such as F1."
