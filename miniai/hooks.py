@@ -6,6 +6,8 @@
 __all__ = ['Hook', 'Hooks', 'ActivationStatsCB']
 
 # %% ../nbs/10_activations.ipynb #a49689bb
+#| code-summary: "Imports of the module that this lesson exports"
+#| code-fold: true
 import numpy as np,torch
 from collections import Counter
 from collections.abc import Mapping
@@ -59,6 +61,8 @@ class Hooks:
     def __exit__(self, *args): self.remove()
 
 # %% ../nbs/10_activations.ipynb #f5e34b50
+#| code-summary: "Exported: the summary of one output, on any device and in any precision"
+#| code-fold: true
 def _tensor(out):
     "The first tensor in `out`, which may be nested tuples, lists and dicts, or None."
     if isinstance(out, torch.Tensor): return out
@@ -71,18 +75,20 @@ def _summary(
     bins, # Number of bins
     lims, # Ends of the histogram
     dim, # Dimension of `out` that counts the units
-): # (4+bins,), float32: mean, deviation, share of zeros, share of dead units, counts
+): # (4+bins,), float32: mean, std, fractions of zeros and of dead units, counts
     "All that we keep of one output, on its device and without waiting for it."
     x = out.detach().float()  # bf16 has too few digits for sums of squares
     var,mean = torch.var_mean(x, correction=0)
     zero = x==0
     # (units,all the rest)
     units = zero.movedim(dim, 0).flatten(1) if x.ndim>1 else zero.reshape(1, -1)
-    shares = zero.float().mean(), units.all(1).float().mean()
+    fractions = zero.float().mean(), units.all(1).float().mean()
     counts = torch.histc(x.clamp(*lims), bins, *lims)
-    return torch.cat([torch.stack([mean, var.sqrt(), *shares]), counts])
+    return torch.cat([torch.stack([mean, var.sqrt(), *fractions]), counts])
 
 # %% ../nbs/10_activations.ipynb #f2b77fc1
+#| code-summary: "Exported: ActivationStatsCB, the callback"
+#| code-fold: true
 class ActivationStatsCB(Callback):
     "Keeps statistics of what modules give out, for each training batch of the last fit."
     in_lr_find = False
@@ -121,6 +127,8 @@ class ActivationStatsCB(Callback):
         self.rows.setdefault(name, []).append(_summary(t, self.bins, self.lims, self.dim))
 
 # %% ../nbs/10_activations.ipynb #21329e45
+#| code-summary: "Exported: the choice of modules, and record, which gives out what was kept"
+#| code-fold: true
 def _is_act(m):
     "Is `m` an activation function?"
     torchs = type(m).__module__=='torch.nn.modules.activation'
@@ -146,7 +154,7 @@ def _chosen(model, mods):
 
 @patch
 def record(self:ActivationStatsCB,
-    what, # 'mean', 'deviation', 'zero' and 'dead' (shares of zeros, of dead units) or 'hist'
+    what, # 'mean', 'deviation', 'zero' and 'dead' (fractions of zeros, dead units) or 'hist'
 ): # Dict: name of a layer -> tensor (batches,), for 'hist' (batches,bins); float32, on the CPU
     "One kind of record of all layers, in the order in which they were called."
     if what not in self.records:
@@ -156,6 +164,8 @@ def record(self:ActivationStatsCB,
     return {name: torch.stack(rows).cpu()[:, part] for name,rows in self.rows.items()}
 
 # %% ../nbs/10_activations.ipynb #bf6c92c4
+#| code-summary: "Exported: plot_stats and plot_dead, lines over the batches"
+#| code-fold: true
 @patch
 def _lines(self:ActivationStatsCB, axs, **labels):
     "Draw the records named in `labels`, one on each of `axs`."
@@ -176,19 +186,21 @@ def _lines(self:ActivationStatsCB, axs, **labels):
 def plot_stats(self:ActivationStatsCB,
     axs=None, # Two axes to draw on; a new figure if None
 ): # The two axes
-    "Draw the mean and the deviation of each layer's outputs over the training batches."
-    return self._lines(axs, mean='mean', deviation='deviation')
+    "Draw the mean and standard deviation of each layer's outputs over the training batches."
+    return self._lines(axs, mean='mean', deviation='standard deviation')
 
 @patch
 def plot_dead(self:ActivationStatsCB,
     axs=None, # Two axes to draw on; a new figure if None
 ): # The two axes
-    "Draw each layer's shares of zeros and of units that are zero for the whole batch."
-    axs = self._lines(axs, zero='share of zeros', dead='share of dead units')
+    "Draw each layer's fractions of zeros and of units that are zero for the whole batch."
+    axs = self._lines(axs, zero='fraction of zeros', dead='fraction of dead units')
     for ax in axs: ax.set_ylim(-.03, 1.03)
     return axs
 
 # %% ../nbs/10_activations.ipynb #5a2cc554
+#| code-summary: "Exported: plot_hists, the histograms over time"
+#| code-fold: true
 @patch
 def plot_hists(self:ActivationStatsCB,
     axs=None, # Axes to draw on, one for each layer; a new figure if None

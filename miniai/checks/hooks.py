@@ -96,6 +96,20 @@ def _capture_test(f):
         _check_left(net, before)
     _after_error(lambda: f(net, m, x), net)
 
+# %% ../../nbs/solutions/10_activations.ipynb #4b47206c
+def _size_test(f):
+    for i in range(5):
+        torch.manual_seed(i)
+        net,m,x = _net()
+        before = _state(net.train(i%2==0))
+        batches = x.split([4, 1]) if i%2 else x.split([1, 2, 2])
+        want = _by_hand(net, m, x)[0].pow(2).mean().sqrt()
+        d = difference(f(net, m, batches), want)
+        sizes = ' and '.join(str(len(o)) for o in batches)
+        assert d is None, f"case {i+1} of 5, batches of {sizes} images, the size at {m}: {d}"
+        _check_left(net, before)
+    _after_error(lambda: f(net, m, batches), net)
+
 # %% ../../nbs/solutions/10_activations.ipynb #d10452e0
 def _silence_test(f):
     for i in range(5):
@@ -135,8 +149,14 @@ def _gradients_test(f):
 
 # %% ../../nbs/solutions/10_activations.ipynb #ddea0035
 check = Checker(
+    rms = Exercise(compare(lambda x: x.pow(2).mean().sqrt(),
+                           lambda: (torch.randn(dims(2))*3+dims(1)[0],)),
+        "Read the name from its end: first square, then take the mean, then the root."),
+    size_over_batches = Exercise(_size_test,
+        "Add up squares and count values over all batches; one division and one root at the "
+        "end. And who takes the hook away?"),
     always_dead = Exercise(_always_dead_test,
-        "A unit counts if it is zero for every picture, at every place and in every batch. "
+        "A unit counts if it is zero for every image, at every place and in every batch. "
         "Which units are dead in each batch? Join these answers before you take a mean."),
     capture = Exercise(_capture_test,
         "Let a hook put its output somewhere. The lesson's context manager removes it always."),
