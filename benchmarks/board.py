@@ -64,7 +64,8 @@ def cycle(data):
 
 # (lesson, what it is, epochs, training, what fast.ai's course reports for as many epochs)
 recipes = [('04', 'one linear layer', 7, linear, None), ('04', 'two layers', 7, plain, None),
-           ('07', 'convolutions, momentum', 4, conv, None), ('11', 'batch norm, Kaiming', 3, normed, '0.876'),
+           ('07', 'convolutions, momentum', 4, conv, None),
+           ('09', 'a wider net, the rate found', 4, found, None), ('11', 'batch norm, Kaiming', 3, normed, '0.876'),
            ('12', 'AdamW, one cycle', 5, cycle, '0.906')]
 stored = [('13', 'residual net', 5, '0.928 to 0.934'), ('14', 'crop and flip', 20, '0.943'), ('14', '+ erase', 50, '0.949')]
 

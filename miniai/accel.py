@@ -73,7 +73,8 @@ def update(self:LossScaler,
 # %% ../nbs/16_accel.ipynb #f23e08e0
 def _float(x):
     "`x` with its tensors of 16 bits in float32."
-    return map_nested(x, lambda t: t.float() if t.dtype in (torch.float16,torch.bfloat16) else t)
+    half = torch.float16,torch.bfloat16
+    return map_nested(x, lambda t: t.float() if t.dtype in half else t)
 
 class MixedPrecisionCB(TrainCB):
     "`TrainCB` with products in 16 bits; float16 scales the loss and leaves out broken steps."

@@ -16,7 +16,8 @@ from .ddpm import load_weights
 from .resnet import PoolBlock,resnet
 
 # %% ../nbs/17_fid.ipynb #35b3a7d6
-def _feature_net(): return resnet((16,32,64,128), block=PoolBlock, act=partial(nn.LeakyReLU, .1))
+def _feature_net():
+    return resnet((16,32,64,128), block=PoolBlock, act=partial(nn.LeakyReLU, .1))
 
 # %% ../nbs/17_fid.ipynb #7a6825e6
 def _check_pictures(x):
@@ -172,7 +173,7 @@ def against(self:FeatureNet,
     return FeatureNet(self.net, self.scale, stats(feats), feats[:n_feats])
 
 # %% ../nbs/17_fid.ipynb #e991ec7d
-def load_feature_net(): # `FeatureNet`, with Fashion-MNIST's 60,000 training pictures as its reference
+def load_feature_net(): # `FeatureNet`, its reference the 60,000 images of Fashion-MNIST
     "The ruler of the course, stored in the package; it needs no data."
     net = _feature_net()
     load_weights('fashion_features', net)

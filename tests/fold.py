@@ -1,6 +1,6 @@
 """Fold cells in JupyterLab as they are on the site: `python tests/fold.py [nbs/07_convolutions.ipynb ...]`.
 
-A cell with `#| code-fold: true` gets the metadata by which JupyterLab hides its source; a heading that begins with
+A cell with `#| code-fold: true`, or one that the site hides, gets the metadata by which JupyterLab hides its source; a heading that begins with
 "Making it robust" is collapsed with all that follows it. Every other cell is open."""
 import json,os,re,sys
 from pathlib import Path
@@ -11,7 +11,7 @@ def folded(cell): return cell['cell_type']=='code' and bool(re.search(r'^#\| cod
 def metadata(cell):
     "The metadata that this cell must have."
     kept = {k: v for k,v in cell['metadata'].items() if k not in ('jupyter','jp-MarkdownHeadingCollapsed')}
-    if folded(cell): kept['jupyter'] = dict(source_hidden=True)
+    if folded(cell) or cell['cell_type']=='code' and source(cell).startswith('#| hide'): kept['jupyter'] = dict(source_hidden=True)
     if cell['cell_type']=='markdown' and source(cell).startswith('## Making it robust'): kept['jp-MarkdownHeadingCollapsed'] = True
     return kept
 

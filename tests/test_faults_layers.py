@@ -181,3 +181,8 @@ def test_checkers_refuse_what_they_once_passed():
     for check,f in ((init, group_norm), (convs, separable), (hooks, silence), (hooks, capture), (hooks, always_dead)):
         passed,text = check.report(f)
         assert not passed and 'raised' not in text, text
+
+@pytest.mark.parametrize('name', ('stride','padding','dilation'))
+@pytest.mark.parametrize('bad', ((1,2,3), (1,), (1.5,1), (1,-1), 'ab', (1,None)))
+def test_pairs_of_conv2d_are_two_whole_numbers(name, bad):
+    with pytest.raises(ValueError, match=f'^{name}: expected'): conv2d(torch.rand(1, 1, 8, 8), torch.rand(1, 1, 3, 3), **{name: bad})

@@ -19,7 +19,8 @@ def _calls(n, k, scale):
     def _denoise(x, sigma, cond):
         counts.append(len(x))
         return x
-    guide = GuidedDenoiser(_denoise, torch.zeros(n, dtype=torch.int64), torch.ones(1, dtype=torch.int64),
+    guide = GuidedDenoiser(_denoise, torch.zeros(n, dtype=torch.int64),
+                           torch.ones(1, dtype=torch.int64),
                   scale)
     sample_heun(guide, torch.zeros(n, 1, 1, 1), karras_sigmas(k))
     return sum(counts)
