@@ -48,7 +48,7 @@ def found(data):
     "Lesson 09: the rate that `lr_find` suggests, the last epoch at a tenth of it."
     learn = Learner(cnn((16,32,64,128), norm=nn.BatchNorm2d), DataLoaders.from_tensors(*tensors(data), bs=128), F.cross_entropy,
                     cbs=[TrainCB(), MetricsCB(ours.accuracy)], opt_func=partial(optim.SGD, momentum=.9))
-    learn.lr = learn.lr_find().suggest()
+    learn.lr = learn.lr_find(plot=False)
     learn.fit(3)
     learn.fit(1, lr=learn.lr/10)
     return learn.history[-1]['valid_accuracy']

@@ -90,8 +90,7 @@ class MixedPrecisionCB(TrainCB):
             raise ValueError("scaler: bfloat16 has the range of float32 and needs none")
         super().__init__(n_inp, keys)
         self.dtype,self.ok = dtype,True              # was the last batch good?
-        # steps left out so far, and since the last good one
-        self.skipped,self.in_row = 0,0
+        self.skipped,self.in_row = 0,0    # steps left out so far, and since the last good one
         self.scaler = (scaler or LossScaler()) if dtype==torch.float16 else None
 
     def _autocast(self, learn):
