@@ -28,9 +28,9 @@ def deconv(
 class Autoencoder(nn.Module):
     "An encoder and a decoder, one after the other."
     def __init__(self,
-        encoder, # `nn.Module`: pictures (n,c,h,w) -> latents
-        decoder, # `nn.Module`: latents -> pictures (n,c,h,w)
-        factor=1, # Height and width of the pictures must be multiples of it
+        encoder, # `nn.Module`: images (n,c,h,w) -> latents
+        decoder, # `nn.Module`: latents -> images (n,c,h,w)
+        factor=1, # Height and width of the images must be multiples of it
     ):
         super().__init__()
         if not isinstance(factor, int) or factor<1:
@@ -38,18 +38,18 @@ class Autoencoder(nn.Module):
         self.encoder,self.decoder,self.factor = encoder,decoder,factor
 
     def encode(self,
-        x, # Pictures, (n,c,h,w), float
+        x, # Images, (n,c,h,w), float
     ): # Latents
-        "Squeeze the pictures."
+        "Squeeze the images."
         if any(o%self.factor for o in x.shape[-2:]):
             raise ValueError(f"x: expected height and width divisible by {self.factor}, "
-                             f"got {tuple(x.shape)}; pad the pictures")
+                             f"got {tuple(x.shape)}; pad the images")
         return self.encoder(x)
 
     def decode(self,
         z, # Latents, as from `encode`
-    ): # Pictures, (n,c,h,w)
-        "Draw the pictures."
+    ): # Images, (n,c,h,w)
+        "Draw the images."
         return self.decoder(z)
 
     def forward(self, x): return self.decode(self.encode(x))
@@ -58,13 +58,13 @@ class Autoencoder(nn.Module):
 def autoencoder(
     nfs=(16,32,64), # Channels after each halving, from the outside inwards
     nz=2, # Channels of the latents
-    ni=1, # Channels of the pictures
+    ni=1, # Channels of the images
     up=deconv, # Function that makes a layer of the decoder, called as `deconv` is
     act=nn.ReLU, # Function that makes the activations inside
     norm=None, # Function that makes the normalisations inside, `norm(nf)`; none if None
     out=nn.Sigmoid, # Function that makes the last activation; none if None
-): # `Autoencoder`: pictures (n,ni,h,w), latents (n,nz,h/s,w/s) with s = 2**len(nfs)
-    "A convolutional autoencoder that halves and doubles pictures once for each width in `nfs`."
+): # `Autoencoder`: images (n,ni,h,w), latents (n,nz,h/s,w/s) with s = 2**len(nfs)
+    "A convolutional autoencoder that halves and doubles images once for each width in `nfs`."
     if not nfs: raise ValueError("nfs: expected one width or more, got none")
     down = [conv(a, b, act=act, norm=norm) for a,b in zip([ni,*nfs], nfs)]
     back = nfs[::-1]
@@ -75,7 +75,7 @@ def autoencoder(
 
 # %% ../nbs/08_autoencoder.ipynb #3c69e7d7
 def conv_transpose2d(
-    x, # Pictures, (n,ni,h,w), float
+    x, # Images, (n,ni,h,w), float
     weight, # Kernels, (ni,nf,kh,kw), float
     bias=None, # One number per channel, (nf,), float; none if None
     stride=1, # Distance of the patches, pixels

@@ -66,6 +66,17 @@ def _test_pca(f):
         d1 = difference(encode(x[:1]), z[:1], 1e-6)
         assert d1 is None, f"encode of one row alone should be as among the others: {d1}"
 
+# %% ../../nbs/solutions/08_autoencoder.ipynb #b4b12006
+def _stamp_patches(x, kernel, stride):
+    spread = x.new_zeros((len(x)-1)*stride+1)
+    spread[::stride] = x
+    k = len(kernel)
+    return F.conv1d(F.pad(spread, (k-1, k-1))[None,None], kernel.flip(0)[None,None])[0,0]
+
+def _stamp_args():
+    n,k,stride = dims(3, 1, 5)
+    return torch.randn(n), torch.randn(k), stride
+
 # %% ../../nbs/solutions/08_autoencoder.ipynb #dfb92d59
 check = Checker(
     overlaps=Exercise(compare(_overlaps, _overlaps_args, n=30),
@@ -78,4 +89,7 @@ check = Checker(
         "Reshape to (n,c,2,2,h,w), permute to (n,c,h,2,w,2), reshape again."),
     pca_codec=Exercise(_test_pca,
         "Subtract the mean of the rows, which decode must add again. The directions are the "
-        "first k rows of Vh."))
+        "first k rows of Vh."),
+    stamp_patches=Exercise(compare(_stamp_patches, _stamp_args, n=30),
+        "With the stride 2 the patches meet at place 2. Print the result after each turn of "
+        "the loop, and see what happens to the 100 of the first patch."))
