@@ -83,7 +83,7 @@ def _test_mine(MyBlock):
         want = 4, nf, -(-h//s), -(-h//s)
         got = tuple(_make(ni, nf, s)(torch.randn(4, ni, h, h)).shape)
         assert got==want, (
-            f"MyBlock({ni}, {nf}, {s}) of {h}×{h} pixels: expected {want}, got {got}")
+            f"MyBlock({ni}, {nf}, {s}) of {h} by {h} pixels: expected {want}, got {got}")
     _test_start(MyBlock(6, 6), x)
     _test_formula(MyBlock(6, 6), x-.5)
     block = MyBlock(4, 8, 2)
@@ -133,7 +133,7 @@ check = Checker(
         "backwards, if everything that comes in is exactly zero?"),
     MyBlock=Exercise(_test_mine,
         "Branch: conv, norm, ReLU, conv, norm. Shortcut: average pooling where the stride is "
-        "above 1, then a 1×1 convolution with a norm where ni!=nf. Add, then ReLU; zero the "
+        "above 1, then a 1x1 convolution with a norm where ni!=nf. Add, then ReLU; zero the "
         "last norm."),
     fold_norm=Exercise(_test_fold,
         "The norm computes (x-mean)/sqrt(var+eps)*weight+bias for each channel: a factor for "
