@@ -6,19 +6,27 @@
 __all__ = ['load_board', 'Board', 'show_board']
 
 # %% ../nbs/board.ipynb #b0a2d003
+#| code-summary: "Imports of the module"
+#| code-fold: true
 import json
 from importlib.resources import files
 
-# %% ../nbs/board.ipynb #b0a2d006
+# %% ../nbs/board.ipynb #b0a2d012
+#| code-summary: "Exported: load_board"
+#| code-fold: true
 def load_board(
     name='accuracy', # Of the board
 ): # List of dicts, one per row, in the order of the lessons
     "The rows of a board: `lesson`, `recipe` and the results."
-    boards = json.loads(files('miniai').joinpath('boards.json').read_text(encoding='utf-8'))
-    if name not in boards: raise ValueError(f"name: expected one of {', '.join(boards)}, got {name!r}")
+    file = files('miniai').joinpath('boards.json')
+    boards = json.loads(file.read_text(encoding='utf-8'))
+    if name not in boards:
+        raise ValueError(f"name: expected one of {', '.join(boards)}, got {name!r}")
     return boards[name]
 
-# %% ../nbs/board.ipynb #b0a2d008
+# %% ../nbs/board.ipynb #b0a2d014
+#| code-summary: "Exported: Board and show_board"
+#| code-fold: true
 class Board:
     "A table that Jupyter shows as such, and `print` as text."
     def __init__(self,
