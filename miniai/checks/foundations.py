@@ -12,6 +12,8 @@ from types import SimpleNamespace
 from .core import Checker, Exercise
 
 # %% ../../nbs/solutions/06_foundations.ipynb #180a2c03
+#| code-summary: "The checker: _test_counter, _visit, _test_parts"
+#| code-fold: true
 def _test_counter(f):
     count,other = f(),f()
     for want in (1, 2, 3):
@@ -42,6 +44,8 @@ def _test_parts(f):
             f"for {x!r} the first {good} entries are right, then list and program differ"
 
 # %% ../../nbs/solutions/06_foundations.ipynb #295e6115
+#| code-summary: "The checker: _test_swapped"
+#| code-fold: true
 def _test_swapped(f):
     obj = SimpleNamespace(lr=1, name='run')
     with f(obj, 'lr', 2):
@@ -62,6 +66,8 @@ def _test_swapped(f):
         "the error that the block raised should go on to the outside, and it did not"
 
 # %% ../../nbs/solutions/06_foundations.ipynb #9f7268d3
+#| code-summary: "The checker: _test_memoize"
+#| code-fold: true
 def _test_memoize(f):
     calls = []
     def area(x, y=2):
@@ -88,6 +94,8 @@ def _test_memoize(f):
         f"the signature was lost: {inspect.signature(fast)}"
 
 # %% ../../nbs/solutions/06_foundations.ipynb #b7a1c2d3
+#| code-summary: "The checker: _test_read_lr"
+#| code-fold: true
 def _test_read_lr(f):
     for text,want in (('.02', .02), ('1e-3', 1e-3), ('2', 2.)):
         got = f(text)

@@ -30,6 +30,8 @@ def _always_dead_test(f):
         assert d is None, f"outputs (n,units) of a linear layer, {outs}: {d}"
 
 # %% ../../nbs/solutions/10_activations.ipynb #18e429ff
+#| code-summary: "The checker: _Guard, _net, _left, _state, _check_left, _after_error"
+#| code-fold: true
 class _Guard(nn.Module):
     "Passes its input on, or raises."
     broken = False
@@ -70,6 +72,8 @@ def _after_error(f, net):
     assert not _left(net), f"{_left(net)} hooks are left in a model that raised an error"
 
 # %% ../../nbs/solutions/10_activations.ipynb #d9ac785e
+#| code-summary: "The checker: _by_hand, _capture_test"
+#| code-fold: true
 def _by_hand(net, m, x, change=None):
     "`(what m gives out, what net gives out)`; `change` is applied to the first on its way."
     found = []
@@ -97,6 +101,8 @@ def _capture_test(f):
     _after_error(lambda: f(net, m, x), net)
 
 # %% ../../nbs/solutions/10_activations.ipynb #4b47206c
+#| code-summary: "The checker: _size_test"
+#| code-fold: true
 def _size_test(f):
     for i in range(5):
         torch.manual_seed(i)
@@ -111,6 +117,8 @@ def _size_test(f):
     _after_error(lambda: f(net, m, batches), net)
 
 # %% ../../nbs/solutions/10_activations.ipynb #d10452e0
+#| code-summary: "The checker: _silence_test, _gradients, _gradients_test"
+#| code-fold: true
 def _silence_test(f):
     for i in range(5):
         torch.manual_seed(i)

@@ -115,6 +115,8 @@ def _early_test(f):
             _early_fit(lib, learn, losses, want, case)
 
 # %% ../../nbs/solutions/09_learner.ipynb #5ff597d7
+#| code-summary: "The checker: _Model, _Breaks, _join"
+#| code-fold: true
 class _Model(nn.Linear):
     "A linear model that notes the most rows it was given at once in training."
     most = 0
@@ -135,6 +137,8 @@ def _join(batches, n):
     return [tuple(map(torch.cat, zip(*batches[i:i+n]))) for i in range(0, len(batches), n)]
 
 # %% ../../nbs/solutions/09_learner.ipynb #cf3a0642
+#| code-summary: "The checker: _accum_fits"
+#| code-fold: true
 def _accum_fits(cls, metrics_cb, batches, valid, opt_func, n=None, factor=1., broken=None):
     "Learner, weights, and the batches of the first pass that ended in a step."
     torch.manual_seed(0)
@@ -158,6 +162,8 @@ def _accum_fits(cls, metrics_cb, batches, valid, opt_func, n=None, factor=1., br
     return learn,[p.detach().clone() for p in learn.model.parameters()],first
 
 # %% ../../nbs/solutions/09_learner.ipynb #0eac6047
+#| code-summary: "The checker: _accum_reason, _accum_steps"
+#| code-fold: true
 def _accum_reason(got, small, n, *args):
     "What `got` looks like, as the end of a sentence."
     large,last = _join(small, n),small[n-1::n]
@@ -180,6 +186,8 @@ def _accum_steps(steps, right):
                         f"{'step' if len(right)==1 else 'steps'}.")
 
 # %% ../../nbs/solutions/09_learner.ipynb #654b4020
+#| code-summary: "The checker: _accum_test"
+#| code-fold: true
 def _accum_test(f):
     lib = _home(f, 'TrainLearner')
     for i,(n,k) in enumerate([(2, 3), (3, 2), (4, 1), (1, 3)]):
