@@ -162,7 +162,7 @@ def main():
         for o in ('common','fold','shape'): sys.modules.pop(o, None)
         os.chdir(clone)
         preload()
-        if noticed(clone, notebook, module, args.timeout): sys.exit(f'{module}: the tests fail without any change: {noticed(clone, notebook, module, args.timeout)}')
+        if why := noticed(clone, notebook, module, args.timeout): sys.exit(f'{module}: the tests fail without any change: {why}')
         export = f"from nbdev.export import nb_export; nb_export({str(target.relative_to(clone))!r})"
         for k,(i,what,code) in enumerate(chosen):
             key = f'[{i}] {what}'

@@ -1,4 +1,4 @@
-"""The shape of each lesson, as a table: `python tests/shape.py [--markdown]`.
+"""The shape of each lesson, as a table in Markdown: `python tests/shape.py`.
 
 The main path is what stands above "Making it robust" or, where a lesson has no such part, above "Exercises". Of it are counted the code cells
 that are open (neither folded nor hidden) and their lines (not blank, no directive), and the words of its text (a formula is one word)."""
