@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['clean_text', 'Tokenizer', 'TextTransformer', 'ImageEncoder', 'clip_loss', 'CLIP', 'small_clip', 'similarities',
-           'recall_at', 'load_clip']
+           'recall_at', 'load_with_words', 'load_clip']
 
 # %% ../nbs/26_clip.ipynb #f4ade02e
 import ftfy,gzip,heapq,html,json,regex,torch,warnings
@@ -18,7 +18,7 @@ from torch import nn
 # %% ../nbs/26_clip.ipynb #06c10acc
 from .attention import TransformerBlock
 from .data import check_finite
-from .ddpm import _replace,load_weights
+from .ddpm import replace_file,load_weights
 from .resnet import resnet
 
 # %% ../nbs/26_clip.ipynb #4cd94fe3
@@ -206,7 +206,7 @@ def save(self:Tokenizer,
 ):
     "Write the vocabulary as one JSON file."
     text = json.dumps(dict(n_ctx=self.n_ctx, marks=self.marks, merges=self.merges))
-    _replace(Path(path), lambda tmp: tmp.write_text(text, encoding='utf-8'))
+    replace_file(Path(path), lambda tmp: tmp.write_text(text, encoding='utf-8'))
 
 @patch(cls_method=True)
 def load(cls:Tokenizer,
@@ -387,8 +387,11 @@ def recall_at(
     return ((sims>=sims.diagonal()[:,None]).sum(1)<=k).float().mean().item()
 
 # %% ../nbs/26_clip.ipynb #85505bc6
-def _load_with_words(path, make):
-    "A net with stored weights, on the CPU, in evaluation mode, and its tokenizer."
+def load_with_words(
+    path, # As in `load_weights`
+    make, # Makes the net, as `make(**config)`
+): # `(net, Tokenizer)`, on the CPU, in evaluation mode
+    "A net with stored weights and the tokenizer that was stored with it."
     _,info = load_weights(path)
     missing = [k for k in ('config','merges') if k not in info]
     if missing:
@@ -403,4 +406,4 @@ def load_clip(
     path='scene_clip', # As in `load_weights`: a name of the package's own weights, or a path
 ): # `(CLIP, Tokenizer)`, on the CPU, in evaluation mode
     "A CLIP of drawn scenes with stored weights, and its tokenizer."
-    return _load_with_words(path, small_clip)
+    return load_with_words(path, small_clip)

@@ -7,7 +7,8 @@ __all__ = ['sample_ddim', 'leading_times', 'trailing_times', 'slerp', 'invert_dd
 
 # %% ../nbs/18_ddim.ipynb #38a217c1
 import math,torch,torch.nn.functional as F
-from .ddpm import _check_sigmas,_finite,_whole,randn_for
+from .data import whole_number
+from .ddpm import check_sigmas,finite_images,randn_for
 
 # %% ../nbs/18_ddim.ipynb #ba120cbe
 @torch.no_grad()
@@ -21,7 +22,7 @@ def sample_ddim(
 ): # Like `x`: the pictures
     "DDIM: eq. 12 and 16, arXiv:2010.02502, for any noise levels."
     if not 0<=eta<=1: raise ValueError(f"eta: expected a number in [0,1], got {eta}")
-    sigmas = _check_sigmas(sigmas, to_zero=False)
+    sigmas = check_sigmas(sigmas, to_zero=False)
     for i,(s,s_next) in enumerate(zip(sigmas, sigmas[1:])):
         denoised = denoise(x, s)
         r = s_next/s
@@ -29,7 +30,7 @@ def sample_ddim(
         x = denoised + r*(1-fresh).sqrt()*(x-denoised)
         if eta and s_next>0: x = x + s_next*fresh.sqrt()*randn_for(x, generator)
         if cb: cb(i, x, denoised)
-    return _finite(x)
+    return finite_images(x)
 
 # %% ../nbs/18_ddim.ipynb #50a2d90a
 def leading_times(
@@ -37,8 +38,8 @@ def leading_times(
     n, # How many to take, 1 to n_steps
 ): # (n,), int64, descending to 0
     "Multiples of `n_steps//n`, most noise first: table 2, arXiv:2305.08891."
-    n_steps = _whole('n_steps', n_steps)
-    n = _whole('n', n, 1, n_steps)
+    n_steps = whole_number('n_steps', n_steps)
+    n = whole_number('n', n, 1, n_steps)
     return torch.arange(n).flip(0)*(n_steps//n)
 
 def trailing_times(
@@ -46,8 +47,8 @@ def trailing_times(
     n, # How many to take, 1 to n_steps
 ): # (n,), int64, descending from n_steps-1
     "From the last time down by `n_steps/n`, most noise first: table 2, arXiv:2305.08891."
-    n_steps = _whole('n_steps', n_steps)
-    n = _whole('n', n, 1, n_steps)
+    n_steps = whole_number('n_steps', n_steps)
+    n = whole_number('n', n, 1, n_steps)
     return (torch.arange(n, 0, -1, dtype=torch.float64)*n_steps/n).round().long()-1
 
 # %% ../nbs/18_ddim.ipynb #17a88abb
@@ -87,10 +88,10 @@ def invert_ddim(
     cb=None, # Called after each step as `cb(i, x, denoised)`
 ): # Like `x`: noise of deviation about `sigmas[0]`
     "The noise from which `sample_ddim` with eta=0 makes `x`, nearly: eq. 14, arXiv:2010.02502."
-    sigmas = _check_sigmas(sigmas, to_zero=False).flip(0)
+    sigmas = check_sigmas(sigmas, to_zero=False).flip(0)
     for i,(s,s_next) in enumerate(zip(sigmas, sigmas[1:])):
         at = s if s>0 else s_next           # at level 0 there is no noise to measure
         denoised = denoise(x, at)
         x = x + (s_next-s)*(x-denoised)/at
         if cb: cb(i, x, denoised)
-    return _finite(x)
+    return finite_images(x)

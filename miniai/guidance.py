@@ -9,8 +9,8 @@ __all__ = ['ClassUNet', 'CondCB', 'GuidedDenoiser', 'generate_guided']
 import functools,numbers,torch,torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
-from .data import check_finite
-from .ddpm import SmallUNet,_as,_whole,generate
+from .data import check_finite,whole_number
+from .ddpm import SmallUNet,generate,per_image
 from .karras import sample_dpmpp_2m
 from .learner import Callback
 
@@ -26,7 +26,7 @@ class ClassUNet(SmallUNet):
         n_emb=64, # Length of a class's embedding
     ):
         super().__init__(nfs, ni, norm, patch)
-        n_classes = _whole('n_classes', n_classes)
+        n_classes = whole_number('n_classes', n_classes)
         self.n_classes,self.classes = n_classes,nn.Embedding(n_classes+1, n_emb)
         widths = nfs[0],*nfs,*reversed(nfs)
         self.tells = nn.ModuleList(nn.Linear(n_emb, 2*n) for n in widths)
@@ -61,7 +61,7 @@ def forward(self:ClassUNet,
         scale,shift = next(tells)(emb)[...,None,None].chunk(2, 1)
         return x*(1+scale) + shift
     x = F.pixel_unshuffle(x, self.patch)  # (n,ni,h,w) -> (n,ni*patch**2,h/patch,w/patch)
-    x,saved = _tell(self.stem(torch.cat([x, _as(c, x).expand_as(x[:,:1])], 1))),[]
+    x,saved = _tell(self.stem(torch.cat([x, per_image(c, x).expand_as(x[:,:1])], 1))),[]
     for down in self.downs:
         x = _tell(down(x))
         saved.append(x)
@@ -177,7 +177,7 @@ def generate_guided(
     **kw, # More for `generate`: `shape`, `seed`, `device`; and for `sampler`
 ): # (n,*shape), float32, in [-1,1], on the CPU
     "New pictures, one per row of `cond`, from the noise of `generate` with the same seeds."
-    scale,bs,n = _check_conds(cond, uncond, scale),_whole('bs', bs),len(cond)
+    scale,bs,n = _check_conds(cond, uncond, scale),whole_number('bs', bs),len(cond)
     if len(uncond) not in (1, n):
         raise ValueError(f"uncond: expected {n} rows, as in cond, or one for all, "
                          f"got {len(uncond)}")

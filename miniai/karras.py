@@ -9,7 +9,9 @@ __all__ = ['sample_euler', 'karras_sigmas', 'sample_euler_ancestral', 'sample_he
 # %% ../nbs/20_karras.ipynb #4e248df8
 import math,numpy as np,torch,torch.nn.functional as F
 from .ddim import sample_ddim
-from .ddpm import _check_sigmas,_finite,_levels,_pictures,_whole,_wide,c_noise,sample_ddpm
+from .data import whole_number
+from .ddpm import c_noise,check_sigmas,clean_images,finite_images,noise_levels,per_image
+from .ddpm import sample_ddpm
 from .learner import Callback
 
 # %% ../nbs/20_karras.ipynb #5f3ae377
@@ -21,7 +23,7 @@ def sample_euler(
     generator=None, # Not used: no noise is drawn
 ): # Like `x`: the pictures, after k calls of `denoise`
     "Euler's method for the probability-flow ODE, eq. 3, arXiv:2206.00364: DDIM with eta=0."
-    return sample_ddim(denoise, x, _check_sigmas(sigmas), cb)
+    return sample_ddim(denoise, x, check_sigmas(sigmas), cb)
 
 # %% ../nbs/20_karras.ipynb #e19ba33c
 def karras_sigmas(
@@ -31,7 +33,7 @@ def karras_sigmas(
     rho=7., # Above 0; the larger, the more levels with little noise
 ): # (n+1,), float64, descending, the last one 0
     "Noise levels for sampling: eq. 5, arXiv:2206.00364."
-    n = _whole('n', n)
+    n = whole_number('n', n)
     if not 0<sigma_min<sigma_max<math.inf:
         raise ValueError("sigma_min, sigma_max: expected 0 < sigma_min < sigma_max, "
                          f"got {sigma_min} and {sigma_max}")
@@ -49,7 +51,7 @@ def sample_euler_ancestral(
     generator=None, # Of the noise, see `randn_for`
 ): # Like `x`: the pictures, after k calls of `denoise`
     "Euler's step below the next level, then fresh noise: DDPM, algorithm 2, arXiv:2006.11239."
-    return sample_ddpm(denoise, x, _check_sigmas(sigmas), cb, generator)
+    return sample_ddpm(denoise, x, check_sigmas(sigmas), cb, generator)
 
 # %% ../nbs/20_karras.ipynb #810aa2d8
 @torch.no_grad()
@@ -61,7 +63,7 @@ def sample_heun(
     generator=None, # Not used: no noise is drawn
 ): # Like `x`: the pictures, after 2k-1 calls of `denoise`
     "Heun's method of second order: algorithm 1, arXiv:2206.00364."
-    sigmas = _check_sigmas(sigmas)
+    sigmas = check_sigmas(sigmas)
     for i,(s,t) in enumerate(zip(sigmas, sigmas[1:])):
         denoised = denoise(x, s)
         slope = (x-denoised)/s
@@ -69,7 +71,7 @@ def sample_heun(
         if t>0: new = x + (t-s)/2*(slope + (new-denoise(new, t))/t)
         x = new
         if cb: cb(i, x, denoised)
-    return _finite(x)
+    return finite_images(x)
 
 # %% ../nbs/20_karras.ipynb #444edd2b
 def _lms_weights(sigmas, i, order):
@@ -97,14 +99,14 @@ def sample_lms(
     generator=None, # Not used: no noise is drawn
 ): # Like `x`: the pictures, after k calls of `denoise`
     "Linear multistep method, Adams-Bashforth for uneven levels; as in k-diffusion."
-    order = _whole('order', order)
-    sigmas,slopes = _check_sigmas(sigmas),[]
+    order = whole_number('order', order)
+    sigmas,slopes = check_sigmas(sigmas),[]
     for i,s in enumerate(sigmas[:-1]):
         denoised = denoise(x, s)
         slopes = [(x-denoised)/s, *slopes[:order-1]]
         x = x + sum(w*d for w,d in zip(_lms_weights(sigmas, i, order), slopes))
         if cb: cb(i, x, denoised)
-    return _finite(x)
+    return finite_images(x)
 
 # %% ../nbs/20_karras.ipynb #b48a8666
 @torch.no_grad()
@@ -116,7 +118,7 @@ def sample_dpmpp_2m(
     generator=None, # Not used: no noise is drawn
 ): # Like `x`: the pictures, after k calls of `denoise`
     "DPM-Solver++(2M), of second order but for the step to 0: algorithm 2, arXiv:2211.01095."
-    sigmas,last = _check_sigmas(sigmas),None
+    sigmas,last = check_sigmas(sigmas),None
     for i,(s,t) in enumerate(zip(sigmas, sigmas[1:])):
         denoised = denoise(x, s)
         h = -torch.log1p((t-s)/s)          # log(s/t), exact also where the levels are close
@@ -125,7 +127,7 @@ def sample_dpmpp_2m(
         x = ahead + t/s*(x-ahead)
         last = denoised,h
         if cb: cb(i, x, denoised)
-    return _finite(x)
+    return finite_images(x)
 
 # %% ../nbs/20_karras.ipynb #10412030
 def _check_positive(name, x):
@@ -158,7 +160,7 @@ class KarrasDenoiser:
         sigma, # Deviation of the noise, a number or (n,), above 0
         cond=None, # What else the network is told of each picture; nothing if None
     ): # Like `x`: the estimate of the clean pictures
-        s = _levels(sigma, x)
+        s = noise_levels(sigma, x)
         c_skip,c_out,c_in = precondition(s, self.sigma_data)
         args = (c_in*x).to(x.dtype),c_noise(s).flatten().to(x.dtype)
         out = self.model(*args) if cond is None else self.model(*args, cond)
@@ -181,10 +183,10 @@ class KarrasCB(Callback):
         self.sigma_data,self.mean,self.std = sigma_data,mean,std
 
     def before_batch(self, learn):
-        x_0 = _pictures(learn)
+        x_0 = clean_images(learn)
         # from the CPU: the same levels
         sigma = (self.mean + self.std*torch.randn(len(x_0))).exp()
-        s = _wide(sigma, x_0)                                         # on every device
+        s = per_image(sigma, x_0, wide=True)                          # on every device
         c_skip,c_out,c_in = precondition(s, self.sigma_data)
         x = x_0 + s*torch.randn_like(x_0)
         batch = c_in*x,c_noise(s).flatten(),(x_0-c_skip*x)/c_out

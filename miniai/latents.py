@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 # %% ../nbs/27_latent_diffusion.ipynb #0960a9ad
 from .attention import SpatialTransformer
-from .clip import ImageEncoder,TextTransformer,_load_with_words
+from .clip import ImageEncoder,TextTransformer,load_with_words
 from .data import BACKGROUNDS,COLOURS,SHAPES,SIZES,Scene,Thing,caption
 from .data import check_finite,draw_scenes,drop_words
 from .ddpm import load_weights
@@ -58,7 +58,7 @@ def load_text(
     path='scene_text', # As in `load_weights`: a name of the package's own weights, or a path
 ): # `(Tokenizer, TextTransformer)`, on the CPU, in evaluation mode
     "The text encoder that goes with the stored net, and its vocabulary."
-    net,tokenizer = _load_with_words(path, TextTransformer)
+    net,tokenizer = load_with_words(path, TextTransformer)
     return tokenizer,net
 
 # %% ../nbs/27_latent_diffusion.ipynb #828c9bad

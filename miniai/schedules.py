@@ -11,7 +11,8 @@ import contextlib,math,torch
 from fastcore.basics import patch
 from typing import NamedTuple
 from torch import nn
-from .ddpm import Schedule,_as,_ask,_factors,_pictures,_whole,c_noise
+from .data import whole_number
+from .ddpm import Schedule,ask_network,c_noise,clean_images,per_image,signal_and_noise
 from .learner import Callback
 
 # %% ../nbs/19_schedules.ipynb #da7fce5f
@@ -21,7 +22,7 @@ def scaled_linear_schedule(
     beta_max=.012, # The same in the last step
 ): # `Schedule`
     "Shares whose roots grow evenly, as in the code of latent diffusion, arXiv:2112.10752."
-    n_steps = _whole('n_steps', n_steps)
+    n_steps = whole_number('n_steps', n_steps)
     return Schedule(torch.linspace(beta_min**.5, beta_max**.5, n_steps, dtype=torch.float64)**2)
 
 # %% ../nbs/19_schedules.ipynb #3ba03edb
@@ -43,7 +44,7 @@ def cosine_schedule(
     max_beta=.999, # Largest share that a step replaces, in (0,1)
 ): # `Schedule`
     "Shares that lead along the square of a cosine: section 3.2, arXiv:2102.09672."
-    n_steps = _whole('n_steps', n_steps)
+    n_steps = whole_number('n_steps', n_steps)
     abar = cosine_abar(torch.linspace(0, 1, n_steps+1, dtype=torch.float64), s)
     return Schedule((1-abar[1:]/abar[:-1]).clamp(max=max_beta))
 
@@ -84,7 +85,8 @@ def draw(self:ContinuousSchedule,
 ): # (n,), float64, evenly spread between `ends`
     "Random times, for training."
     lo,hi = self.ends
-    u = torch.rand(_whole('n', n, 0), generator=generator, device=device, dtype=torch.float64)
+    n = whole_number('n', n, 0)
+    u = torch.rand(n, generator=generator, device=device, dtype=torch.float64)
     return lo + (hi-lo)*u
 
 @patch
@@ -92,7 +94,7 @@ def times(self:ContinuousSchedule,
     n, # How many, 1 or more
 ): # (n,), float64, from the last of `ends` to the first
     "Times for sampling, evenly spaced, most noise first."
-    return torch.linspace(*self.ends[::-1], _whole('n', n), dtype=torch.float64)
+    return torch.linspace(*self.ends[::-1], whole_number('n', n), dtype=torch.float64)
 
 # %% ../nbs/19_schedules.ipynb #bd9f6c5d
 class Prediction(NamedTuple):
@@ -116,7 +118,7 @@ def predictions(
     if guess.shape!=x_t.shape:
         raise ValueError(f"{name}: expected the shape of x_t, {tuple(x_t.shape)}, "
                          f"got {tuple(guess.shape)}")
-    a,s = _factors(abar, x_t)
+    a,s = signal_and_noise(abar, x_t)
     if eps is not None and not a.all():
         raise ValueError("abar: where it is 0, eps says nothing of the picture; use x_0 or v")
     if x_0 is not None and not s.all():
@@ -155,12 +157,12 @@ class X0Denoiser:
         sigma, # Deviation of the noise, a number or (n,), above 0
         cond=None, # What else the network is told of each picture; nothing if None
     ): # Like `x`: the estimate of the clean pictures
-        return _ask(self.model, x, sigma, cond)[1]
+        return ask_network(self.model, x, sigma, cond)[1]
 
 class VDenoiser(X0Denoiser):
     "A network that predicts the velocity, as a denoiser: section 4, arXiv:2202.00512."
     def __call__(self, x, sigma, cond=None): # Like `x`; the arguments are those of `X0Denoiser`
-        s,v = _ask(self.model, x, sigma, cond)
+        s,v = ask_network(self.model, x, sigma, cond)
         return (x/(1+s*s) - s/(1+s*s).sqrt()*v).to(x.dtype)
 
 # %% ../nbs/19_schedules.ipynb #f1003998
@@ -202,9 +204,9 @@ class LevelCB(Callback):
     ): self.sched = sched
 
     def before_batch(self, learn):
-        x_0 = _pictures(learn)
+        x_0 = clean_images(learn)
         sigma = self.sched.sigma(self.sched.draw(len(x_0)))
-        learn.batch = x_0+_as(sigma, x_0)*torch.randn_like(x_0),c_noise(sigma).to(x_0)
+        learn.batch = x_0+per_image(sigma, x_0)*torch.randn_like(x_0),c_noise(sigma).to(x_0)
 
 # %% ../nbs/19_schedules.ipynb #a82ee2dc
 class BlindDenoiser:

@@ -6,7 +6,7 @@
 __all__ = ['strength_sigmas', 'Inpaint', 'latent_mask', 'StableDiffusion']
 
 # %% ../nbs/28_stable_diffusion.ipynb #07a6c85d
-import hashlib,inspect,json,math,os,re,shutil,socket,torch,uuid,warnings
+import hashlib,json,math,os,re,shutil,socket,torch,uuid,warnings
 import torch.nn.functional as F
 from contextlib import suppress
 from fastcore.basics import patch
@@ -15,8 +15,8 @@ from safetensors.torch import load as load_tensors,save as save_tensors
 
 # %% ../nbs/28_stable_diffusion.ipynb #a2c561ef
 from .clip import TextTransformer,Tokenizer
-from .data import check_finite,quiet_bar
-from .ddpm import _fill,load_weights,randn_for
+from .data import check_finite,quiet_bar,whole_number
+from .ddpm import fill_weights,load_weights,randn_for
 from .guidance import GuidedDenoiser
 from .karras import KarrasDenoiser,karras_sigmas,sample_dpmpp_2m
 from .latents import TextUNet,load_text,load_text_unet,text_states
@@ -90,14 +90,6 @@ def _plain(o):
     "A Python number for one of NumPy or of a tensor without axes; anything else as it is."
     return o.item() if getattr(o, 'ndim', None)==0 and hasattr(o, 'item') else o
 
-def _whole(name, o, lo=1, hi=math.inf):
-    "`o` as an int; an error if it is no whole number from `lo` to `hi`."
-    v = _plain(o)
-    if isinstance(v, bool) or not isinstance(v, int) or not lo<=v<=hi:
-        wanted = f"{lo} or more" if hi==math.inf else f"{lo} or more and at most {hi}"
-        raise ValueError(f"{name}: expected a whole number, {wanted}, got {v!r}")
-    return v
-
 def _between(name, o, lo, hi):
     "`o` as a float; an error if it is no finite number from `lo` to `hi`."
     v = _plain(o)
@@ -130,7 +122,7 @@ class StableDiffusion:
         config=None, # Arguments of the nets, `dict(text=..., unet=..., codec=...)`, for `save`
         size=64, # Pixels along each side of a picture
     ):
-        self.size,self.config = _whole('size', size),config
+        self.size,self.config = whole_number('size', size),config
         if self.size%codec.factor:
             raise ValueError(f"size: expected a multiple of {codec.factor}, got {size}")
         _check_parts(tokenizer, text, unet, codec)
@@ -291,8 +283,7 @@ def _draw(self:StableDiffusion, cond, uncond, seeds, sigmas, guidance, sampler, 
     # two predictions and guidance
     denoise = GuidedDenoiser(self.denoise, cond, uncond, guidance)
     if mask is not None: denoise = Inpaint(denoise, z, latent_mask(mask, self.codec.factor))
-    if 'generator' in inspect.signature(sampler).parameters:
-        kw['generator'] = gens if len(gens)>1 else gens[0]
+    kw['generator'] = gens if len(gens)>1 else gens[0]
     # the sampler's steps
     name = f"latents after {len(sigmas)-1} steps at guidance {guidance:g}"
     try: x = check_finite(sampler(denoise, x, sigmas, cb, **kw), name)
@@ -339,7 +330,8 @@ def __call__(self:StableDiffusion,
     progress=False, # Show a progress bar?
 ): # uint8 (p*n,3,size,size), on the CPU
     "Draw: from noise, or from a picture with noise, two predictions a step, decode."
-    n,bs,steps = _whole('n', n),_whole('bs', bs),_whole('steps', steps, 1, 10_000)
+    n,bs = whole_number('n', n),whole_number('bs', bs)
+    steps = whole_number('steps', steps, 1, 10_000)
     guidance = _between('guidance', guidance, 0, math.inf)
     if strength is not None: strength = _between('strength', strength, 0, 1)
     amp = _gains(self.device) if amp is None else amp
@@ -525,7 +517,7 @@ def _filled(make, args, raw, file):
         if a.is_floating_point!=b.is_floating_point:
             raise ValueError(f"path: {file}: {k} is {a}, expected {b}")
         w[k] = check_finite(w[k].to(b), f"path: {file}: {k}")
-    _fill(net, w, file)
+    fill_weights(net, w, file)
     return net
 
 # %% ../nbs/28_stable_diffusion.ipynb #4503f9df

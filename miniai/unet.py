@@ -112,6 +112,7 @@ class UNet(nn.Module):
         n_emb=128, # Length of the embedding, a multiple of 8 from 16 on; None for no level
         norm=nn.BatchNorm2d, # As `norm(n)`, such as `partial(nn.GroupNorm, 8)`; None for none
         block=EmbResBlock, # As `block(ni, nf, n_emb=n_emb, norm=norm)`; makes `EmbResBlock`s
+        patch=1, # Side of the squares of pixels that become channels; 2: a quarter of the work
     ):
         super().__init__()
         nfs = list(nfs)
@@ -121,10 +122,12 @@ class UNet(nn.Module):
         if depth<1: raise ValueError(f"depth: expected 1 or more, got {depth}")
         if n_emb is not None and (n_emb<16 or n_emb%8):
             raise ValueError(f"n_emb: expected None or a multiple of 8 from 16 on, got {n_emb}")
+        if patch<1: raise ValueError(f"patch: expected 1 or more, got {patch}")
+        self.ni,self.patch = ni,patch
         block,nf = partial(block, n_emb=n_emb, norm=norm),nfs[0]
         self.embed = None if n_emb is None else nn.Sequential(
             nn.Linear(n_emb//4, n_emb), nn.SiLU(), nn.Linear(n_emb, n_emb), nn.SiLU())
-        self.stem,saved = nn.Conv2d(ni, nf, 3, padding=1),[nf]
+        self.stem,saved = nn.Conv2d(ni*patch**2, nf, 3, padding=1),[nf]
         self.downs,self.ups = nn.ModuleList(),nn.ModuleList()
         for i,n in enumerate(nfs):
             layers = [nn.Conv2d(nf, nf, 3, stride=2, padding=1)] if i else []
@@ -139,7 +142,8 @@ class UNet(nn.Module):
                 self.ups.append(block(nf+saved.pop(), n))
                 nf = n
         self.norm = norm(nf) if norm else nn.Identity()
-        self.head = nn.Conv2d(nf, ni if no is None else no, 3, padding=1)
+        no = ni if no is None else no
+        self.head = nn.Conv2d(nf, no*patch**2, 3, padding=1)
         for p in self.head.parameters(): nn.init.zeros_(p)
 
 # %% ../nbs/21_unet.ipynb #57b84ff1
@@ -160,16 +164,16 @@ def _embedding(self:UNet, x, c, cond=None):
 # %% ../nbs/21_unet.ipynb #1c267c2e
 @patch
 def forward(self:UNet,
-    x, # Pictures (n,ni,h,w), float, of any size
+    x, # Images (n,ni,h,w), float, of any size that `patch` divides
     c=None, # Their noise levels, (n,), as `c_noise` gives them; None where `n_emb` is
     cond=None, # What else the blocks are told, for nets made from this one
 ): # (n,no,h,w)
     "One number for each pixel and channel, such as its noise."
-    if x.ndim!=4 or x.shape[1]!=self.stem.in_channels or not x.is_floating_point():
-        wanted = f"floats of the shape (n,{self.stem.in_channels},h,w)"
+    if x.ndim!=4 or x.shape[1]!=self.ni or not x.is_floating_point():
+        wanted = f"floats of the shape (n,{self.ni},h,w)"
         raise ValueError(f"x: expected {wanted}, got {x.dtype} {tuple(x.shape)}")
     emb = self._embedding(x, c, cond)
-    x = self.stem(x)
+    x = self.stem(F.pixel_unshuffle(x, self.patch))
     saved = [x]
     for m in self.downs:
         x = m(x, emb) if isinstance(m, EmbResBlock) else m(x)
@@ -181,4 +185,4 @@ def forward(self:UNet,
             # in a line of its own: what it is made of can be freed
             x = torch.cat([x, saved.pop()], 1)
             x = m(x, emb)
-    return self.head(F.silu(self.norm(x)))
+    return F.pixel_shuffle(self.head(F.silu(self.norm(x))), self.patch)

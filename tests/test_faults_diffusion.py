@@ -5,7 +5,7 @@ from unittest import mock
 import numpy as np, pytest, torch
 from torch import nn
 from miniai.ddim import invert_ddim,leading_times,sample_ddim,slerp,trailing_times
-from miniai.ddpm import (DDPMCB,EMACB,EpsDenoiser,SmallUNet,_replace,c_noise,generate,linear_schedule,load_denoiser,load_weights,noisify,
+from miniai.ddpm import (DDPMCB,EMACB,EpsDenoiser,SmallUNet,replace_file,c_noise,generate,linear_schedule,load_denoiser,load_weights,noisify,
                          randn_for,sample_ddpm,save_weights)
 from miniai.karras import (KarrasCB,KarrasDenoiser,karras_sigmas,precondition,sample_dpmpp_2m,sample_euler,sample_euler_ancestral,sample_heun,
                            sample_lms)
@@ -102,7 +102,7 @@ def test_samplers_refuse_what_is_not_finite(name, bad):
     with pytest.raises(FloatingPointError): sampler(name)(shrink, torch.full((4, 1, 4, 4), bad)*0, sigmas, **kw)
 
 def test_generate_refuses_what_a_foreign_sampler_gives():
-    with pytest.raises(FloatingPointError): generate(shrink, sigmas, 2, lambda d, x, s: x/0)
+    with pytest.raises(FloatingPointError): generate(shrink, sigmas, 2, lambda d, x, s, generator: x/0)
     with pytest.raises(FloatingPointError): invert_ddim(lambda x, s: x/0, torch.ones(2, 1, 4, 4), sigmas)
 
 @pytest.mark.parametrize('bad', [[], [1.], [2., 1.], [1., 2., 0.], [1., 1., 0.], [float('nan'), 1., 0.], [float('inf'), 1., 0.], [1., -1.], [[1., 0.]]])
@@ -271,17 +271,17 @@ def test_temporary_files_and_modes(tmp_path):
     old,young,other = (tmp_path/f'.{o}.tmp' for o in ('a[1].bin.0123abcd', 'a[1].bin.0123abce', 'a[1].bin.mine'))
     for o in (old, young, other): o.write_text('x')
     os.utime(old, (time.time()-7200,)*2)
-    _replace(path, lambda tmp: tmp.write_text('new'))
+    replace_file(path, lambda tmp: tmp.write_text('new'))
     assert not old.exists() and young.exists() and other.exists()           # what a killed process left goes, nothing else
     os.chmod(path, 0o640)
-    _replace(path, lambda tmp: tmp.write_text('newer'))
+    replace_file(path, lambda tmp: tmp.write_text('newer'))
     assert path.stat().st_mode&0o777==0o640 and path.read_text()=='newer'
     def fail(tmp):
         tmp.write_text('half')
         raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt): _replace(path, fail)
+    with pytest.raises(KeyboardInterrupt): replace_file(path, fail)
     assert path.read_text()=='newer' and len(list(tmp_path.iterdir()))==3
-    with pytest.raises(IsADirectoryError): _replace(tmp_path, lambda tmp: tmp.write_text('x'))
+    with pytest.raises(IsADirectoryError): replace_file(tmp_path, lambda tmp: tmp.write_text('x'))
 
 def test_bad_scales():
     for bad in (0., -1., float('nan'), float('inf')):

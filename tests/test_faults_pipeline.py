@@ -295,7 +295,7 @@ def test_prompts_and_negatives_keep_their_rows(pipe):
 def test_a_run_starts_from_the_picture_and_its_noise(pipe):
     init,got,mask = pipe('a blue ring', steps=3),{},torch.zeros(64, 64, dtype=torch.bool)
     mask[:,32:] = True
-    def spy(denoise, x, sigmas, cb=None):
+    def spy(denoise, x, sigmas, cb=None, generator=None):
         got.update(x=x, sigmas=sigmas)
         return torch.zeros_like(x)
     for kw,start in ((dict(strength=.5), 1.), (dict(), math.tan(.4*math.pi)), (dict(mask=mask, strength=.5), 1.),

@@ -1,5 +1,6 @@
 "One call of every exported name, from the package, in a process that no notebook ever touched."
 import importlib
+from types import SimpleNamespace
 import matplotlib
 matplotlib.use('agg')
 import pytest,torch
@@ -34,7 +35,7 @@ def call_data():
     assert d.hub_answers('no-such/name', timeout=1) is False
     assert d.open_image(fromarray(x[0,0,:4,:5].mul(255).byte().numpy()), 'L').size==(5,4)
     assert d.check_finite(x, 'x') is x and list(d.quiet_bar(range(3)))==[0,1,2] and d.seconds(sorted, [2,1], n=1)>=0 and d.bar_seen() in (True,False)
-    assert d.draw_shapes(5)[0].dtype==torch.uint8
+    assert d.draw_shapes(5)[0].dtype==torch.uint8 and d.whole_number('n', 3)==3
     data = d.get_data('fashion_mnist')
     assert isinstance(data, d.ImageData) and data.x_train.shape==(60_000,1,28,28) and len(data.names)==10
     dd = d.get_dataset('fashion_mnist')
@@ -244,6 +245,11 @@ def call_ddpm():
     x_t,eps = d.noisify(x, sched.abar(sched.draw(len(x))))
     assert x_t.shape==eps.shape==x.shape and torch.equal(d.eps_target(x, eps, None), eps)
     assert d.randn_for(x, torch.Generator()).shape==x.shape
+    assert d.per_image(torch.ones(len(x)), x).shape==(len(x),1,1,1)==d.noise_levels(2., x).shape
+    a,s = d.signal_and_noise(.36, x)
+    assert abs(a.item()-.6)<1e-6 and abs(s.item()-.8)<1e-6 and d.finite_images(x) is x and d.check_sigmas([1., 0.]).dtype==torch.float64
+    with pytest.raises(FloatingPointError): d.finite_images(x/0)
+    assert torch.equal(d.ask_network(lambda x,c: x, x, 3.)[1], x/10**.5) and torch.equal(d.clean_images(SimpleNamespace(batch=(x, y))), x)
     net,ema = d.SmallUNet((4,8)),d.EMACB()
     l.Learner(net, dls(), lr=1e-3, cbs=[l.TrainCB(n_inp=2), d.DDPMCB(sched), ema]).fit(1)
     denoise = d.EpsDenoiser(ema.model)
@@ -252,7 +258,12 @@ def call_ddpm():
     assert pictures.shape==(3,1,8,8) and pictures.abs().max()<=1
     with tempfile.TemporaryDirectory() as folder:
         d.save_weights(net.eval(), Path(folder)/'net.safetensors', config=dict(nfs=[4,8]))
-        assert d.load_weights(Path(folder)/'net.safetensors', d.SmallUNet((4,8)))[1]['config']['nfs']==[4,8]
+        w,info = d.load_weights(Path(folder)/'net.safetensors', d.SmallUNet((4,8)))
+        assert info['config']['nfs']==[4,8]
+        d.fill_weights(net, w, Path('net.safetensors'))
+        with pytest.raises(ValueError, match='does not fit'): d.fill_weights(net, {}, Path('net.safetensors'))
+        d.replace_file(Path(folder)/'a.txt', lambda tmp: tmp.write_text('b'))
+        assert (Path(folder)/'a.txt').read_text()=='b'
     assert d.load_denoiser()(torch.randn(2, 1, 28, 28), 1.).shape==(2,1,28,28)
 
 def call_accel():
@@ -375,6 +386,7 @@ def call_clip():
     assert c.clip_loss(*net(pictures, tok(texts)))>0
     sims = c.similarities(net.eval(), pictures, tok(texts))
     assert sims.shape==(2,2) and c.recall_at(sims, 2)==1
+    assert c.load_with_words('scene_clip', c.small_clip)[1](texts).shape==(2,24)
     stored,words = c.load_clip()
     assert stored.encode_text(words(texts)).shape[0]==2
 

@@ -24,7 +24,7 @@ def arguments(
     p.add_argument('--work', type=Path, default=Path(f'~/.cache/miniai/training/{name}'), help='folder of the checkpoints')
     p.add_argument('--folder', type=Path, help='folder of the result; the folder of the checkpoints if not given')
     p.add_argument('--threads', type=int, default=1, help='of torch')
-    for k,v in amounts.items(): p.add_argument(f"--{k.replace('_', '-')}", type=int, default=v, help=f'{v:,} if not given')
+    for k,v in amounts.items(): p.add_argument(f"--{k.replace('_', '-')}", type=type(v), default=v, help=f'{v!r} if not given')
     args = p.parse_args()
     args.name,args.work = name,args.work.expanduser()
     args.folder = (args.folder or args.work).expanduser()
@@ -81,7 +81,7 @@ def curve(losses, bs, n=100):
 
 def info(args, **more):
     "What the JSON beside the weights says of where they come from."
-    amounts = {k: v for k,v in vars(args).items() if k not in ('few','work','folder','threads','name') and v is not None}
+    amounts = {k: v for k,v in vars(args).items() if k not in ('few','work','folder','threads','name') and v not in (None, '')}
     command = ' '.join([f'python training/{args.name}.py', *(f"--{k.replace('_', '-')} {v}" for k,v in amounts.items())])
     return dict(script=f'training/{args.name}.py', command=command, hardware=platform.processor() or platform.machine(),
                 torch=torch.__version__, device=str(def_device), threads=args.threads, **more)
