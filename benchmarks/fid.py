@@ -1,8 +1,8 @@
-"""FID against the number of network calls: the stored network of lesson 15 in the samplers of lesson 20, up to three sets of pictures each.
+"""FID and KID of generated garments against the number of network evaluations (NFE): the stored networks in the samplers of lesson 20, three sets of images each.
 
 Hours on two cores. Each finished row is a line of results/fid.jsonl and is not made again, unless the weights have changed; the table tells
-which seeds it has."""
-import argparse,json
+which seeds it has. The rows of the board of garments, miniai/boards.json, are among them."""
+import argparse,json,os
 from pathlib import Path
 from statistics import mean,stdev
 import torch
@@ -13,15 +13,30 @@ from miniai.fid import load_feature_net
 from miniai.karras import karras_sigmas,sample_dpmpp_2m,sample_euler,sample_euler_ancestral,sample_heun,sample_lms
 from common import write
 
-results = Path(__file__).parent/'results'/'fid.jsonl'
+here = Path(__file__).parent
+results,board = here/'results'/'fid.jsonl',here.parent/'miniai'/'boards.json'
 samplers = {'Euler': sample_euler, 'ancestral Euler': sample_euler_ancestral, 'Heun': sample_heun, 'LMS': sample_lms, 'DPM-Solver++(2M)': sample_dpmpp_2m}
-n = 2048
+# (lesson, what it is, weights, sampler); DDIM with eta=0 is Euler's method
+recipes = [('15', 'noise, DDPM', 'fashion_ddpm', 'ancestral Euler'), ('18', 'DDIM', 'fashion_ddpm', 'Euler'),
+           ('20', 'DPM-Solver++', 'fashion_ddpm', 'DPM-Solver++(2M)'), ('21', 'UNet, preconditioned', 'fashion_unet', 'DPM-Solver++(2M)')]
+n,nfes = 2048,(10, 20, 50, 100)
 
 
-def done(weights):
-    "The rows that were made with the weights of this sha256."
-    rows = [json.loads(o) for o in results.read_text().splitlines()] if results.exists() else []
-    return [o for o in rows if o['weights']==weights[:8]]
+def lines(): return [json.loads(o) for o in results.read_text().splitlines()] if results.exists() else []
+
+
+def stored():
+    "sha256 of the weights that there are, by name."
+    res = {}
+    for name in ('fashion_ddpm','fashion_unet'):
+        try: res[name] = load_weights(name)[1]['sha256'][:8]
+        except FileNotFoundError: pass
+    return res
+
+
+def done(name):
+    "The rows that were made with today's weights `name`; of two with the same sampler, NFE and seed the later one."
+    return list({(o['sampler'], o['calls'], o['seed']): o for o in lines() if o['weights']==stored().get(name)}.values())
 
 
 def keep(row):
@@ -29,58 +44,92 @@ def keep(row):
     print(row, flush=True)
 
 
-def run(denoise, ruler, name, calls, seed):
-    "FID and the smallest share of a class, of `n` pictures; Heun takes one call less than asked for if that is even."
-    steps = (calls+1)//2 if name=='Heun' else calls
+def measure(ruler, x): return dict(fid=round(ruler.fid(x), 3), kid=round(ruler.kid(x), 5), least=round(ruler.class_fractions(x).min().item(), 4))
+
+
+def run(denoise, ruler, name, nfe, seed):
+    "FID, KID and the smallest fraction of a class, of `n` images; Heun takes one evaluation less than asked for if that is even."
+    steps = (nfe+1)//2 if name=='Heun' else nfe
     with torch.autocast(torch.device(def_device).type, torch.bfloat16):
         x = generate(denoise, karras_sigmas(steps, .02, 80.), n, sampler=samplers[name], seed=seed*n, device=def_device)     # image i has the seed seed*n+i: no set shares one
-    return dict(sampler=name, calls=2*steps-1 if name=='Heun' else steps, seed=seed, fid=round(ruler.fid(x), 3), least=round(ruler.class_fractions(x).min().item(), 4))
+    return dict(sampler=name, calls=2*steps-1 if name=='Heun' else steps, seed=seed, **measure(ruler, x))
 
 
 def floor(ruler, seed):
-    "FID of as many test pictures."
+    "FID and KID of as many test images."
     data = get_data('fashion_mnist')
     if data.source=='drawn': return
     chosen = torch.randperm(len(data.x_valid), generator=torch.Generator().manual_seed(seed))[:n]
-    x = data.x_valid[chosen].float()/127.5-1
-    return dict(sampler='real test pictures', calls=0, seed=seed, fid=round(ruler.fid(x), 3), least=round(ruler.class_fractions(x).min().item(), 4))
+    return dict(sampler='real test images', calls=0, seed=seed, **measure(ruler, data.x_valid[chosen].float()/127.5-1))
 
 
-def report(rows):
-    base = mean(o['fid'] for o in rows if not o['calls'])
+def spread(values, scale=1):
+    return f"{scale*mean(values):.2f}" + (f" ± {scale*stdev(values):.2f}" if len(values)>1 else '')
+
+
+def report():
     table = []
-    for key in sorted({(o['calls'], o['sampler']) for o in rows}):
-        same = [o for o in rows if (o['calls'], o['sampler'])==key]
-        fids = [o['fid'] for o in same]
-        spread = f' ± {stdev(fids):.2f}' if len(fids)>1 else ''
-        table.append({'calls': key[0] or '', 'pictures': key[1], 'seeds': len(fids), 'FID': f'{mean(fids):.2f}{spread}',
-                      'times the floor': f'{mean(fids)/base:.0f}', 'rarest class': f"{min(o['least'] for o in same):.1%}"})
-    write('fid', table, 'FID against the number of network calls', ('torch',), (
-        f'{n:,} pictures each of the network `fashion_ddpm`, on the noise levels `karras_sigmas(n, .02, 80.)`; the network works in bfloat16. The ruler of lesson 17, against the statistics of the 60,000 '
-        'training pictures of Fashion-MNIST; the floor is the first row. Mean and standard deviation over the seeds; a row of one seed has no deviation of its own, '
+    for name in stored():
+        rows = done(name)
+        for key in sorted({(o['calls'], o['sampler']) for o in rows}):
+            same = [o for o in rows if (o['calls'], o['sampler'])==key]
+            kids = [o['kid'] for o in same if 'kid' in o]
+            table.append({'network': name if key[0] else '', 'NFE': key[0] or '', 'images': key[1], 'seeds': len(same), 'FID': spread([o['fid'] for o in same]),
+                          'KID x 1000': spread(kids, 1000) if kids else '', 'rarest class': f"{min(o['least'] for o in same):.1%}"})
+    write('fid', table, 'FID and KID against the number of network evaluations', ('torch',), (
+        f'{n:,} images each, on the noise levels `karras_sigmas(n, .02, 80.)`; the network works in bfloat16. The feature network of lesson 17, against the statistics of the 60,000 '
+        'training images of Fashion-MNIST; the floor is the row of real test images. Mean and standard deviation over the seeds; a row of one seed has no deviation of its own, '
         'and by those of the other rows its FID is good to about 0.3, more where it is above 10.',))
 
 
-def main(names, calls, seeds, threads):
+def rows():
+    "The rows of the board of garments, from the stored results alone."
+    res = []
+    for lesson,recipe,name,sampler in recipes:
+        same = [o for o in done(name) if o['sampler']==sampler and 'kid' in o]
+        by = {k: [o for o in same if o['calls']==k] for k in nfes}
+        if not any(by.values()): continue
+        res.append(dict(lesson=lesson, recipe=recipe, **{k: {str(nfe): [o[k] for o in sorted(v, key=lambda o: o['seed'])] for nfe,v in by.items() if v} for k in ('fid','kid')}))
+    return res
+
+
+def save_board():
+    boards = json.loads(board.read_text(encoding='utf-8'))
+    boards['garments'] = rows()
+    temp = board.with_suffix('.tmp')
+    temp.write_text(json.dumps(boards, indent=1)+'\n', encoding='utf-8')
+    os.replace(temp, board)
+
+
+def load(name):
+    if name=='fashion_ddpm': return load_denoiser()
+    from miniai.unet import load_unet
+    return load_unet(name)
+
+
+def main(weights, names, nfe, seeds, threads):
     if threads: torch.set_num_threads(threads)
-    weights = load_weights('fashion_ddpm')[1]['sha256']
-    denoise,ruler = load_denoiser(),load_feature_net()
-    denoise.model.to(def_device)
-    finished = {(o['sampler'], o['calls'], o['seed']) for o in done(weights)}
-    for s in seeds:
-        row = floor(ruler, s) if ('real test pictures', 0, s) not in finished else None
-        if row: keep(dict(weights=weights[:8], **row))
-    for c in calls:
+    ruler = load_feature_net()
+    for name in (o for o in weights if o in stored()):
+        denoise,sha = load(name),stored()[name]
+        denoise.model.to(def_device)
+        def finished(*key): return any((o['sampler'], o['calls'], o['seed'])==key and 'kid' in o for o in done(name))
         for s in seeds:
-            for k in names:
-                if (k, 2*((c+1)//2)-1 if k=='Heun' else c, s) not in finished: keep(dict(weights=weights[:8], **run(denoise, ruler, k, c, s)))
-    report(done(weights))
+            row = None if finished('real test images', 0, s) else floor(ruler, s)
+            if row: keep(dict(weights=sha, **row))
+        for c in nfe:
+            for s in seeds:
+                for k in names:
+                    if not finished(k, 2*((c+1)//2)-1 if k=='Heun' else c, s): keep(dict(weights=sha, **run(denoise, ruler, k, c, s)))
+    report()
+    save_board()
 
 
 if __name__=='__main__':
     p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument('--weights', nargs='*', default=['fashion_ddpm','fashion_unet'])
     p.add_argument('--names', nargs='*', default=list(samplers), choices=list(samplers))
-    p.add_argument('--calls', type=int, nargs='*', default=[10, 20, 50, 100])
+    p.add_argument('--nfe', type=int, nargs='*', default=list(nfes))
     p.add_argument('--seeds', type=int, nargs='*', default=[1, 2, 3])
     p.add_argument('--threads', type=int)
     main(**vars(p.parse_args()))

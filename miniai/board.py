@@ -10,6 +10,7 @@ __all__ = ['load_board', 'Board', 'show_board']
 #| code-fold: true
 import json
 from importlib.resources import files
+from statistics import mean,stdev
 
 # %% ../nbs/board.ipynb #b0a2d012
 #| code-summary: "Exported: load_board"
@@ -43,8 +44,26 @@ class Board:
         widths = [max(map(len, o)) for o in zip(*lines)]
         return '\n'.join('  '.join(o.ljust(w) for o,w in zip(l, widths)).rstrip() for l in lines)
 
+def _mean(values, scale=1):
+    "Mean and, of several runs, their standard deviation, as text."
+    spread = f" {chr(177)} {scale*stdev(values):.2f}" if len(values)>1 else ''
+    return f"{scale*mean(values):.2f}{spread}"
+
+def _accuracy(o):
+    return {'epochs': o['epochs'], 'accuracy': f"{o['mean']:.3f} {chr(177)} {o['std']:.3f}",
+            'runs': len(o['seeds']),
+            'CPU seconds per epoch': '' if o['seconds'] is None else o['seconds'],
+            'fast.ai': o['fastai'] or ''}
+
+def _garments(o):
+    fids = {f"FID, {nfe} NFE": _mean(o['fid'][nfe]) if nfe in o['fid'] else ''
+            for nfe in ('10','20','50','100')}
+    kids = {f"KID x 1000, {nfe} NFE": _mean(o['kid'][nfe], 1000) if nfe in o['kid'] else ''
+            for nfe in ('10','100')}
+    return fids | kids | {'runs': max(len(v) for v in o['fid'].values())}
+
 def show_board(
-    name='accuracy', # Of the board
+    name='accuracy', # Of the board: 'accuracy' or 'garments'
     upto=None, # Number of the lesson with which it ends, such as '09'; all of it if None
 ): # `Board`
     "The board as far as the lesson `upto`, in the reader's words."
@@ -52,7 +71,5 @@ def show_board(
         raise ValueError(f"upto: expected the two digits of a lesson, such as '09', got {upto!r}")
     rows = [o for o in load_board(name) if upto is None or o['lesson']<=upto]
     if not rows: raise ValueError(f"upto: the board {name!r} has no row up to lesson {upto}")
-    return Board([{'lesson': o['lesson'], 'recipe': o['recipe'], 'epochs': o['epochs'],
-                   'accuracy': f"{o['mean']:.3f} {chr(177)} {o['std']:.3f}", 'runs': len(o['seeds']),
-                   'CPU seconds per epoch': '' if o['seconds'] is None else o['seconds'],
-                   'fast.ai': o['fastai'] or ''} for o in rows])
+    more = _accuracy if name=='accuracy' else _garments
+    return Board([{'lesson': o['lesson'], 'recipe': o['recipe'], **more(o)} for o in rows])
