@@ -72,7 +72,8 @@ def test_a_fold_says_what_it_hides(file):
     for c in cells(file):
         if '#| code-fold: true' in source(c): assert re.search(r'^#\| code-summary: "\S.{5,}"$', source(c), re.M), source(c)[:300]
 
-shaped = lessons[:15]
+unfinished = '15','16','17','18','19','20','21','22','23','24','25','26','27','28'   # lessons that wait for their rewriting
+shaped = [f for f in lessons if not f.stem.startswith(unfinished)]
 
 @pytest.mark.parametrize('file', shaped, ids=lambda f: f.stem)
 def test_lesson_can_be_finished(file):
@@ -139,12 +140,14 @@ def test_no_lesson_takes_the_name_of_an_earlier_export():
                 for o in names: assert o in own or o not in seen, f"{f.name} defines {o}, which {seen[o]} exports"
         seen |= {o: f.name for o in own if o not in seen}
 
-@pytest.mark.parametrize('file', shaped, ids=lambda f: f.stem)
+@by_name
 def test_no_private_name_is_imported(file):
     for c in cells(file): assert not re.search(r'^from miniai\S* import .*(?<![\w.])_(?!_)\w', source(c), re.M), source(c)[:300]
 
 def test_every_kind_of_exercise_occurs():
     rows = [shape(f) for f in shaped]
-    for k in ('Warm-up',): assert all(r[k]>=1 for r in rows), k
-    for k in ('Find the bug','Rebuild it','Beat it','Project'): assert sum(r[k] for r in rows)>=5, k
-    assert sum(r['words'] for r in rows)>=9*sum(r['lines'] for r in rows)
+    assert all(r['Warm-up'] for r in rows)
+    first = [r for r in rows if r['lesson']<'15']
+    for k in ('Find the bug','Rebuild it','Beat it','Project'): assert sum(r[k] for r in first)>=5, k
+    for part in filter(None, (first, [r for r in rows if r['lesson']>='15'])):
+        assert sum(r['words'] for r in part)>=9*sum(r['lines'] for r in part)
