@@ -42,7 +42,7 @@ recipes = {
     'ddpm.SmallUNet': (lambda: get('ddpm.SmallUNet')((8,16)), levels(image())),
     'fid.FeatureNet': (lambda: get('fid.FeatureNet')(nn.Sequential(nn.Flatten(), nn.Linear(784, 16), nn.SiLU(), nn.Linear(16, 10))),
                   lambda n, g: (2*torch.rand(n, 1, 28, 28, generator=g)-1,)),
-    'schedules.LevelNet': (lambda: get('schedules.LevelNet')(8), image()),
+    'noise_level.LevelNet': (lambda: get('noise_level.LevelNet')(8), image()),
     'unet.EmbResBlock': (lambda: get('unet.EmbResBlock')(4, 8, 6), with_more(image(4), lambda n, g: torch.randn(n, 6, generator=g))),
     'unet.UpConv': (lambda: get('unet.UpConv')(4), with_more(image(4), lambda n, g: (32, 32))),
     'unet.UNet': (lambda: get('unet.UNet')((8,16), n_emb=16), levels(image())),

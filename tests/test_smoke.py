@@ -308,6 +308,7 @@ def call_ddim():
 
 def call_schedules():
     from miniai import learner as l,schedules as s
+    from miniai.ddpm import SmallUNet
     for sched in (s.scaled_linear_schedule(), s.cosine_schedule(), s.ContinuousSchedule(s.cosine_abar)): assert len(sched.sigmas(5))==6
     abar,eps = torch.full((40,1,1,1), .5),torch.randn_like(x)
     v = s.v_target(x, eps, abar)
@@ -316,10 +317,18 @@ def call_schedules():
     assert isinstance(res, s.Prediction)
     torch.testing.assert_close(res.x_0, x, atol=1e-5, rtol=1e-5)
     def net(x, c): return torch.zeros_like(x)
-    for D in (s.X0Denoiser, s.VDenoiser): assert D(net)(x, 2.).shape==x.shape
-    level = s.LevelNet(8)
-    l.Learner(level, dls(), lr=1e-3, cbs=[l.TrainCB(), s.LevelCB(s.cosine_schedule())]).fit(1)
-    assert s.BlindDenoiser(point, level.eval())(x).shape==x.shape
+    for D in (s.X0Denoiser, s.VDenoiser, s.FlowDenoiser): assert D(net)(x, 2.).shape==x.shape
+    torch.testing.assert_close(s.flow_target(x, eps, abar), res.flow, atol=1e-5, rtol=1e-5)
+    assert s.flow_abar(torch.tensor(.5), shift=3.)==.1
+    flow = SmallUNet((4,8))
+    l.Learner(flow, dls(), lr=1e-3, cbs=[l.TrainCB(n_inp=2), s.FlowCB(shift=3.)]).fit(1)
+    assert s.FlowDenoiser(flow.eval())(x, 2.).shape==x.shape
+
+def call_noise_level():
+    from miniai import learner as l,noise_level as n,schedules as s
+    level = n.LevelNet(8)
+    l.Learner(level, dls(), lr=1e-3, cbs=[l.TrainCB(), n.LevelCB(s.cosine_schedule())]).fit(1)
+    assert n.BlindDenoiser(point, level.eval())(x).shape==x.shape
 
 def call_karras():
     from miniai import karras as k,learner as l

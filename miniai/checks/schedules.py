@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['check']
 
-# %% ../../nbs/solutions/19_schedules.ipynb #6f033b75
+# %% ../../nbs/solutions/19_schedules.ipynb #ad965a69
 import math,torch
-from .core import Checker,Exercise,compare,difference,dims
+from .core import Checker,Exercise,compare,difference
 
 # %% ../../nbs/solutions/19_schedules.ipynb #56f3d1b6
 def _test_share(f):
@@ -33,30 +33,72 @@ def _test_shift(f):
             d = difference(levels[0], k*levels[1], 1e-8)
             assert d is None, f"{name}, k={k}: the noise levels inside: {d}"
 
-# %% ../../nbs/solutions/19_schedules.ipynb #d9f5262e
-def _zero_terminal(abar):
-    root = abar.sqrt()
-    return ((root-root[-1])*root[0]/(root[0]-root[-1]))**2
-
-def _abar_args():
-    n = dims(lo=3, hi=9)[0]
-    return ((1-.4*torch.rand(n, dtype=torch.float64)).cumprod(0),)
+# %% ../../nbs/solutions/19_schedules.ipynb #e9707b92
+def _sigma_of(abar): return math.sqrt((1-abar)/abar)
 
 def _min_snr(sigma, gamma): return (sigma**-2).clamp(max=gamma)/(1+sigma**-2)
 
 def _snr_args():
     return (3*torch.randn(6, dtype=torch.float64)).exp(), 5*torch.rand(()).item()+.1
 
+def _flow_estimate(x, sigma, u): return (x-sigma*u)/(1+sigma)
+
+def _estimate_args():
+    x,u = torch.randn(2, 3, 1, 4, 4, dtype=torch.float64)
+    return x,(2*torch.randn(3, 1, 1, 1, dtype=torch.float64)).exp(),u
+
+# %% ../../nbs/solutions/19_schedules.ipynb #d2f0b20a
+def _fitted(batch, n, mu=.3, d=.5):
+    "A network `net(x, t)` that is fitted to the batches of a learner at the times i/n."
+    lines = {}
+    for i in range(1, n+1):
+        x_0,eps = mu+d*torch.randn(4000, 1, 1, 1).double(),torch.randn(4000, 1, 1, 1).double()
+        x,u = (o.flatten() for o in batch(x_0, eps, torch.full((4000,), i/n).double()))
+        known = torch.stack([x, torch.ones_like(x)], 1)
+        lines[i] = torch.linalg.lstsq(known, u[:,None]).solution
+    def net(x, t):
+        i = round(float(t)*n)
+        assert abs(float(t)*n-i)<1e-6 and i in lines, (
+            f"sample asked for the velocity at time {float(t):.4g}; with {n} steps from 1 to 0 "
+            f"the times are 1, {(n-1)/n:.4g}, ..., {1/n:.4g}")
+        a,b = lines[i].flatten()
+        return a*x+b
+    return net
+
+def _test_flow(MyFlow):
+    torch.manual_seed(0)
+    x_0,eps = torch.randn(2, 5, 1, 3, 3, dtype=torch.float64)
+    t = torch.linspace(0, 1, 5, dtype=torch.float64)
+    w = t.reshape(-1, 1, 1, 1)
+    res = MyFlow.batch(x_0, eps, t)
+    assert isinstance(res, (tuple,list)) and len(res)==2, "batch: expected `(x_t, target)`"
+    for name,got,want in (('x_t', res[0], (1-w)*x_0+w*eps), ('target', res[1], eps-x_0)):
+        wrong = difference(got, want, 1e-9)
+        assert wrong is None, f"batch, {name}: {wrong}"
+    wrong = difference(MyFlow.sample(lambda x, t: 0*x+t, eps, 4), eps-.625, 1e-9)
+    assert wrong is None, ("sample, 4 steps with the velocity t everywhere, which makes "
+                           f"1/4*(1+3/4+1/2+1/4): {wrong}")
+    x = MyFlow.sample(_fitted(MyFlow.batch, 40), torch.randn(4000, 1, 1, 1).double(), 40)
+    for name,got,want in (('mean', x.mean(), .3), ('standard deviation', x.std(), .5)):
+        assert abs(got-want)<.05, (f"networks trained on your batches, drawn by your sampler: "
+                                   f"{name} {got:.3f} of the pixels, expected about {want}")
+
+# %% ../../nbs/solutions/19_schedules.ipynb #7b1eb359
 check = Checker(
+    sigma_of=Exercise(compare(_sigma_of, lambda: (.02+.96*torch.rand(()).item(),), n=10),
+        "abar/(1-abar) is 1/sigma^2. Turn both sides over, and take the root."),
     share_above=Exercise(_test_share,
         "sigma is sqrt((1-abar)/abar), so it is tan(pi*t/2). At which time is it `sigma`? All "
         "later times count."),
     shift=Exercise(_test_shift,
         "abar = 1/(1+sigma^2). Put k*sigma in place of sigma, and write the result with abar "
         "alone, so that nothing is divided by zero."),
-    zero_terminal=Exercise(compare(_zero_terminal, _abar_args, n=10, eps=1e-9),
-        "Work with abar.sqrt(): subtract the last root from all, multiply all so that the "
-        "first is what it was, and square at the end."),
     min_snr=Exercise(compare(_min_snr, _snr_args, n=10, eps=1e-9),
-        "The squared error of v is that of the picture times SNR+1. What must it be multiplied "
-        "by to become that of the picture times min(SNR, gamma)?"))
+        "The squared error of v is that of the image times SNR+1. What must it be multiplied "
+        "by to become that of the image times min(SNR, gamma)?"),
+    flow_estimate=Exercise(compare(_flow_estimate, _estimate_args, n=10, eps=1e-9),
+        "In D = x_t - t*u the image has the factor 1-t, x_t = (1-t)*x_0 + t*eps. In `x` it has "
+        "the factor 1. By what must `x` be multiplied to be x_t?"),
+    MyFlow=Exercise(_test_flow,
+        "The line from x_0 at t=0 to eps at t=1 has a constant slope, which is the target. The "
+        "sampler walks against it: n times, ask at the time where you are, then step by 1/n."))
