@@ -83,14 +83,14 @@ def _test_flow(MyFlow):
         assert abs(got-want)<.05, (f"networks trained on your batches, drawn by your sampler: "
                                    f"{name} {got:.3f} of the pixels, expected about {want}")
 
-# %% ../../nbs/solutions/19_schedules.ipynb #7b1eb359
+# %% ../../nbs/solutions/19_schedules.ipynb #c7d3c1d3
 check = Checker(
     sigma_of=Exercise(compare(_sigma_of, lambda: (.02+.96*torch.rand(()).item(),), n=10),
         "abar/(1-abar) is 1/sigma^2. Turn both sides over, and take the root."),
     share_above=Exercise(_test_share,
         "sigma is sqrt((1-abar)/abar), so it is tan(pi*t/2). At which time is it `sigma`? All "
         "later times count."),
-    shift=Exercise(_test_shift,
+    shift_levels=Exercise(_test_shift,
         "abar = 1/(1+sigma^2). Put k*sigma in place of sigma, and write the result with abar "
         "alone, so that nothing is divided by zero."),
     min_snr=Exercise(compare(_min_snr, _snr_args, n=10, eps=1e-9),
