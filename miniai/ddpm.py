@@ -327,8 +327,8 @@ def randn_for(
     if not len(x): return torch.empty_like(x)
     return torch.stack([draw(x.shape[1:], g) for g in generator])
 
-# %% ../nbs/15_ddpm.ipynb #03630ef2
-#| code-summary: "Exported: sample_ddpm, with its two checks"
+# %% ../nbs/15_ddpm.ipynb #6c96060d
+#| code-summary: "Exported: check_sigmas and finite_images, two checks for samplers"
 #| code-fold: true
 def check_sigmas(
     sigmas, # Noise levels, (k+1,), descending
@@ -355,6 +355,9 @@ def finite_images(
     raise FloatingPointError(f"denoise: expected finite numbers, but {bad.sum()} of {len(x)} "
                              f"images ended as nan or infinity, first {bad.int().argmax()}")
 
+# %% ../nbs/15_ddpm.ipynb #7ed6f5f8
+#| code-summary: "Exported: sample_ddpm"
+#| code-fold: true
 @torch.no_grad()
 def sample_ddpm(
     denoise, # `denoise(x, sigma)` gives the estimate of the clean images, like `x`

@@ -112,9 +112,9 @@ check = Checker(
         "What does a net hold besides its parameters? Print `model.state_dict().keys()`. Whole "
         "numbers in it cannot be averaged: copy them."),
     my_sampler=Exercise(_test_sampler,
-        "Per step: the prediction; then the fraction (t/s)**2 of what `x` is away from it; then "
-        "noise of variance t**2*(1-(t/s)**2). No noise in the last step, not even zero times "
-        "noise: it would move the generator on."),
+        "Per step: the prediction; then the fraction (t/s)**2 of what `x` is away from it; "
+        "then noise of variance t**2*(1-(t/s)**2). No noise in the last step, not even "
+        "zero times noise: it would move the generator on."),
     jump=Exercise(compare(_jump, _jump_args, n=10),
         "The product of all alphas between the two times is abar_t/abar_s: that is the abar of "
         "the jump."),
