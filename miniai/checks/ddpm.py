@@ -7,9 +7,10 @@ __all__ = ['check']
 
 # %% ../../nbs/solutions/15_ddpm.ipynb #889b9794
 import torch
+from torch import nn
 from torch.distributions import Normal
 from .core import Checker,Exercise,compare,difference,dims
-from ..ddpm import linear_schedule
+from ..ddpm import generate,linear_schedule,sample_ddpm
 
 # %% ../../nbs/solutions/15_ddpm.ipynb #2af63aa8
 def _half_time(beta):
@@ -46,7 +47,7 @@ def _test_score(f):
         x = torch.randn(dims(2, hi=5), dtype=torch.float64).mul(2).requires_grad_()
         log_w = Normal(mu, (sd**2+sigma**2).sqrt()).log_prob(x[...,None])
         want, = torch.autograd.grad(log_w.logsumexp(-1).sum(), x)
-        # the best guess, if it is known which bell
+        # the best prediction, if it is known which bell
         each = mu+(x[...,None]-mu)*sd**2/(sd**2+sigma**2)
         denoised = (log_w.softmax(-1)*each).sum(-1)
         d = difference(f(denoised.detach(), x.detach(), sigma), want, 1e-6)
@@ -64,10 +65,56 @@ def _best_args():
     return x, sigma, points
 
 # %% ../../nbs/solutions/15_ddpm.ipynb #2941336f
+def _small_net():
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.SiLU(), nn.Conv2d(3, 1, 1))
+    return net.double()
+
+def _test_average(f):
+    torch.manual_seed(0)
+    avg,model = _small_net().eval(),_small_net()
+    want = {k: v.clone() for k,v in avg.state_dict().items()}
+    for _ in range(3):
+        with torch.no_grad():
+            for p in model.parameters(): p.add_(torch.randn_like(p))
+        model(3+2*torch.randn(8, 1, 6, 6, dtype=torch.float64))     # moves the statistics
+        before = {k: v.clone() for k,v in model.state_dict().items()}
+        f(avg, model, .6)
+        for k,v in model.state_dict().items():
+            d = difference(v, before[k], 1e-9)
+            assert d is None, f"it changes `{k}` of the model, which goes on training: {d}"
+            want[k] = .6*want[k]+.4*v if v.is_floating_point() else v.clone()
+    for k,v in avg.state_dict().items():
+        d = difference(v, want[k], 1e-9)
+        assert d is None, f"after three steps with decay=0.6, `{k}` of the average: {d}"
+
+# %% ../../nbs/solutions/15_ddpm.ipynb #f8b0ef93
+def _test_sampler(f):
+    def denoise(x, sigma, cond=None): return .3+.5*(x-.3)/(.5+float(sigma)**2)
+    for sigmas in ([2., 1., 0.], [30., 8., 2., .7, .2, .05, 0.], [1.5, 0.]):
+        sigmas,seen = torch.tensor(sigmas, dtype=torch.float64),[]
+        def counted(x, sigma, cond=None):
+            seen.append(float(sigma))
+            return denoise(x, sigma)
+        got = generate(counted, sigmas, 4, sampler=f, shape=(1,3,5), seed=7)
+        want = generate(denoise, sigmas, 4, sampler=sample_ddpm, shape=(1,3,5), seed=7)
+        where = f"with sigmas={sigmas.tolist()}"
+        d = difference(seen, sigmas[:-1].tolist(), 1e-6)
+        assert d is None, f"{where}, the levels at which `denoise` is asked: {d}"
+        d = difference(got, want, 1e-5)
+        assert d is None, f"{where}, the images: {d}"
+
+# %% ../../nbs/solutions/15_ddpm.ipynb #b6fd99da
 check = Checker(
     half_time=Exercise(_test_half,
-        "The share of the picture after several steps is the product of the shares that each "
-        "step keeps. Times count from 0."),
+        "The fraction that the image keeps after several steps is the product of the fractions "
+        "that each step keeps. Times count from 0."),
+    average_step=Exercise(_test_average,
+        "What does a net hold besides its parameters? Print `model.state_dict().keys()`. Whole "
+        "numbers in it cannot be averaged: copy them."),
+    my_sampler=Exercise(_test_sampler,
+        "Per step: the prediction; then the fraction (t/s)**2 of what `x` is away from it; "
+        "then noise of variance t**2*(1-(t/s)**2). No noise in the last step, not even "
+        "zero times noise: it would move the generator on."),
     jump=Exercise(compare(_jump, _jump_args, n=10),
         "The product of all alphas between the two times is abar_t/abar_s: that is the abar of "
         "the jump."),
