@@ -288,12 +288,16 @@ _steps = 'predict','get_loss','zero_grad','backward','step'
 _events = [f'{when}_{phase}' for phase in _phases
            for when in ('before','after','cancel','cleanup')
           ] + ['after_predict','after_loss','after_backward','after_step']
+# what a callback may stand around, and the Learner's method that does it
+_arounds = {**{k: k for k in _steps}, 'epoch': 'one_epoch', 'event': 'callback'}
 
 # %% ../nbs/09_learner.ipynb #f02e76a4
 #| code-summary: "Checks of callbacks, and the table of their methods"
 #| code-fold: true
 def _listed(cbs):
     return [] if cbs is None else [cbs] if isinstance(cbs, (Callback,type)) else list(cbs)
+
+_kinds = 'before_','after_','cancel_','cleanup_'
 
 def _check_callbacks(cbs):
     for cb in cbs:
@@ -302,11 +306,14 @@ def _check_callbacks(cbs):
                             f"{cb.__name__}()")
         if not isinstance(cb, Callback):
             raise TypeError(f"cbs: expected instances of Callback, got {cb!r:.60}")
-        for name in set(dir(cb))-{*_events,*_steps}:
+        known = {*_events,*_steps,*(f'around_{k}' for k in _arounds)}
+        for name in set(dir(cb))-known:
             if name.startswith('_'): continue
             close = difflib.get_close_matches(name, _events, 1, .85)
-            if close or name.startswith(('before_','after_','cancel_','cleanup_')):
+            if close or name.startswith((*_kinds,'around_')):
                 hint = (f"did you mean {close[0]}?" if close
+                        else f"one can stand around {', '.join(_arounds)}"
+                        if name.startswith('around_')
                         else f"the events are {', '.join(_events)}")
                 raise ValueError(f"cbs: {type(cb).__name__} has {name}, which is no event; "
                                  f"{hint}")
@@ -438,6 +445,17 @@ def _check(self:Learner):
         if len(found)>1:
             raise ValueError(f"`{s}` is supplied more than once, by {' and '.join(found)}")
 
+# %% ../nbs/09_learner.ipynb #a09e0002
+#| code-summary: "Learner: callbacks that stand around a step, a pass or an event"
+#| code-fold: true
+@patch
+def _stand_around(self:Learner):
+    "Call the `around_` methods of the callbacks in the place of what they stand around."
+    for cb in reversed(sorted(self.cbs, key=lambda cb: cb.order)):
+        for k,method in _arounds.items():
+            f = getattr(cb, f'around_{k}', None)
+            if callable(f): setattr(self, method, partial(f, self, getattr(self, method)))
+
 # %% ../nbs/09_learner.ipynb #4e7cc3fa
 #| code-summary: "Learner: the optimizer, and whether it still belongs to the model"
 #| code-fold: true
@@ -513,6 +531,7 @@ def fit(self:Learner,
             if train:
                 self._make_opt()
                 self._set_lr(lr, settings)
+            self._stand_around()
             self._run('fit', self._all_epochs)
         except tuple(_phases.values()) as e:
             raise RuntimeError(f"a callback raised {type(e).__name__} where there is nothing "

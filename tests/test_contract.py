@@ -263,7 +263,7 @@ class Toy(nn.Module):
 def toy_learner(folder, n_epochs=3):
     "A small training with optimizer, schedule, metrics and checkpoints."
     from functools import partial
-    from miniai.accel import CheckpointCB
+    from miniai.checkpoint import CheckpointCB
     from miniai.learner import MetricsCB,TrainLearner
     from miniai.loaders import DataLoaders
     from miniai.optim import AdamW,BatchSchedCB,OneCycle

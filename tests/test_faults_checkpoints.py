@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np,pytest,torch,torch.nn.functional as F
 from torch import nn,optim
 from torch.utils import data as td
-from miniai.accel import (AccumulateCB,CheckpointCB,ClipCB,DamagedCheckpoint,LossScaler,MixedPrecisionCB,load_checkpoint,
-                          save_checkpoint)
+from miniai.accel import AccumulateCB,ClipCB,LossScaler,MixedPrecisionCB
+from miniai.checkpoint import CheckpointCB,DamagedCheckpoint,load_checkpoint,save_checkpoint
 from miniai.learner import Callback,CancelBatch,CancelEpoch,CancelFit,Learner,MetricsCB,MomentumLearner,SingleBatchCB,TrainCB,TrainLearner
 from miniai.loaders import BatchLoader,DataLoaders
 from miniai.optim import AdamW,BatchSchedCB,EpochSchedCB,OneCycle,RecorderCB
@@ -307,7 +307,7 @@ def test_killed_between_the_renames(at, then, tmp_path):
     code = f'''
         import os,torch
         from pathlib import Path
-        from miniai.accel import save_checkpoint
+        from miniai.checkpoint import save_checkpoint
         rename,n = Path.rename,[0]
         def killed(self, to):
             n[0] += 1
@@ -325,9 +325,9 @@ def test_failed_saves_leave_nothing(tmp_path, monkeypatch):
     path = tmp_path/'best'
     save_checkpoint(path, dict(a=1))
     with pytest.raises(TypeError): save_checkpoint(path, dict(a=print))
-    import miniai.accel as accel
+    import miniai.checkpoint as checkpoint
     def full(*args): raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(accel, '_to_disk', full)
+    monkeypatch.setattr(checkpoint, '_to_disk', full)
     with pytest.raises(OSError): save_checkpoint(path, dict(a=2))
     monkeypatch.undo()
     rename = Path.rename
@@ -578,7 +578,7 @@ def test_no_pairs_and_nan():
 
 def test_write_safely_looks_where_the_temporary_stands():
     import shutil,tempfile
-    from miniai.checks.accel import check
+    from miniai.checks.checkpoint import check
     def write_safely(path, data):
         with tempfile.NamedTemporaryFile(delete=False) as f: f.write(data)
         shutil.move(f.name, path)

@@ -267,20 +267,24 @@ def call_ddpm():
     assert d.load_denoiser()(torch.randn(2, 1, 28, 28), 1.).shape==(2,1,28,28)
 
 def call_accel():
-    import tempfile
     import torch.nn.functional as F
-    from pathlib import Path
     from miniai import accel as a,learner as l
     def fit(cb, *cbs): l.Learner(linear(), dls(), F.cross_entropy, cbs=[cb, *cbs]).fit(1)
     fit(a.MixedPrecisionCB(scaler=a.LossScaler(2.**8)), a.ClipCB(1.), a.AccumulateCB(2))
     fit(a.AccelerateCB(cpu=True))
+
+def call_checkpoint():
+    import tempfile
+    import torch.nn.functional as F
+    from pathlib import Path
+    from miniai import checkpoint as c,learner as l
     with tempfile.TemporaryDirectory() as folder:
-        fit(l.TrainCB(), a.CheckpointCB(folder))
+        l.Learner(linear(), dls(), F.cross_entropy, cbs=[l.TrainCB(), c.CheckpointCB(folder)]).fit(1)
         newest = max(Path(folder).iterdir())
-        assert a.load_checkpoint(newest)['epoch']==1
-        a.save_checkpoint(newest, dict(model={}))
+        assert c.load_checkpoint(newest)['epoch']==1
+        c.save_checkpoint(newest, dict(model={}))
         (newest/'state.json').write_text('{}')
-        with pytest.raises(a.DamagedCheckpoint): a.load_checkpoint(newest)
+        with pytest.raises(c.DamagedCheckpoint): c.load_checkpoint(newest)
 
 def call_fid():
     from miniai import fid as f

@@ -8,7 +8,7 @@ Each script makes one stored set of weights (`miniai/weights/NAME.safetensors` a
 """
 import argparse,json,platform,time,torch
 from pathlib import Path
-from miniai.accel import CheckpointCB
+from miniai.checkpoint import CheckpointCB
 from miniai.conv import def_device
 from miniai.learner import Callback,CancelFit,DeviceCB,Learner
 from miniai.loaders import DataLoaders

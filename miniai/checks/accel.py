@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['check']
 
-# %% ../../nbs/solutions/16_accel.ipynb #eb43866e
-import os,tempfile,torch
-from pathlib import Path
-from unittest.mock import patch
-from ..accel import LossScaler
-from .core import Checker,Exercise,compare,dims
+# %% ../../nbs/solutions/16_accel.ipynb #5d160004
+import math,torch,torch.nn.functional as F
+from torch import nn
+from ..accel import LossScaler,MixedPrecisionCB
+from .core import Checker,Exercise,compare,difference,dims
+from ..learner import Callback,Learner
+from ..loaders import DataLoaders
+from ..optim import Adam
 
 # %% ../../nbs/solutions/16_accel.ipynb #65810490
 _dtypes = torch.float16,torch.bfloat16,torch.float32,torch.float64
@@ -62,46 +64,68 @@ def _test_half(f):
         text = f"expected {want:.5g}, got {got.item():.5g}"
         assert abs(got.item()-want)<=eps, f"{len(x)} numbers up to {x.abs().max():.3g}: {text}"
 
-# %% ../../nbs/solutions/16_accel.ipynb #3d9db15e
-class _Fails:
-    "A renaming that fails, and notes what it was to rename."
-    def __init__(self): self.sources = []
-    def __call__(self, source, *args, **kwargs):
-        self.sources.append(Path(source).resolve())
-        raise OSError('the disk is gone')
+# %% ../../nbs/solutions/16_accel.ipynb #5d160011
+def _test_accumulate(f):
+    for i in range(6):
+        torch.manual_seed(i)
+        ni,no = dims(2)
+        sizes = dims(lo=2, hi=4)*2 if i==0 else dims(3, lo=1, hi=6)
+        model = nn.Linear(ni, no).double()
+        batches = [(torch.randn(n, ni).double(), torch.randn(n, no).double()) for n in sizes]
+        x,y = (torch.cat(o) for o in zip(*batches))
+        want = torch.autograd.grad(F.mse_loss(model(x), y), list(model.parameters()))
+        for p in model.parameters(): p.grad = torch.ones_like(p)
+        f(model, F.mse_loss, batches)
+        got = [p.grad for p in model.parameters()]
+        d = difference(got, list(want), 1e-9)
+        assert d is None, f"batches of {', '.join(map(str, sizes))} rows: the gradients: {d}"
 
-def _test_write(f):
-    old,new = b'old'*1000,b'new'*1500
-    with tempfile.TemporaryDirectory() as d:
-        path = Path(d)/'notes.bin'
-        for data in (old, new):                           # a new file, then one that is there
-            f(path, data)
-            there = path.is_file() and path.read_bytes()==data
-            assert there, "the file should hold the data afterwards"
-            found = sorted(os.listdir(d))
-            assert found==[path.name], f"no other file should be left, found {found}"
-        failed,fails = False,_Fails()
-        with patch('os.replace', fails), patch('os.rename', fails), patch('shutil.move', fails):
-            try: f(path, old)
-            except OSError: failed = True
-        kept = path.is_file() and path.read_bytes()==new
-        assert kept, "the renaming failed, and the old contents are gone"
-        assert failed, "the renaming was made to fail, and nobody heard of it: is there one?"
-        far = [o.parent for o in fails.sources if o.parent!=path.parent.resolve()]
-        assert not far, f"the temporary file stood in another folder, {far[0]}"
+# %% ../../nbs/solutions/16_accel.ipynb #5d160013
+class _BrokenCB(Callback):
+    "Some losses are infinite or nan; notes scale and weights after each batch."
+    def __init__(self): self.seen = []
+    def after_loss(self, learn):
+        bad = {3: math.inf, 4: math.nan, 11: -math.inf, 12: math.inf, 13: math.nan}
+        if learn.iter in bad: learn.loss = learn.loss*bad[learn.iter]
+    def after_batch(self, learn):
+        w = [p.detach().clone() for p in learn.model.parameters()]
+        self.seen.append((float(learn.cbs[0].scaler.scale), w))
+
+def _scaled_run(cls, args):
+    torch.manual_seed(5)
+    batches = [(torch.randn(8, 4), torch.randn(8, 2)) for _ in range(24)]
+    model,notes = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)),_BrokenCB()
+    cb = MixedPrecisionCB(scaler=LossScaler(*args))
+    cb.scaler = cls(*args)
+    learn = Learner(model, DataLoaders(batches, None), F.mse_loss, .01, [cb, notes], Adam)
+    learn.fit(1, valid=False)
+    return notes.seen
+
+def _test_scaler(cls):
+    for args in ((2.**8, 2., .5, 3), (2.**14, 4., .25, 2), (2.**30, 2., .5, 5)):
+        pairs = zip(_scaled_run(cls, args), _scaled_run(LossScaler, args))
+        for i,((got,ws),(want,right)) in enumerate(pairs):
+            text = f"MyScaler{args}, after batch {i}"
+            assert got==want, f"{text}: expected the scale {want}, got {got}"
+            d = difference(ws, right, 0)
+            assert d is None, f"{text}: the weights: {d}"
 
 # %% ../../nbs/solutions/16_accel.ipynb #c268742b
 check = Checker(
     stands_still=Exercise(compare(_still, _still_args, n=10),
         "eps is the distance from 1 to the next number; at 2 the distance is twice that. When "
         "is 1 half of the distance?"),
+    rows_a_step=Exercise(compare(_rows, _rows_args, n=20),
+        "First the rows of each batch, then sums of k neighbours; the last group may have "
+        "fewer."),
+    accumulate=Exercise(_test_accumulate,
+        "The mean over all rows is a sum over all rows, divided by their number. How much of "
+        "it comes from a batch of n rows?"),
     scale_history=Exercise(compare(_scales, _scale_args, n=20),
         "A bad step halves the scale and starts the count anew; so does a growth."),
     half_norm=Exercise(_test_half,
         "Divide by the largest number first; then no square is above 1. And what if the "
         "largest is 0?"),
-    write_safely=Exercise(_test_write,
-        "Write to another name in the same folder, then `os.replace(temporary, path)`."),
-    rows_a_step=Exercise(compare(_rows, _rows_args, n=20),
-        "First the rows of each batch, then sums of k neighbours; the last group may have "
-        "fewer."))
+    MyScaler=Exercise(_test_scaler,
+        "Follow the count of good steps by hand: it starts anew after a bad step, and after a "
+        "growth. Parameters without a gradient are passed over."))
