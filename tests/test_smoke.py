@@ -292,11 +292,17 @@ def call_fid():
     feats = torch.randn(400, 6, generator=gen).double()
     a,b = f.stats(feats[:200]),f.stats(feats[200:])
     assert isinstance(a, f.Stats) and 0<f.frechet_distance(a, b)<2
-    torch.testing.assert_close(f.sqrtm(a.cov)@f.sqrtm(a.cov), a.cov)
+    precision,recall = f.precision_recall(feats[:200], feats[200:], k=2)
+    assert .5<precision<=1 and .5<recall<=1
     assert abs(f.kid(feats[:200], feats[200:]))<.5 and len(f.kid_subsets(feats[:200], feats[200:], 3, 50))==2
     assert f.fid_infinity(feats[:200], b, generator=gen) is not None
     ruler = f.load_feature_net()
     assert isinstance(ruler, f.FeatureNet) and ruler.fid(torch.rand(300, 1, 28, 28)*2-1)>1
+
+def call_matrix_root():
+    from miniai.matrix_root import sqrtm
+    a = torch.tensor([[2., 1], [1, 2]], dtype=torch.float64)
+    torch.testing.assert_close(sqrtm(a)@sqrtm(a), a)
 
 def point(x, sigma, cond=None): return x/(1+torch.as_tensor(sigma).reshape(-1, 1, 1, 1)**2)       # the best denoiser of standard normal data
 

@@ -6,13 +6,26 @@
 __all__ = ['check']
 
 # %% ../../nbs/solutions/17_fid.ipynb #a7290cac
-import math,torch
+import torch
+from torch import nn
 from .core import Checker,Exercise,compare,difference,dims
-from ..fid import Stats,stats
+from ..fid import FeatureNet,Stats,frechet_distance,stats
 
 # %% ../../nbs/solutions/17_fid.ipynb #c10a75a5
 def _normals(n, d):
     return torch.randn(n, d, dtype=torch.float64)@torch.randn(d, d, dtype=torch.float64)
+
+def _plans(n):
+    "All orders of the numbers below `n`."
+    if n==0: return [[]]
+    return [[*o[:i], n-1, *o[i:]] for o in _plans(n-1) for i in range(n)]
+
+def _heaps(a, b):
+    return torch.stack([(a-b[o]).square().mean() for o in _plans(len(a))]).min()
+
+def _heaps_args():
+    n, = dims(1, 1, 6)
+    return tuple(torch.randn(2, n, dtype=torch.float64))
 
 def _stretched(mean, cov, a, v):
     new = a*mean+v
@@ -35,45 +48,69 @@ def _test_merge(f):
             assert diff is None, f"parts of {len(a)} and {len(b)} features, {name}: {diff}"
 
 # %% ../../nbs/solutions/17_fid.ipynb #fd54b0bf
-def _precision(real, fake, k=3):
-    inside = 0
-    for f in fake:
-        hit = False
-        for i,r in enumerate(real):
-            others = torch.cat([real[:i], real[i+1:]])
-            hit |= bool((f-r).norm()<=(others-r).norm(dim=1).sort()[0][k-1])
-        inside += hit
-    return inside/len(fake)
+def _kid(fa, fb):
+    def k(f, g): return (f@g/len(f) + 1)**3
+    def within(fs):
+        return sum(k(f, g) for i,f in enumerate(fs) for j,g in enumerate(fs) if i!=j)/(
+            len(fs)*(len(fs)-1))
+    across = sum(k(f, g) for f in fa for g in fb)/(len(fa)*len(fb))
+    return (within(fa) + within(fb) - 2*across).item()
 
-def _precision_args():
+def _kid_args():
+    n,m,d = dims(3, 2, 9)
+    return torch.randn(n, d, dtype=torch.float64), torch.randn(m, d, dtype=torch.float64)+.5
+
+def _coverage(feats, ref_feats, k=3):
+    hits = 0
+    for i,r in enumerate(ref_feats):
+        others = torch.cat([ref_feats[:i], ref_feats[i+1:]])
+        radius = (others-r).norm(dim=1).sort()[0][k-1]
+        hits += bool((feats-r).norm(dim=1).min()<=radius)
+    return hits/len(ref_feats)
+
+def _coverage_args():
     n,m,d = dims(3, 8, 15)
     real = torch.randn(n, 2, dtype=torch.float64)
-    return real, real[:1] + torch.randn(m, 2, dtype=torch.float64)*1.5, d%4+1
+    return real[:1] + torch.randn(m, 2, dtype=torch.float64)*.7, real, d%4+1
 
-def _inception(probs):
-    p,total = probs.mean(0),0.
-    for row in probs:
-        for a,b in zip(row.tolist(), p.tolist()):
-            if a>0: total += a*math.log(a/b)
-    return math.exp(total/len(probs))
+class _With(FeatureNet):
+    "A network of 12 features whose `fid` is the learner's."
+    def __init__(self, f, ref):
+        net = nn.Sequential(nn.Flatten(), nn.Linear(784, 12), nn.Linear(12, 3))
+        with torch.no_grad():
+            net[1].weight.copy_(torch.eye(12, 784))
+            net[1].bias.zero_()
+        super().__init__(net)
+        self.f,self.ref_images = f,ref
+    def fid(self, x): return self.f(self.features(x), self.features(self.ref_images))
 
-def _probs():
-    n,c = dims(2, 2)
-    p = torch.rand(n, c, dtype=torch.float64)**4
-    p[0,0] = 0
-    return p/p.sum(1, keepdim=True),
+def _test_fid(f):
+    for i,n in enumerate((40, 200, 9)):
+        torch.manual_seed(i)
+        ref,x = 2*torch.rand(100, 1, 28, 28)-1,2*torch.rand(n, 1, 28, 28)**2-1
+        net = _With(f, ref)
+        got = torch.as_tensor(net.fid(x), dtype=torch.float64)
+        want = frechet_distance(stats(net.features(x)), stats(net.features(ref)))
+        diff = difference(got, torch.tensor(want, dtype=torch.float64), 1e-5)
+        assert diff is None, f"{n} images against 100, 12 features: {diff}"
 
 # %% ../../nbs/solutions/17_fid.ipynb #11e084c7
 check = Checker(
+    heap_distance=Exercise(compare(_heaps, _heaps_args, n=8),
+        "On a line the cheapest plan carries the leftmost grain to the leftmost place, and so "
+        "on: sort both heaps."),
     stretched_distance=Exercise(compare(_stretched, _stretched_args, n=8),
         "The new mean is a*mean+v, the new covariance a*a*cov. Both covariances are multiples "
         "of one, so the root of their product is known."),
+    kid_of=Exercise(compare(_kid, _kid_args, n=8),
+        "Which pairs does the mean over a whole matrix of products contain that the formula "
+        "leaves out? By what is the rest to be divided?"),
+    coverage=Exercise(compare(_coverage, _coverage_args, n=12),
+        "The radius of a real feature is the distance to its k-th nearest *other* one; its "
+        "distance to itself is 0 and comes first. Count real features, not generated ones."),
+    my_fid=Exercise(_test_fid,
+        "Two means, two covariances with n-1, and the trace of the root of their product. With "
+        "few images some eigenvalues are zero, and rounding can push them below."),
     merge_stats=Exercise(_test_merge,
         "Go back to sums: (n-1)*cov is the sum of the products about its own mean. About the "
-        "common mean each part has n times the product of the shift in addition."),
-    precision=Exercise(compare(_precision, _precision_args, n=12),
-        "The radius of a real feature is the distance to its k-th nearest *other* one; its "
-        "distance to itself is 0 and comes first. One ball is enough."),
-    inception_score=Exercise(compare(_inception, _probs, n=8),
-        "`torch.special.xlogy(p, q)` is p*log(q) and 0 where p is 0. The mean over the "
-        "pictures is inside the exponential."))
+        "common mean each part has n times the product of the shift in addition."))
