@@ -5,13 +5,29 @@
 # %% auto #0
 __all__ = ['check']
 
-# %% ../../nbs/solutions/26_clip.ipynb #1ddef67c
-import torch
+# %% ../../nbs/solutions/26_clip.ipynb #722e3be3
+import math,torch
 import torch.nn.functional as F
 from .core import Checker,Exercise,compare,dims
-from ..clip import Tokenizer
+from ..clip import Tokenizer,clip_loss
 
-# %% ../../nbs/solutions/26_clip.ipynb #b6757c32
+# %% ../../nbs/solutions/26_clip.ipynb #47c79717
+def _test_clueless(f):
+    for n in (1, 2, 7, 96):
+        same = F.normalize(torch.ones(n, 3, dtype=torch.float64), dim=1)
+        want,got = clip_loss(same, same, 14.).item(),float(f(n))
+        assert math.isfinite(got) and abs(got-want)<1e-6, (
+            f"n={n}: expected {want:.4f}, got {got:.4f}")
+
+def _states_args():
+    n,l,d = dims(3, 2, 6)
+    ids = torch.randint(9, (n, l+2))
+    for row in ids: row[torch.randint(1, l+2, ()):] = 9         # the filling, of any length
+    return torch.randn(n, l+2, d, dtype=torch.float64), ids, 9
+
+def _states(states, ids, end):
+    return torch.stack([s[row.tolist().index(end)] for s,row in zip(states, ids)])
+
 def _first(counts):
     return Tokenizer.train([w for w,n in counts.items() for _ in range(n)], 1).merges[0]
 
@@ -51,8 +67,14 @@ def _fair_args():
     group = torch.randint(max(1, len(image)//2), (len(image),))
     return image,text,scale,group
 
-# %% ../../nbs/solutions/26_clip.ipynb #dea5cec6
+# %% ../../nbs/solutions/26_clip.ipynb #8fc2035e
 check = Checker(
+    clueless_loss=Exercise(_test_clueless,
+        "All scores of a row are equal, so softmax gives each of the n sentences the same "
+        "probability. What is it, and what is minus its logarithm?"),
+    sentence_states=Exercise(compare(_states, _states_args, n=20),
+        "Which is the one place that has seen the whole sentence and none of the filling? "
+        "`(ids==end).int().argmax(1)` finds the first of several."),
     first_join=Exercise(compare(_first, _first_args, n=30),
         "Count every pair of neighbours as often as its word comes. The last letter and "
         "`</w>` are one piece. `max` with the key (count, pair) settles ties."),

@@ -47,7 +47,7 @@ def _test_merge(f):
             diff = difference(g, w, 1e-8)
             assert diff is None, f"parts of {len(a)} and {len(b)} features, {name}: {diff}"
 
-# %% ../../nbs/solutions/17_fid.ipynb #fd54b0bf
+# %% ../../nbs/solutions/17_fid.ipynb #0072c0ce
 def _kid(fa, fb):
     def k(f, g): return (f@g/len(f) + 1)**3
     def within(fs):
@@ -73,6 +73,7 @@ def _coverage_args():
     real = torch.randn(n, 2, dtype=torch.float64)
     return real[:1] + torch.randn(m, 2, dtype=torch.float64)*.7, real, d%4+1
 
+# %% ../../nbs/solutions/17_fid.ipynb #9781306c
 class _With(FeatureNet):
     "A network of 12 features whose `fid` is the learner's."
     def __init__(self, f, ref):
@@ -94,7 +95,7 @@ def _test_fid(f):
         diff = difference(got, torch.tensor(want, dtype=torch.float64), 1e-5)
         assert diff is None, f"{n} images against 100, 12 features: {diff}"
 
-# %% ../../nbs/solutions/17_fid.ipynb #11e084c7
+# %% ../../nbs/solutions/17_fid.ipynb #39a5a98f
 check = Checker(
     heap_distance=Exercise(compare(_heaps, _heaps_args, n=8),
         "On a line the cheapest plan carries the leftmost grain to the leftmost place, and so "
@@ -105,7 +106,7 @@ check = Checker(
     kid_of=Exercise(compare(_kid, _kid_args, n=8),
         "Which pairs does the mean over a whole matrix of products contain that the formula "
         "leaves out? By what is the rest to be divided?"),
-    coverage=Exercise(compare(_coverage, _coverage_args, n=12),
+    coverage_of=Exercise(compare(_coverage, _coverage_args, n=12),
         "The radius of a real feature is the distance to its k-th nearest *other* one; its "
         "distance to itself is 0 and comes first. Count real features, not generated ones."),
     my_fid=Exercise(_test_fid,
