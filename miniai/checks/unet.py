@@ -83,7 +83,7 @@ def _test_kernel(f):
 # %% ../../nbs/solutions/21_unet.ipynb #1aa3c09f
 check = Checker(
     read_hand=Exercise(compare(_hand, _hand_args, n=10),
-        "`torch.atan2(s, c)` is the angle, from -pi to pi. The angle is `freq` times the number."),
+        "`torch.atan2(s, c)` is the angle, from -pi to pi: `freq` times the number."),
     skip_channels=Exercise(compare(_skips, _skips_args, n=20),
         "The stem's result is saved too, and that of each halving, which has the channels of "
         "the level above it."),
@@ -92,8 +92,8 @@ check = Checker(
         "level, two on the second, four on the third; the halving itself still steps as the "
         "level above."),
     shifted=Exercise(_test_shifted,
-        "What does a norm with one group per channel do to a number that is added to all pixels "
-        "of a channel? The shift must come where no norm can take it back."),
+        "What does a norm with one group per channel do to a number that is added to all "
+        "pixels of a channel? The shift must come where no norm can take it back."),
     walk=Exercise(_test_walk,
         "Save what the stem gives, then what each part on the way down gives. On the way up a "
         "block takes `torch.cat([x, saved.pop()], 1)`; a doubling gets the height and width of "
