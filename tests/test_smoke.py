@@ -357,6 +357,14 @@ def call_unet():
     assert u.EmbResBlock(4, 8, 8)(torch.randn(2, 4, 5, 5), torch.randn(2, 8)).shape==(2,8,5,5)
     assert u.UpConv(4)(torch.randn(2, 4, 3, 3), (5,5)).shape==(2,4,5,5)
     assert u.UNet((4,8), ni=3, n_emb=16)(torch.randn(2, 3, 7, 7), c).shape==(2,3,7,7)
+    import tempfile
+    from functools import partial
+    from pathlib import Path
+    from miniai.ddpm import save_weights
+    net = u.UNet((4,8), norm=partial(torch.nn.GroupNorm, 2), patch=2)
+    with tempfile.TemporaryDirectory() as folder:
+        save_weights(net, Path(folder)/'net.safetensors', config=dict(nfs=[4,8], groups=2, patch=2), sigma_data=.7)
+        assert u.load_unet(Path(folder)/'net.safetensors')(torch.randn(2, 1, 8, 8), 1.).shape==(2,1,8,8)
 
 def call_superres():
     from miniai import superres as s

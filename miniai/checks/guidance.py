@@ -7,21 +7,23 @@ __all__ = ['check']
 
 # %% ../../nbs/solutions/24_guidance.ipynb #d09bc137
 import torch
-from torch import nn
 from .core import Checker,Exercise,compare,difference,dims
+from ..ddpm import generate
 from ..guidance import GuidedDenoiser
-from ..karras import karras_sigmas,sample_heun
-from ..unet import UNet
+from ..karras import karras_sigmas,sample_dpmpp_2m,sample_heun
 
 # %% ../../nbs/solutions/24_guidance.ipynb #c56a5b80
+def _search(p, k): return k/p
+
+def _search_args(): return .05+.9*torch.rand(()).item(),dims(hi=50)[0]
+
 def _calls(n, k, scale):
     counts = []
     def _denoise(x, sigma, cond):
         counts.append(len(x))
         return x
     guide = GuidedDenoiser(_denoise, torch.zeros(n, dtype=torch.int64),
-                           torch.ones(1, dtype=torch.int64),
-                  scale)
+                           torch.ones(1, dtype=torch.int64), scale)
     sample_heun(guide, torch.zeros(n, 1, 1, 1), karras_sigmas(k))
     return sum(counts)
 
@@ -33,40 +35,56 @@ def _interval(told, without, scale, sigma, low, high):
 
 def _interval_args(): return *_pictures(),2.5,(.1, .3, 1., 4., 9.)[dims(hi=5)[0]-1],.3,4.
 
-def _rescaled(told, without, scale, share):
+def _rescaled(told, without, scale, part):
     guided = without + scale*(told-without)
     factor = told.flatten(1).std(1)/guided.flatten(1).std(1)
-    return (share*factor + 1-share)[:,None,None,None]*guided
+    return (part*factor + 1-part)[:,None,None,None]*guided
 
 def _rescaled_args(): return *_pictures(),2.+torch.rand(()).item()*5,torch.rand(()).item()
 
 # %% ../../nbs/solutions/24_guidance.ipynb #a0411765
-def _test_label_unet(f):
-    for i in range(3):
+def _toy(asked):
+    "A denoiser of class numbers, (n,) int64, that notes how many images it is asked for."
+    def _denoise(x, sigma, cond):
+        asked.append(len(x))
+        s = torch.as_tensor(sigma).to(x).expand(len(x)).reshape(-1, 1, 1, 1)
+        return x/(1+s*s) + cond.to(x).cos().reshape(-1, 1, 1, 1)/2
+    return _denoise
+
+def _compare_guides(make):
+    for i,scale in enumerate((0., 1., 3.5)):
         torch.manual_seed(i)
-        n_classes = dims(lo=2)[0]
-        net = f(nfs=(8,), n_classes=n_classes, n_emb=16, norm=None)
-        if not isinstance(net, UNet):
-            raise AssertionError(f"expected a class made from UNet, got {type(net).__name__}")
-        if not isinstance(getattr(net, 'classes', None), nn.Embedding):
-            raise AssertionError("expected an nn.Embedding with the name `classes`")
-        shape,want = tuple(net.classes.weight.shape),(n_classes+1, 16)
-        if shape!=want:
-            raise AssertionError(f"n_classes={n_classes}, n_emb=16: expected an embedding of "
-                                 f"the shape {want}, got {shape}")
-        x,c,y = torch.randn(4, 1, 5, 5),torch.randn(4),torch.randint(n_classes+1, (4,))
-        level,none = UNet._embedding(net, x, c),torch.full((4,), n_classes)
-        for name,cond,rows in (('classes', y, y), ('no class', None, none)):
-            d = difference(net._embedding(x, c, cond), level+net.classes.weight[rows], 1e-5)
-            if d: raise AssertionError(f"told {name}: {d}")
-        for p in net.parameters(): nn.init.normal_(p, std=.3)
-        a,b = (net(x, c, torch.full((4,), k)) for k in (0, 1))
-        if not difference(a, b): raise AssertionError("another class gives the same picture")
+        n = dims(lo=2)[0]
+        x,cond,uncond = torch.randn(n, 1, 3, 4),torch.randint(5, (n,)),torch.tensor([5])
+        asked = []
+        got = make(_toy(asked), x, 1.5, cond, uncond, scale)
+        if asked!=[2*n]:
+            raise AssertionError(f"{n} images: expected one call with {2*n}, got {asked}")
+        want = GuidedDenoiser(_toy([]), cond, uncond, scale)(x, 1.5)
+        d = difference(got, want, 1e-5)
+        if d: raise AssertionError(f"scale {scale}: {d}")
+
+def _test_guided(f):
+    def _make(denoise, x, sigma, cond, uncond, scale):
+        return f(denoise, x, sigma, cond, uncond.expand(len(x)), scale)
+    _compare_guides(_make)
+
+def _test_guide(f):
+    def _make(denoise, x, sigma, cond, uncond, scale):
+        return f(denoise, cond, uncond, scale)(x, sigma)
+    _compare_guides(_make)
+    cond,uncond = torch.arange(4),torch.tensor([5])
+    yours,ours = (generate(g(_toy([]), cond, uncond, 3.), karras_sigmas(5), 4, sample_dpmpp_2m,
+                           shape=(1,4,4)) for g in (f, GuidedDenoiser))
+    d = difference(yours, ours, 1e-4)
+    if d: raise AssertionError(f"images of `generate`: {d}")
 
 # %% ../../nbs/solutions/24_guidance.ipynb #a0b8b8e5
 check = Checker(
+    search_cost=Exercise(compare(_search, _search_args, n=10),
+        "One image in 1/p is wanted, and each costs k evaluations, wanted or not."),
     network_calls=Exercise(compare(_calls, _calls_args, n=20),
-        "Heun asks twice a step, but once in the last one. `Guide` asks for both answers, "
+        "Heun asks twice a step, but once in the last one. Guidance asks for both answers, "
         "unless the scale leaves only one."),
     in_interval=Exercise(compare(_interval, _interval_args, n=20),
         "Outside the interval return `told` as it is. The upper end belongs to the interval, "
@@ -74,7 +92,9 @@ check = Checker(
     rescaled=Exercise(compare(_rescaled, _rescaled_args),
         "One factor per image: `flatten(1).std(1)` of `told` divided by that of the guided "
         "answer. The guided one is on the line of the lesson."),
-    LabelUNet=Exercise(_test_label_unet,
-        "Take `n_classes` by name and hand all else on to `super().__init__`. The embedding "
-        "has n_classes+1 rows of n_emb numbers; `super()._embedding(x, c)` gives what it is "
-        "added to."))
+    guided=Exercise(_test_guided,
+        "At scale 1 the answer must be the conditional one. Which half of `both` belongs to "
+        "which half of the conditions?"),
+    guide=Exercise(_test_guide,
+        "Put `x` twice into one batch, with `uncond.expand(len(x))` and `cond`; split the "
+        "answer with `chunk(2)`; return a function, so that a sampler can call it."))

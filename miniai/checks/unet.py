@@ -14,6 +14,12 @@ from ..conv import receptive_field
 from ..unet import UNet
 
 # %% ../../nbs/solutions/21_unet.ipynb #3f8e5a2e
+def _hand(s, c, freq): return torch.atan2(s, c)/freq
+
+def _hand_args():
+    angle,freq = torch.rand(5)*6-3,.3+torch.rand(()).item()*3
+    return angle.sin(),angle.cos(),freq
+
 def _skips(nfs, depth):
     net = UNet(nfs, n_emb=None, norm=None, depth=depth)
     parts = [getattr(m, 'conv2', m) for m in (net.stem, *net.downs)]
@@ -23,22 +29,43 @@ def _skips_args(): return list(dims(dims(hi=4)[0], 1, 20)),dims(hi=3)[0]
 
 def _sees(levels, depth):
     layers = [(3, 1, 1)]
-    for i in range(levels): layers += [(3, 2, 1)]*bool(i) + [(3, 1, 1)]*2*depth
+    for i in range(levels):
+        if i: layers.append((3, 2, 1))
+        layers += [(3, 1, 1)]*2*depth
     return receptive_field(layers)
 
 def _sees_args(): return dims(2, 1, 5)
 
 # %% ../../nbs/solutions/21_unet.ipynb #4f7bf0b0
-def _test_added(f):
+def _test_shifted(f):
     for i in range(4):
         torch.manual_seed(i)
         n,groups,k,n_emb = dims(4, 2, 4)
+        if i<2: k = 1
         norm,lin = nn.GroupNorm(groups, groups*k),nn.Linear(n_emb, groups*k)
         h,emb = torch.randn(n, groups*k, *dims(2, 2, 6)),torch.randn(n, n_emb)
-        want = norm(h + lin(emb)[:,:,None,None])
-        d = difference(f(h, norm, emb, lin), want, 1e-5)
-        if d: raise AssertionError(f"h {tuple(h.shape)}, GroupNorm({groups}, {groups*k}): {d}")
+        got,about = f(h, norm, emb, lin),f"h {tuple(h.shape)}, GroupNorm({groups}, {groups*k})"
+        if not difference(got, f(h, norm, emb+1, lin)):
+            raise AssertionError(f"{about}: with another embedding the answer is the same")
+        d = difference(got, norm(h) + lin(emb)[:,:,None,None], 1e-5)
+        if d: raise AssertionError(f"{about}: {d}")
 
+def _test_walk(f):
+    class _Yours(UNet):
+        def forward(self, x, c): return f(self, x, c)
+    for i,(nfs,depth,size) in enumerate((((8,), 1, (4, 4)), ((8,16), 1, (6, 6)),
+                                         ((8,12,16), 2, (13, 9)))):
+        torch.manual_seed(i)
+        net = UNet(nfs, depth=depth, n_emb=16, norm=lambda n: nn.GroupNorm(4, n))
+        for p in net.parameters():
+            if not p.any(): nn.init.normal_(p, std=.1)
+        yours = _Yours(nfs, depth=depth, n_emb=16, norm=lambda n: nn.GroupNorm(4, n))
+        yours.load_state_dict(net.state_dict())
+        x,c = torch.randn(2, 1, *size),torch.randn(2)
+        with torch.no_grad(): d = difference(yours(x, c), net(x, c), 1e-4)
+        if d: raise AssertionError(f"nfs={nfs}, depth={depth}, images of {size}: {d}")
+
+# %% ../../nbs/solutions/21_unet.ipynb #d28b5273
 def _test_kernel(f):
     for i in range(4):
         torch.manual_seed(i)
@@ -53,8 +80,10 @@ def _test_kernel(f):
         d = difference(F.conv2d(x, kernel, stride=2, padding=1), want, 1e-9)
         if d: raise AssertionError(f"{2*h}x{2*w} pixels, convolved with your kernel: {d}")
 
-# %% ../../nbs/solutions/21_unet.ipynb #d28b5273
+# %% ../../nbs/solutions/21_unet.ipynb #1aa3c09f
 check = Checker(
+    read_hand=Exercise(compare(_hand, _hand_args, n=10),
+        "`torch.atan2(s, c)` is the angle, from -pi to pi: `freq` times the number."),
     skip_channels=Exercise(compare(_skips, _skips_args, n=20),
         "The stem's result is saved too, and that of each halving, which has the channels of "
         "the level above it."),
@@ -62,9 +91,13 @@ check = Checker(
         "A 3x3 convolution adds 2 steps to the width seen. A step is one pixel on the first "
         "level, two on the second, four on the third; the halving itself still steps as the "
         "level above."),
-    added=Exercise(_test_added,
-        "`lin(emb)` is (n,c); give it two more dimensions of size 1. The norm comes after "
-        "the sum."),
+    shifted=Exercise(_test_shifted,
+        "What does a norm with one group per channel do to a number that is added to all "
+        "pixels of a channel? The shift must come where no norm can take it back."),
+    walk=Exercise(_test_walk,
+        "Save what the stem gives, then what each part on the way down gives. On the way up a "
+        "block takes `torch.cat([x, saved.pop()], 1)`; a doubling gets the height and width of "
+        "`saved[-1]`. At the end: norm, SiLU, head."),
     pooled_kernel=Exercise(_test_kernel,
         "The average of four shifted results is a convolution with the average of four "
         "shifted kernels. Pad the kernel to 4x4 in the four ways."))
