@@ -53,6 +53,8 @@ recipes = {
     'attention.FeedForward': (lambda: get('attention.FeedForward')(16, gated=True), lambda n, g: (states()(n, g),)),
     'attention.TransformerBlock': (lambda: get('attention.TransformerBlock')(16, 4, 8), lambda n, g: (states()(n, g), states(3, 8)(n, g))),
     'attention.SpatialTransformer': (lambda: get('attention.SpatialTransformer')(16, 4, 8, norm=group), with_more(image(16, 8), states(3, 8))),
+    'attention.DiTBlock': (lambda: get('attention.DiTBlock')(16, 4, 8), lambda n, g: (states()(n, g), torch.randn(n, 8, generator=g))),
+    'attention.DiT': (lambda: get('attention.DiT')(1, 16, n_blocks=2, n_heads=2, n_emb=16), levels(image())),
     'guidance.ClassUNet': (lambda: get('guidance.ClassUNet')((8,16), n_emb=16), with_more(levels(image()), classes())),
     'vae.VAE': (lambda: get('vae.VAE')(nn.Sequential(nn.Flatten(), nn.Linear(256, 8)), nn.Sequential(nn.Linear(4, 256), nn.Unflatten(1, (1,16,16)))), image()),
     'vae.Codec': (lambda: get('vae.Codec')((8,16), nz=4), image(3)),

@@ -385,6 +385,9 @@ def call_attention():
     assert t.MultiHeadAttention(8, 2, 6)(h, words).shape==h.shape and t.TransformerBlock(8, 2, 6)(h, words).shape==h.shape
     pictures = torch.randn(2, 8, 3, 3)
     torch.testing.assert_close(t.SpatialTransformer(8, 2, 6)(pictures, words), pictures)          # fresh: nothing is added
+    torch.testing.assert_close(t.DiTBlock(8, 2, 4)(h, torch.randn(2, 4)), h)
+    assert t.grid_positions(3, 5, 8).shape==(15,8)
+    assert t.DiT(3, 8, n_blocks=1, n_heads=2, n_emb=16)(torch.randn(2, 3, 8, 12), torch.rand(2)).shape==(2,3,8,12)
     assert t.sinusoidal_positions(9, 8).shape==(9,8)
 
 def call_guidance():

@@ -8,7 +8,7 @@ __all__ = ['check']
 # %% ../../nbs/solutions/23_attention.ipynb #eace98c1
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from ..attention import TransformerBlock,attention,sinusoidal_positions
+from ..attention import MultiHeadAttention,TransformerBlock,attention,sinusoidal_positions
 from .core import Checker,Exercise,compare,difference,dims
 
 # %% ../../nbs/solutions/23_attention.ipynb #78d073cc
@@ -19,13 +19,19 @@ def _n_parameters_args():
     n_heads,per_head,mult,n_cond,cross = dims(5, 1, 6)
     return n_heads*per_head,n_heads,n_cond if cross>2 else None,mult
 
-def _window(h, w, r):
-    row,col = torch.arange(h*w)//w,torch.arange(h*w)%w
-    return ((row[:,None]-row).abs()<=r) & ((col[:,None]-col).abs()<=r)
+def _window(l, r):
+    i = torch.arange(l)
+    return (i[:,None]-i).abs()<=r
 
 def _window_args():
-    h,w,r = dims(3, 1, 6)
-    return h,w,r-1
+    l,r = dims(2, 1, 9)
+    return l,r-1
+
+def _split(x, n_heads): return x.unflatten(-1, (n_heads,-1)).transpose(1, 2)
+
+def _split_args():
+    n,l,n_heads,d = dims(4, 2, 5)
+    return torch.randn(n, l, n_heads*d),n_heads
 
 def _shifted_args():
     length,half,s = dims(3, 1, 20)
@@ -61,6 +67,33 @@ def _test_pieces(f):
                                  f"expected at most {room}")
 
 # %% ../../nbs/solutions/23_attention.ipynb #d07b0d2c
+class _WithYours(MultiHeadAttention):
+    "Our class with the learner's `my_attention` in the place of `attention`."
+    def __init__(self, f, n, n_heads):
+        super().__init__(n, n_heads)
+        self.f = f
+    def forward(self, x, cond=None, mask=None, causal=False):
+        y = self.f(*self._heads(x, cond), mask)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+def _test_rebuilt(f):
+    for i in range(6):
+        torch.manual_seed(i)
+        n_heads,d,l = dims(3, 2, 5)
+        block,mask = TransformerBlock(n_heads*d, n_heads).double(),None
+        if i%2: mask = (torch.rand(2, 1, l, l)<.5)|torch.eye(l).bool()
+        x = torch.randn(2, l, n_heads*d, dtype=torch.float64)
+        want,ours = block(x, mask=mask),block.attend
+        block.attend = _WithYours(f, n_heads*d, n_heads).double()
+        block.attend.load_state_dict(ours.state_dict())
+        case = f"in a block with {n_heads} heads, {'with' if i%2 else 'without'} a mask"
+        wrong = difference(block(x, mask=mask), want, 1e-9)
+        if wrong: raise AssertionError(f"{case}: {wrong}")
+    q,k,v = (torch.randn(3, *o, dtype=torch.float64) for o in ((4, 5), (6, 5), (6, 2)))
+    wrong = difference(f(q, k, v), attention(q, k, v), 1e-9)
+    if wrong: raise AssertionError(f"4 queries, 6 keys, values of length 2: {wrong}")
+
+# %% ../../nbs/solutions/23_attention.ipynb #6427dc6a
 def _shifted(pos, s): return sinusoidal_positions(len(pos)+s, pos.shape[1])[s:]
 
 check = Checker(
@@ -69,7 +102,13 @@ check = Checker(
         "`n_cond` numbers. Each layer norm has a weight and a bias; there are three with "
         "`n_cond`, two without."),
     window=Exercise(compare(_window, _window_args, n=20),
-        "Place i is in row i//w and column i%w. Both differences must be at most r."),
+        "How far is i from j? `torch.arange(l)[:,None]-torch.arange(l)` has all differences."),
+    split_heads=Exercise(compare(_split, _split_args, n=10),
+        "A head must get a part of the features of *every* position. What does a reshape to "
+        "(n,n_heads,l,...) put into the first head: features, or positions?"),
+    my_attention=Exercise(_test_rebuilt,
+        "Scores are products of queries and keys, divided by the root of their length; where "
+        "the mask is False a score is minus infinity; softmax over the keys; then the values."),
     shifted=Exercise(compare(_shifted, _shifted_args, n=20, eps=1e-5),
         "Pair i, the numbers 2i and 2i+1, is a sine and a cosine of the same angle, and is "
         "turned by the angle s*f_i with f_i = 10000**(-2i/n)."),

@@ -40,14 +40,32 @@ def _shuffle_args():
     r,n,c,h,w = dims(5, 1, 4)
     return torch.randn(n, c*r*r, h, w), r
 
+def _decibels_lost(k): return 10*math.log10(1+1/k)
+
+def _decibels_args(): return dims(1, 1, 50)
+
+def _byte_psnr(x, y):
+    mse = (x.double()-y.double()).square().mean((1,2,3))
+    return (10*(255**2/mse).log10()).mean().float()
+
+def _byte_args():
+    n,c,h,w = dims(4, 2, 5)
+    x,y = torch.randint(256, (2, n, c, h, w)).to(torch.uint8)
+    return x,y
+
 def _gram_args(): return torch.randn(dims(4), dtype=torch.float64),
 
 def _gram(f): return torch.einsum('nahw,nbhw->nab', f, f)/(f.shape[2]*f.shape[3])
 
 check = Checker(
     noise_psnr=Exercise(compare(_noise_psnr, _noise_args, n=20),
-        "The squared error of one picture is sigma squared, on average. What does averaging "
+        "The squared error of one image is sigma squared, on average. What does averaging "
         "do to the variance of independent noise?"),
+    decibels_lost=Exercise(compare(_decibels_lost, _decibels_args, n=20),
+        "The error of the average has two independent parts: the truth differs from the "
+        "conditional mean, and so does the average. What is the variance of each?"),
+    byte_psnr=Exercise(compare(_byte_psnr, _byte_args, n=10, eps=1e-3),
+        "What is 3-5 in unsigned bytes? And what is the square of 20?"),
     ssim=Exercise(compare(_ssim, _ssim_args, n=8, eps=1e-9),
         "The variance in a window is the mean of the squares less the square of the mean; "
         "the covariance likewise. No padding: windows lie inside."),
