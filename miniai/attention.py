@@ -12,6 +12,7 @@ __all__ = ['attention_weights', 'attention', 'MultiHeadAttention', 'FeedForward'
 import torch
 import torch.nn.functional as F
 from torch import nn
+from .unet import timestep_embedding
 
 # %% ../nbs/23_attention.ipynb #56a7c090
 #| code-fold: true
@@ -257,9 +258,7 @@ def grid_positions(
 
 # %% ../nbs/23_attention.ipynb #00385f99
 #| code-fold: true
-#| code-summary: "Export: imports and checks of DiT"
-from .unet import timestep_embedding
-
+#| code-summary: "Export: what DiT checks of its images and noise levels"
 def _check_noisy(m, x, c):
     "A ValueError unless `m`, a `DiT`, can take the images `x` and their noise levels `c`."
     if x.ndim!=4 or x.shape[1]!=m.ni or not x.is_floating_point():
