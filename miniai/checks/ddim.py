@@ -7,7 +7,9 @@ __all__ = ['check']
 
 # %% ../../nbs/solutions/18_ddim.ipynb #06b8e769
 import torch
-from .core import Checker,Exercise,compare,dims
+from .core import Checker,Exercise,compare,difference,dims
+from ..ddim import sample_ddim
+from ..ddpm import generate
 
 # %% ../../nbs/solutions/18_ddim.ipynb #93f93d4e
 def _way(last, steps=None):
@@ -18,7 +20,7 @@ def _way(last, steps=None):
 
 def _denoise(x, sigma, cond=None): return 1.5*torch.tanh(x/(1+sigma)).roll(1, -1)
 
-def _pictures(n=None): return torch.randn(n or dims()[0], 1, 4, 4, dtype=torch.float64)
+def _images(n=None): return torch.randn(n or dims()[0], 1, 4, 4, dtype=torch.float64)
 
 def _remembered(sigmas, eta):
     kept = torch.ones((), dtype=torch.float64)
@@ -38,18 +40,18 @@ def _clipped(denoise, x, sigmas):
 
 def _clipped_args():
     sigmas = _way(0.)
-    return _denoise, _pictures()*sigmas[0], sigmas
+    return _denoise, _images()*sigmas[0], sigmas
 
 def _exact(denoise, x, sigmas, n_iter):
     sigmas = sigmas.flip(0)
     for s,s_next in zip(sigmas, sigmas[1:]):
-        guess = x
-        for _ in range(n_iter): guess = x + (s_next-s)*(guess-denoise(guess, s_next))/s_next
-        x = guess
+        est = x
+        for _ in range(n_iter): est = x + (s_next-s)*(est-denoise(est, s_next))/s_next
+        x = est
     return x
 
 def _exact_args():
-    return _denoise, _pictures(), _way(0. if torch.rand(())<.5 else None), dims(lo=1, hi=5)[0]
+    return _denoise, _images(), _way(0. if torch.rand(())<.5 else None), dims(lo=1, hi=5)[0]
 
 def _mix(noises, weights):
     w = weights/weights.square().sum().sqrt()
@@ -57,18 +59,45 @@ def _mix(noises, weights):
 
 def _mix_args():
     k = dims(lo=2, hi=6)[0]
-    return _pictures(k), torch.randn(k, dtype=torch.float64)
+    return _images(k), torch.randn(k, dtype=torch.float64)
 
 # %% ../../nbs/solutions/18_ddim.ipynb #fbb61ba6
+def _fresh(sigmas): return 1-(sigmas[1:]/sigmas[:-1])**2
+
+def _test_ddim(f):
+    for eta in (0., 1., .4):
+        for sigmas in (_way(0., 5), _way(None, 4)):
+            seen = []
+            def counted(x, sigma, cond=None):
+                seen.append(float(sigma))
+                return _denoise(x, float(sigma))
+            def plain(x, sigma, cond=None): return _denoise(x, float(sigma))
+            where = f"with eta={eta:g} and sigmas={[round(o, 3) for o in sigmas.tolist()]}"
+            kw = dict(shape=(1,4,4), seed=5, eta=eta)
+            got = generate(counted, sigmas, 3, sampler=f, **kw)
+            want = generate(plain, sigmas, 3, sampler=sample_ddim, **kw)
+            d = difference(seen, sigmas[:-1].tolist(), 1e-6)
+            assert d is None, f"{where}, the levels at which `denoise` is asked: {d}"
+            d = difference(got, want, 1e-5)
+            assert d is None, f"{where}, the images: {d}"
+
+# %% ../../nbs/solutions/18_ddim.ipynb #0595b559
 check = Checker(
+    fresh_fractions=Exercise(compare(_fresh, lambda: (_way(0.),), n=8, eps=1e-9),
+        "The old noise keeps (sigma'/sigma)**2 of the variance. `sigmas[1:]` and `sigmas[:-1]` "
+        "are the levels after and before each step."),
+    my_ddim=Exercise(_test_ddim,
+        "With r the ratio of the levels and f=eta**2*(1-r**2): the prediction, plus "
+        "r*sqrt(1-f) times what x is away from it, plus noise of variance f times the lower "
+        "level squared. Draw no noise where eta or the lower level is 0."),
     remembered=Exercise(compare(_remembered, _remembered_args, n=12, eps=1e-9),
-        "In one step a share f = eta^2 (1-r^2) of the variance is fresh, so the old noise "
+        "In one step the fraction f = eta^2 (1-r^2) of the variance is fresh, so the old noise "
         "keeps the root of 1-f."),
     sample_clipped=Exercise(compare(_clipped, _clipped_args, n=8, eps=1e-9),
         "Clip what `denoise` returns, not x. The direction x-D is then that from the clipped "
         "estimate."),
     invert_exact=Exercise(compare(_exact, _exact_args, n=8, eps=1e-9),
-        "Within a step, x stays; only the guess changes. `denoise` is called with the guess "
-        "and the upper level."),
+        "Within a step, x stays; only the estimate changes. `denoise` is called with the "
+        "estimate and the upper level."),
     mix=Exercise(compare(_mix, _mix_args, n=8, eps=1e-9),
         "The variance of the weighted sum is the sum of the squared weights."))
