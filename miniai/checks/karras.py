@@ -105,8 +105,8 @@ check = Checker(
         "At which noise level is the look-ahead? The network must be asked about that level, "
         "and the slope is divided by it."),
     my_2m=Exercise(_test_2m,
-        "One call per step. From the second step to the last but one, the estimate is continued "
-        "by h/(2*h_before) of its last change, with h=log(s/t)."),
+        "One call per step. From the second step to the last but one, the estimate is "
+        "continued by h/(2*h_before) of its last change, with h=log(s/t)."),
     sample_churn=Exercise(_test_sampler(_churn, _churn_more),
         "After the noise is added the level is the raised one: the first call, the division "
         "and the length of the step all use it."))
