@@ -5,16 +5,23 @@
 # %% auto #0
 __all__ = ['check']
 
-# %% ../../nbs/solutions/20_karras.ipynb #da7eace8
+# %% ../../nbs/solutions/20_karras.ipynb #1b9c59df
 import torch,torch.nn.functional as F
 from .core import Checker,Exercise,compare,difference,dims
-from ..karras import karras_sigmas,sample_euler
+from ..ddpm import generate
+from ..karras import karras_sigmas,sample_dpmpp_2m,sample_euler
 
-# %% ../../nbs/solutions/20_karras.ipynb #865c792a
-def _deviation(sigmas, var):
+# %% ../../nbs/solutions/20_karras.ipynb #cd8c1c37
+def _tangent(x, denoised, s, t): return x + (t-s)*(x-denoised)/s
+
+def _tangent_args():
+    a,b,c,d = torch.rand(4).tolist()
+    return 6*a-3, 2*b-1, .5+4*c, .5*d
+
+def _std(sigmas, var):
     return sample_euler(lambda x, s: x*var/(var+s*s), sigmas[:1], sigmas)[0]
 
-def _deviation_args():
+def _std_args():
     n, = dims(lo=1, hi=12)
     a,b,var = torch.rand(3).tolist()
     return karras_sigmas(n, .01+a, 2+40*b), .1+3*var
@@ -27,7 +34,7 @@ def _exponential_args():
     a,b = torch.rand(2).tolist()
     return dims(lo=1, hi=12)[0], .01+a, 2+40*b
 
-# %% ../../nbs/solutions/20_karras.ipynb #84ade1a2
+# %% ../../nbs/solutions/20_karras.ipynb #584161e2
 class _Recorder:
     "A denoiser that notes the levels of its calls."
     def __init__(self): self.levels = []
@@ -35,14 +42,15 @@ class _Recorder:
         self.levels.append(float(sigma))
         return torch.tanh(x*.7+.2)/(1+sigma)
 
-def _midpoint(denoise, x, sigmas):
-    for s,t in zip(sigmas, sigmas[1:]):
-        slope = (x-denoise(x, s))/s
-        if t>0:
-            m = (s*t).sqrt()
-            half = x + (m-s)*slope
-            slope = (half-denoise(half, m))/m
-        x = x + (t-s)*slope
+def _heun(denoise, x, s, t):
+    "One step from level `s` to `t`."
+    slope = (x-denoise(x, s))/s
+    new = x + (t-s)*slope
+    if t>0: new = x + (t-s)/2*(slope + (new-denoise(new, t))/t)
+    return new
+
+def _slow_heun(denoise, x, sigmas):
+    for s,t in zip(sigmas, sigmas[1:]): x = _heun(denoise, x, s, t)
     return x
 
 def _churn(denoise, x, sigmas, churn, generator):
@@ -50,15 +58,12 @@ def _churn(denoise, x, sigmas, churn, generator):
     for s,t in zip(sigmas, sigmas[1:]):
         up = s*(1+gamma)
         x = x + (up**2-s**2).sqrt()*torch.randn(x.shape, generator=generator, dtype=x.dtype)
-        slope = (x-denoise(x, up))/up
-        new = x + (t-up)*slope
-        if t>0: new = x + (t-up)/2*(slope + (new-denoise(new, t))/t)
-        x = new
+        x = _heun(denoise, x, up, t)
     return x
 
-# %% ../../nbs/solutions/20_karras.ipynb #3bdb75e7
+# %% ../../nbs/solutions/20_karras.ipynb #ee01a05e
 def _test_sampler(reference, more=lambda i: ()):
-    "Runs an answer and `reference` from the same noise; compares pictures and levels of calls."
+    "Runs an answer and `reference` from the same noise; compares images and levels of calls."
     def _test(f):
         for i in range(5):
             torch.manual_seed(i)
@@ -77,16 +82,31 @@ def _test_sampler(reference, more=lambda i: ()):
 
 def _churn_more(i): return (0., .5, 1., 3., 40.)[i], torch.Generator().manual_seed(i)
 
-# %% ../../nbs/solutions/20_karras.ipynb #9124c390
+# %% ../../nbs/solutions/20_karras.ipynb #bfa98fec
+def _test_2m(f):
+    _test_sampler(sample_dpmpp_2m)(f)
+    def mine(denoise, x, sigmas, generator): return f(denoise, x, sigmas)
+    for n in (3, 8):
+        got,want = (generate(_Recorder(), karras_sigmas(n, .02, 20.), 4, s, (1,5,5))
+                    for s in (mine, sample_dpmpp_2m))
+        d = difference(got, want, 1e-5)
+        assert d is None, f"`generate` with your sampler, {n} steps: {d}"
+
+# %% ../../nbs/solutions/20_karras.ipynb #3d9f3afd
 check = Checker(
-    euler_deviation=Exercise(compare(_deviation, _deviation_args, n=10, eps=1e-9),
+    tangent=Exercise(compare(_tangent, _tangent_args, n=10, eps=1e-9),
+        "The slope is (x-denoised)/s. How far does the noise level go, and with which sign?"),
+    euler_std=Exercise(compare(_std, _std_args, n=10, eps=1e-9),
         "Put D into Euler's step: the new x is a number times the old one. The numbers of all "
         "steps multiply."),
     exponential_sigmas=Exercise(compare(_exponential, _exponential_args, n=12, eps=1e-9),
         "The logarithms are evenly spaced. Mind the dtype, the 0 at the end, and n=1."),
-    sample_midpoint=Exercise(_test_sampler(_midpoint),
-        "Two calls a step, at s and at sqrt(s*t), one for the last. The whole step starts "
-        "again from the old x, by the second slope."),
+    slow_heun=Exercise(_test_sampler(_slow_heun),
+        "At which noise level is the look-ahead? The network must be asked about that level, "
+        "and the slope is divided by it."),
+    my_2m=Exercise(_test_2m,
+        "One call per step. From the second step to the last but one, the estimate is "
+        "continued by h/(2*h_before) of its last change, with h=log(s/t)."),
     sample_churn=Exercise(_test_sampler(_churn, _churn_more),
         "After the noise is added the level is the raised one: the first call, the division "
         "and the length of the step all use it."))
