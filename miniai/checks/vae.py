@@ -41,7 +41,7 @@ def _loss_args():
     x,y = torch.randn(2, n, *shape, dtype=torch.float64)
     return x,y,*torch.randn(2, n, k, dtype=torch.float64),.1+torch.rand(()).item()
 
-# %% ../../nbs/solutions/25_vae.ipynb #42e60c25
+# %% ../../nbs/solutions/25_vae.ipynb #ed26fd3e
 #| code-summary: "A small training with the learner's function in the place of ours"
 #| code-fold: true
 def _my_vae(encoder, decoder, x, eps, beta):
@@ -62,7 +62,8 @@ def _trained(f, steps=4):
                  for shape in ((6, 1, 4, 4), (6, 2)))
         loss = f(encoder, decoder, x, eps, .5)
         if not isinstance(loss, torch.Tensor) or loss.ndim or not loss.requires_grad:
-            raise AssertionError(f"expected a loss, a tensor of one number with a gradient, got {loss!r:.80}")
+            raise AssertionError("expected a loss, a tensor of one number with a gradient, "
+                                 f"got {loss!r:.80}")
         losses.append(loss.item())
         opt.zero_grad()
         loss.backward()
@@ -74,21 +75,21 @@ def _check_my_vae(f):
     d = difference(got[0], want[0], 1e-9)
     if d: raise AssertionError(f"the loss of the first batch: {d}")
     d = difference(got, want, 1e-9) or difference(weights, true, 1e-9)
-    if d: raise AssertionError(f"the first loss is right, but the training goes another way: {d}")
+    if d: raise AssertionError(f"the first loss is right, but the training is another one: {d}")
 
-# %% ../../nbs/solutions/25_vae.ipynb #289461f3
+# %% ../../nbs/solutions/25_vae.ipynb #3c78385c
 #| code-summary: "The checker"
 #| code-fold: true
 check = Checker(
     nats=Exercise(compare(_nats, _nats_args),
-        "Half of mean squared, plus variance, minus 1, minus the logarithm of the variance. The "
-        "variance is `std**2`, and its logarithm is twice that of `std`."),
+        "Half of mean squared, plus variance, minus 1, minus the logarithm of the variance. "
+        "The variance is `std**2`, and its logarithm is twice that of `std`."),
     best_variance=Exercise(compare(_variance, _variance_args),
         "Of the KL only (var - log(var))/2 depends on the variance. Set the slope of a*var "
         "+ beta*(var - log(var))/2 to zero."),
     vae_loss=Exercise(compare(_loss, _loss_args),
-        "The error is a mean over all numbers of the images, the KL a sum over the latents. Per "
-        "what is the KL to be counted, so that both are parts of one bound?"),
+        "The error is a mean over all numbers of the images, the KL a sum over the latents. "
+        "Per what is the KL to be counted, so that both are parts of one bound?"),
     elbo=Exercise(compare(_elbo, _elbo_args),
         "The logarithm of a normal density of standard deviation s is -(x-y)**2/(2*s**2) - "
         "log(s) - log(2*pi)/2, for every number of the image."),
@@ -96,5 +97,5 @@ check = Checker(
         "Take the average of log q(z) - log p(z) under q. The average of (z-mean_p)**2 is "
         "the variance of q plus (mean-mean_p)**2."),
     my_vae=Exercise(_check_my_vae,
-        "Split the encoder's output with `chunk(2, 1)`; the draw is mean + std*eps, with the std "
-        "from the log variance, and both must get a gradient; the KL is counted per number of x."))
+        "Split the encoder's output with `chunk(2, 1)`; the draw is mean + std*eps, with the "
+        "std from the log variance, and both must get a gradient; the KL counts per number of x."))
