@@ -77,7 +77,7 @@ def _check_my_vae(f):
     d = difference(got, want, 1e-9) or difference(weights, true, 1e-9)
     if d: raise AssertionError(f"the first loss is right, but the training is another one: {d}")
 
-# %% ../../nbs/solutions/25_vae.ipynb #3c78385c
+# %% ../../nbs/solutions/25_vae.ipynb #289461f3
 #| code-summary: "The checker"
 #| code-fold: true
 check = Checker(
@@ -98,4 +98,4 @@ check = Checker(
         "the variance of q plus (mean-mean_p)**2."),
     my_vae=Exercise(_check_my_vae,
         "Split the encoder's output with `chunk(2, 1)`; the draw is mean + std*eps, with the "
-        "std from the log variance, and both must get a gradient; the KL counts per number of x."))
+        "std from the log variance; both must get a gradient; the KL counts per number of x."))
