@@ -5,16 +5,24 @@
 # %% auto #0
 __all__ = ['check']
 
-# %% ../../nbs/solutions/25_vae.ipynb #e8fabafb
-import math,torch
+# %% ../../nbs/solutions/25_vae.ipynb #51c2ed68
+import torch,torch.nn.functional as F
+from torch import nn
 from torch.distributions import Normal,kl_divergence
-from .core import Checker,Exercise,compare,dims
+from .core import Checker,Exercise,compare,difference,dims
 
-# %% ../../nbs/solutions/25_vae.ipynb #adeb104f
+# %% ../../nbs/solutions/25_vae.ipynb #7c218503
+#| code-summary: "References and random arguments"
+#| code-fold: true
 def _normal(mean, logvar): return Normal(mean, (.5*logvar).exp())
 def _kl(mean, logvar, mean_p, logvar_p):
     return kl_divergence(_normal(mean, logvar), _normal(mean_p, logvar_p))
 def _kl_args(): return tuple(torch.randn(4, *dims(2), dtype=torch.float64))
+
+def _nats(mean, std): return kl_divergence(Normal(mean, std), Normal(0., 1.))
+def _nats_args():
+    mean,std = torch.randn(2, *dims(2), dtype=torch.float64)
+    return mean,.05+std.abs()
 
 def _elbo(x, y, kl, s): return Normal(y, s).log_prob(x).sum((1,2,3)) - kl
 def _elbo_args():
@@ -25,22 +33,69 @@ def _elbo_args():
 def _variance(a, beta): return beta/(beta+2*a)
 def _variance_args(): return tuple((.05+3*torch.rand(2)).tolist())
 
-def _tighter(log_w): return log_w.logsumexp(0) - math.log(len(log_w))
-def _tighter_args():
-    k,n = dims(2, 2, 6)
-    return (torch.randn(k, n, dtype=torch.float64)*3 - 2000*torch.rand(n, dtype=torch.float64),)
+def _loss(x, y, mean, logvar, beta):
+    kl = kl_divergence(_normal(mean, logvar), Normal(0., 1.))
+    return F.mse_loss(y, x) + beta*kl.sum()/x.numel()
+def _loss_args():
+    n,k,*shape = dims(5, 2, 6)
+    x,y = torch.randn(2, n, *shape, dtype=torch.float64)
+    return x,y,*torch.randn(2, n, k, dtype=torch.float64),.1+torch.rand(()).item()
 
-# %% ../../nbs/solutions/25_vae.ipynb #6b41e64e
+# %% ../../nbs/solutions/25_vae.ipynb #ed26fd3e
+#| code-summary: "A small training with the learner's function in the place of ours"
+#| code-fold: true
+def _my_vae(encoder, decoder, x, eps, beta):
+    mean,logvar = encoder(x).chunk(2, 1)
+    return _loss(x, decoder(mean + (.5*logvar).exp()*eps), mean, logvar, beta)
+
+def _trained(f, steps=4):
+    "Losses and final weights of a small VAE whose loss is `f`."
+    torch.manual_seed(3)
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 4)).double()
+    decoder = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 16),
+                            nn.Unflatten(1, (1, 4, 4))).double()
+    params,losses = [*encoder.parameters(), *decoder.parameters()],[]
+    opt = torch.optim.SGD(params, lr=.5)
+    gen = torch.Generator().manual_seed(4)
+    for _ in range(steps):
+        x,eps = (torch.randn(*shape, dtype=torch.float64, generator=gen)
+                 for shape in ((6, 1, 4, 4), (6, 2)))
+        loss = f(encoder, decoder, x, eps, .5)
+        if not isinstance(loss, torch.Tensor) or loss.ndim or not loss.requires_grad:
+            raise AssertionError("expected a loss, a tensor of one number with a gradient, "
+                                 f"got {loss!r:.80}")
+        losses.append(loss.item())
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+    return losses,[p.detach() for p in params]
+
+def _check_my_vae(f):
+    (got,weights),(want,true) = _trained(f),_trained(_my_vae)
+    d = difference(got[0], want[0], 1e-9)
+    if d: raise AssertionError(f"the loss of the first batch: {d}")
+    d = difference(got, want, 1e-9) or difference(weights, true, 1e-9)
+    if d: raise AssertionError(f"the first loss is right, but the training is another one: {d}")
+
+# %% ../../nbs/solutions/25_vae.ipynb #289461f3
+#| code-summary: "The checker"
+#| code-fold: true
 check = Checker(
-    kl_between=Exercise(compare(_kl, _kl_args),
-        "Take the average of log q(z) - log p(z) under q. The average of (z-mean_p)**2 is "
-        "the variance of q plus (mean-mean_p)**2."),
-    elbo=Exercise(compare(_elbo, _elbo_args),
-        "The logarithm of a normal density of standard deviation s is -(x-y)**2/(2*s**2) - "
-        "log(s) - log(2*pi)/2, for every number of the picture."),
+    nats=Exercise(compare(_nats, _nats_args),
+        "Half of mean squared, plus variance, minus 1, minus the logarithm of the variance. "
+        "The variance is `std**2`, and its logarithm is twice that of `std`."),
     best_variance=Exercise(compare(_variance, _variance_args),
         "Of the KL only (var - log(var))/2 depends on the variance. Set the slope of a*var "
         "+ beta*(var - log(var))/2 to zero."),
-    tighter=Exercise(compare(_tighter, _tighter_args, n=8),
-        "Subtract the largest logarithm of each column before the exponential, and add it "
-        "after the logarithm, as log-sum-exp does in lesson 04."))
+    vae_loss=Exercise(compare(_loss, _loss_args),
+        "The error is a mean over all numbers of the images, the KL a sum over the latents. "
+        "Per what is the KL to be counted, so that both are parts of one bound?"),
+    elbo=Exercise(compare(_elbo, _elbo_args),
+        "The logarithm of a normal density of standard deviation s is -(x-y)**2/(2*s**2) - "
+        "log(s) - log(2*pi)/2, for every number of the image."),
+    kl_between=Exercise(compare(_kl, _kl_args),
+        "Take the average of log q(z) - log p(z) under q. The average of (z-mean_p)**2 is "
+        "the variance of q plus (mean-mean_p)**2."),
+    my_vae=Exercise(_check_my_vae,
+        "Split the encoder's output with `chunk(2, 1)`; the draw is mean + std*eps, with the "
+        "std from the log variance; both must get a gradient; the KL counts per number of x."))
