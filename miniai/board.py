@@ -26,7 +26,7 @@ def load_board(
     return boards[name]
 
 # %% ../nbs/board.ipynb #b0a2d014
-#| code-summary: "Exported: Board and show_board"
+#| code-summary: "Exported: Board"
 #| code-fold: true
 class Board:
     "A table that Jupyter shows as such, and `print` as text."
@@ -44,6 +44,9 @@ class Board:
         widths = [max(map(len, o)) for o in zip(*lines)]
         return '\n'.join('  '.join(o.ljust(w) for o,w in zip(l, widths)).rstrip() for l in lines)
 
+# %% ../nbs/board.ipynb #116fe012
+#| code-summary: "How each board writes a row"
+#| code-fold: true
 def _mean(values, scale=1):
     "Mean and, of several runs, their standard deviation, as text."
     spread = f" {chr(177)} {scale*stdev(values):.2f}" if len(values)>1 else ''
@@ -62,6 +65,9 @@ def _garments(o):
             for nfe in ('10','100')}
     return fids | kids | {'runs': max(len(v) for v in o['fid'].values())}
 
+# %% ../nbs/board.ipynb #1207a522
+#| code-summary: "Exported: show_board"
+#| code-fold: true
 def show_board(
     name='accuracy', # Of the board: 'accuracy' or 'garments'
     upto=None, # Number of the lesson with which it ends, such as '09'; all of it if None

@@ -159,7 +159,7 @@ def generate_latents(
     denoise, # `denoise(x, sigma, cond)`, such as a `KarrasDenoiser` of a `TextUNet`
     cond, # What is asked for, (n,l,d), one row per picture
     uncond, # What to walk away from, (n,l,d), or (1,l,d) for all
-    scale, # Guidance scale, 0 or more, see `Guide`
+    scale, # Guidance scale, 0 or more, see `GuidedDenoiser`
     sigmas, # Noise levels, (k+1,), descending, the last one 0
     shape=(8,8,8), # Of the latents of one picture
     sampler=sample_dpmpp_2m, # `sampler(denoise, x, sigmas, **kw)`; may take a `generator`

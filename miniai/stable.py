@@ -318,7 +318,7 @@ def __call__(self:StableDiffusion,
     n=1, # Pictures for each prompt
     negative='', # What to walk away from: str, or one for each prompt; None is ''
     steps=30, # Steps of a whole drawing, 1 to 10,000; from a picture fewer, by its strength
-    guidance=4., # Guidance scale, 0 or more, see `Guide`
+    guidance=4., # Guidance scale, 0 or more, see `GuidedDenoiser`
     seed=0, # Of the first picture, the next ones count on; or a list, one for each picture
     sampler=sample_dpmpp_2m, # `sampler(denoise, x, sigmas, cb)`, and `generator` if it takes it
     init=None, # Picture to begin with, uint8 (3,size,size), or one for each to be drawn
