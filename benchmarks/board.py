@@ -11,11 +11,11 @@ from torch import nn,optim
 from miniai import training as ours
 from miniai.conv import cnn
 from miniai.data import get_data
-from miniai.init import BatchNorm,BatchTransformCB,Normalize,init_weights
+from miniai.init import BatchNorm,Normalize,init_weights
 from miniai.learner import Learner,MetricsCB,TrainCB,TrainLearner
 from miniai.loaders import DataLoaders
 from miniai.optim import AdamW,BatchSchedCB,OneCycle
-from common import cores,processor,write
+from common import processor,write
 
 here = Path(__file__).parent
 results,challenge,board = here/'results'/'board.jsonl',here/'results'/'challenge.jsonl',here.parent/'miniai'/'boards.json'

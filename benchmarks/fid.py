@@ -3,6 +3,7 @@
 Hours on two cores. Each finished row is a line of results/fid.jsonl and is not made again, unless the weights have changed; the table tells
 which seeds it has. The rows of the board of garments, miniai/boards.json, are among them."""
 import argparse,json,os
+from functools import cache
 from pathlib import Path
 from statistics import mean,stdev
 import torch
@@ -11,12 +12,14 @@ from miniai.data import get_data
 from miniai.ddpm import generate,load_denoiser,load_weights
 from miniai.fid import load_feature_net
 from miniai.karras import karras_sigmas,sample_dpmpp_2m,sample_euler,sample_euler_ancestral,sample_heun,sample_lms
+from miniai.unet import load_unet
 from common import write
 
 here = Path(__file__).parent
 results,board = here/'results'/'fid.jsonl',here.parent/'miniai'/'boards.json'
 samplers = {'Euler': sample_euler, 'ancestral Euler': sample_euler_ancestral, 'Heun': sample_heun, 'LMS': sample_lms, 'DPM-Solver++(2M)': sample_dpmpp_2m}
 # (lesson, what it is, weights, sampler); DDIM with eta=0 is Euler's method
+loaders = dict(fashion_ddpm=load_denoiser, fashion_unet=load_unet)
 recipes = [('15', 'noise, DDPM', 'fashion_ddpm', 'ancestral Euler'), ('18', 'DDIM', 'fashion_ddpm', 'Euler'),
            ('20', 'DPM-Solver++', 'fashion_ddpm', 'DPM-Solver++(2M)'), ('21', 'UNet, preconditioned', 'fashion_unet', 'DPM-Solver++(2M)')]
 n,nfes = 2048,(10, 20, 50, 100)
@@ -25,18 +28,15 @@ n,nfes = 2048,(10, 20, 50, 100)
 def lines(): return [json.loads(o) for o in results.read_text().splitlines()] if results.exists() else []
 
 
-def stored():
-    "sha256 of the weights that there are, by name."
-    res = {}
-    for name in ('fashion_ddpm','fashion_unet'):
-        try: res[name] = load_weights(name)[1]['sha256'][:8]
-        except FileNotFoundError: pass
-    return res
+@cache
+def sha(name):
+    "The beginning of the sha256 of today's weights."
+    return load_weights(name)[1]['sha256'][:8]
 
 
 def done(name):
     "The rows that were made with today's weights `name`; of two with the same sampler, NFE and seed the later one."
-    return list({(o['sampler'], o['calls'], o['seed']): o for o in lines() if o['weights']==stored().get(name)}.values())
+    return list({(o['sampler'], o['calls'], o['seed']): o for o in lines() if o['weights']==sha(name)}.values())
 
 
 def keep(row):
@@ -44,23 +44,23 @@ def keep(row):
     print(row, flush=True)
 
 
-def measure(ruler, x): return dict(fid=round(ruler.fid(x), 3), kid=round(ruler.kid(x), 5), least=round(ruler.class_fractions(x).min().item(), 4))
+def measure(net, x): return dict(fid=round(net.fid(x), 3), kid=round(net.kid(x), 5), least=round(net.class_fractions(x).min().item(), 4))
 
 
-def run(denoise, ruler, name, nfe, seed):
+def run(denoise, net, name, nfe, seed):
     "FID, KID and the smallest fraction of a class, of `n` images; Heun takes one evaluation less than asked for if that is even."
     steps = (nfe+1)//2 if name=='Heun' else nfe
     with torch.autocast(torch.device(def_device).type, torch.bfloat16):
         x = generate(denoise, karras_sigmas(steps, .02, 80.), n, sampler=samplers[name], seed=seed*n, device=def_device)     # image i has the seed seed*n+i: no set shares one
-    return dict(sampler=name, calls=2*steps-1 if name=='Heun' else steps, seed=seed, **measure(ruler, x))
+    return dict(sampler=name, calls=2*steps-1 if name=='Heun' else steps, seed=seed, **measure(net, x))
 
 
-def floor(ruler, seed):
+def floor(net, seed):
     "FID and KID of as many test images."
     data = get_data('fashion_mnist')
     if data.source=='drawn': return
     chosen = torch.randperm(len(data.x_valid), generator=torch.Generator().manual_seed(seed))[:n]
-    return dict(sampler='real test images', calls=0, seed=seed, **measure(ruler, data.x_valid[chosen].float()/127.5-1))
+    return dict(sampler='real test images', calls=0, seed=seed, **measure(net, data.x_valid[chosen].float()/127.5-1))
 
 
 def spread(values, scale=1):
@@ -69,7 +69,7 @@ def spread(values, scale=1):
 
 def report():
     table = []
-    for name in stored():
+    for name in loaders:
         rows = done(name)
         for key in sorted({(o['calls'], o['sampler']) for o in rows}):
             same = [o for o in rows if (o['calls'], o['sampler'])==key]
@@ -95,39 +95,34 @@ def rows():
 
 def save_board():
     boards = json.loads(board.read_text(encoding='utf-8'))
+    if not rows(): return
     boards['garments'] = rows()
     temp = board.with_suffix('.tmp')
     temp.write_text(json.dumps(boards, indent=1)+'\n', encoding='utf-8')
     os.replace(temp, board)
 
 
-def load(name):
-    if name=='fashion_ddpm': return load_denoiser()
-    from miniai.unet import load_unet
-    return load_unet(name)
-
-
 def main(weights, names, nfe, seeds, threads):
     if threads: torch.set_num_threads(threads)
-    ruler = load_feature_net()
-    for name in (o for o in weights if o in stored()):
-        denoise,sha = load(name),stored()[name]
+    net = load_feature_net()
+    for name in weights:
+        denoise = loaders[name]()
         denoise.model.to(def_device)
         def finished(*key): return any((o['sampler'], o['calls'], o['seed'])==key and 'kid' in o for o in done(name))
         for s in seeds:
-            row = None if finished('real test images', 0, s) else floor(ruler, s)
-            if row: keep(dict(weights=sha, **row))
+            row = None if finished('real test images', 0, s) else floor(net, s)
+            if row: keep(dict(weights=sha(name), **row))
         for c in nfe:
             for s in seeds:
                 for k in names:
-                    if not finished(k, 2*((c+1)//2)-1 if k=='Heun' else c, s): keep(dict(weights=sha, **run(denoise, ruler, k, c, s)))
+                    if not finished(k, 2*((c+1)//2)-1 if k=='Heun' else c, s): keep(dict(weights=sha(name), **run(denoise, net, k, c, s)))
     report()
     save_board()
 
 
 if __name__=='__main__':
     p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument('--weights', nargs='*', default=['fashion_ddpm','fashion_unet'])
+    p.add_argument('--weights', nargs='*', default=list(loaders), choices=list(loaders))
     p.add_argument('--names', nargs='*', default=list(samplers), choices=list(samplers))
     p.add_argument('--nfe', type=int, nargs='*', default=list(nfes))
     p.add_argument('--seeds', type=int, nargs='*', default=[1, 2, 3])

@@ -1,9 +1,8 @@
 """Each guess that a lesson asks for, with the output that decides it and the answer that the text gives, for a person to read:
 `python tests/guesses.py [nbs/15_ddpm.ipynb ...]`. A guess without an answer, or with one that the output contradicts, is a fault."""
-import re,sys,textwrap
+import json,re,sys
 from pathlib import Path
 from common import lessons
-import json
 
 asks = re.compile(r'\b(guess|predict|before you (look|run|read on)|what do you expect|what will|what happens if|which (one|of)\b.*\?)', re.I)
 

@@ -2,7 +2,7 @@
 
 The main path is what stands above "Making it robust" or, where a lesson has no such part, above "Exercises". Of it are counted the code cells
 that are open (neither folded nor hidden) and their lines (not blank, no directive), and the words of its text (a formula is one word)."""
-import json,re,sys
+import json,re
 from common import lessons,source
 from fold import folded
 

@@ -1,13 +1,13 @@
 """Faults of training under way, of measures and of the tokenizer that were found once: each is held by a test here."""
-import collections,contextlib,io,itertools,json,math,os,random,signal,subprocess,sys,textwrap,time,warnings
+import collections,contextlib,io,itertools,math,os,random,subprocess,sys,textwrap,time,warnings
 from functools import partial
 from pathlib import Path
 import numpy as np,pytest,torch,torch.nn.functional as F
 from torch import nn,optim
 from torch.utils import data as td
 from miniai.accel import AccumulateCB,ClipCB,LossScaler,MixedPrecisionCB
-from miniai.checkpoint import CheckpointCB,DamagedCheckpoint,load_checkpoint,save_checkpoint
-from miniai.learner import Callback,CancelBatch,CancelEpoch,CancelFit,Learner,MetricsCB,MomentumLearner,SingleBatchCB,TrainCB,TrainLearner
+from miniai.checkpoint import CheckpointCB,load_checkpoint,save_checkpoint
+from miniai.learner import Callback,CancelBatch,CancelEpoch,CancelFit,Learner,MetricsCB,MomentumLearner,SingleBatchCB,TrainLearner
 from miniai.loaders import BatchLoader,DataLoaders
 from miniai.optim import AdamW,BatchSchedCB,EpochSchedCB,OneCycle,RecorderCB
 from miniai.training import DataLoader,Dataset

@@ -5,7 +5,7 @@ from unittest import mock
 import numpy as np, pytest, torch
 from torch import nn
 from miniai.ddim import invert_ddim,leading_times,sample_ddim,slerp,trailing_times
-from miniai.ddpm import (DDPMCB,EMACB,EpsDenoiser,SmallUNet,replace_file,c_noise,generate,linear_schedule,load_denoiser,load_weights,noisify,
+from miniai.ddpm import (DDPMCB,EMACB,EpsDenoiser,replace_file,c_noise,generate,linear_schedule,load_denoiser,load_weights,noisify,
                          randn_for,sample_ddpm,save_weights)
 from miniai.karras import (KarrasCB,KarrasDenoiser,karras_sigmas,precondition,sample_dpmpp_2m,sample_euler,sample_euler_ancestral,sample_heun,
                            sample_lms)

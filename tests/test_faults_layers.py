@@ -1,5 +1,5 @@
 "Convolutions, hooks and initial weights on inputs that once gave a wrong answer without a word."
-import math,re,warnings
+import math,warnings
 import pytest,torch
 from torch import nn
 from torch.nn import functional as F

@@ -1,5 +1,5 @@
 "The Learner, its finder, optimizers and residual blocks on inputs that once gave a wrong answer without a word."
-import contextlib,copy,io,math,random,signal,sys,warnings
+import contextlib,copy,math,random,sys,warnings
 from collections import namedtuple
 from functools import partial
 import matplotlib
@@ -8,7 +8,7 @@ import numpy as np,pytest,torch,torch.nn.functional as F
 from torch import nn,optim
 from miniai import learner as L
 from miniai.augment import Augment,BatchTransformCB,capture_preds,random_flip
-from miniai.learner import MeanMetric,Callback,CancelFit,LRFinderCB,MetricsCB,MomentumLearner,NaNStopCB,ProgressCB,TrainLearner,EpochMetric
+from miniai.learner import Callback,CancelFit,LRFinderCB,MetricsCB,MomentumLearner,NaNStopCB,ProgressCB,TrainLearner,EpochMetric
 from miniai.loaders import BatchLoader,DataLoaders
 from miniai.optim import Adam,AdamW,BatchSchedCB,CosineSched,EpochSchedCB,Momentum,OneCycle,RecorderCB,RMSProp,ewa
 from miniai.resnet import PoolBlock,ResBlock

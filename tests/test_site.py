@@ -1,6 +1,5 @@
 "The site's gate: what nbdev and Quarto need, without either page being rendered."
 import ast,json,os,re,shutil,subprocess,sys
-from pathlib import Path
 import pytest,yaml
 from common import cells,lessons,nbs,notebooks,root,source
 

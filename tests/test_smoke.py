@@ -391,7 +391,6 @@ def call_attention():
     assert t.sinusoidal_positions(9, 8).shape==(9,8)
 
 def call_guidance():
-    from functools import partial
     from miniai import guidance as g
     from miniai.karras import KarrasCB,karras_sigmas
     net = g.ClassUNet((4,8), n_classes=3).eval()

@@ -6,7 +6,7 @@ Each script makes one stored set of weights (`miniai/weights/NAME.safetensors` a
     python training/scene_codec.py --few 3        # three steps of each stage on little data: does it run?
     python training/scene_codec.py --folder miniai/weights --work /tmp/codec        # put the result in its place
 """
-import argparse,json,platform,time,torch
+import argparse,platform,time,torch
 from pathlib import Path
 from miniai.checkpoint import CheckpointCB
 from miniai.conv import def_device

@@ -25,12 +25,12 @@ class Diffusers(nn.Module):
         self.net = UNet2DModel(None, patch**2, patch**2, block_out_channels=nfs, layers_per_block=1, norm_num_groups=groups, resnet_time_scale_shift='scale_shift',
                                down_block_types=['DownBlock2D']*n, up_block_types=['UpBlock2D']*n, add_attention=False)
     def forward(self, x, c):
-        x = F.pad(x, (2, 2, 2, 2), value=-1)       # 32 pixels, which can be halved three times
+        x = F.pad(x, (2, 2, 2, 2), mode='reflect')       # 32 pixels, which can be halved three times
         y = self.net(F.pixel_unshuffle(x, self.patch), (c+1.6)*1000/2.7, return_dict=False)[0]
         return F.pixel_shuffle(y, self.patch)[...,2:-2,2:-2]
 
 def make(net, nfs, groups, patch):
-    "Our net or that of diffusers, and the statistics of the training images in [-1,1]."
+    "Our net, or that of diffusers."
     if net=='diffusers': return Diffusers(nfs, groups, patch)
     return UNet(nfs, norm=partial(nn.GroupNorm, groups), patch=patch)
 
@@ -42,7 +42,7 @@ def main():
     config,sigma_data = dict(nfs=[64,96,128], groups=8, patch=2),round(norm(x)[0].std().item(), 4)
     torch.manual_seed(0)
     net,ema = make(args.net, **config).to(memory_format=torch.channels_last),EMACB(.9995)
-    before = load_weights(args.start, net)[1] if args.start else dict(images=0, minutes=0, runs=[])
+    before = dict(images=0, minutes=0, runs=[]) | (load_weights(args.start, net)[1] if args.start else {})
     cbs = [KarrasCB(sigma_data), AutocastCB(n_inp=2), BatchSchedCB(partial(OneCycle, max_lr=lr, pct_start=.05)), ema]
     losses,minutes = train(args, args.net, net, (x,), F.mse_loss, lr, cbs, AdamW, args.epochs, bs, 0, norm)
     name = args.name if args.net=='miniai' else f'{args.name}_{args.net}'

@@ -23,7 +23,7 @@ def main():
     plain = train_clip(args, 'clip without twins', tok, twins=False)[0]
     config = dict(nfs=[96,112], nz=8, n_text=128, depth=1, n_emb=128, n_heads=4)
     torch.manual_seed(1)
-    net,average,losses,stages,minutes = LatentDiffusion(TextUNet(**config), plain.text),None,[],[],0
+    net,losses,stages,minutes = LatentDiffusion(TextUNet(**config), plain.text),[],[],0
     stored = copy.deepcopy(clip.text)
     for i,(said,text,learns) in enumerate((
             ('text encoder of a CLIP without pairs, trained on with the UNet', plain.text, True),
