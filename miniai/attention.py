@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from .unet import timestep_embedding
+from .ddpm import check_images,check_levels
 
 # %% ../nbs/23_attention.ipynb #56a7c090
 #| code-fold: true
@@ -256,21 +257,6 @@ def grid_positions(
     rows,cols = sinusoidal_positions(h, n//2),sinusoidal_positions(w, n//2)
     return torch.cat([rows.repeat_interleave(w, 0), cols.repeat(h, 1)], 1)
 
-# %% ../nbs/23_attention.ipynb #00385f99
-#| code-fold: true
-#| code-summary: "Export: what DiT checks of its images and noise levels"
-def _check_noisy(m, x, c):
-    "A ValueError unless `m`, a `DiT`, can take the images `x` and their noise levels `c`."
-    if x.ndim!=4 or x.shape[1]!=m.ni or not x.is_floating_point():
-        raise ValueError(f"x: expected floats of the shape (n,{m.ni},h,w), "
-                         f"got {x.dtype} {tuple(x.shape)}")
-    if any(o%m.patch or not o for o in x.shape[2:]):
-        raise ValueError(f"x: expected height and width divisible by {m.patch}, "
-                         f"got {tuple(x.shape[2:])}")
-    if getattr(c, 'shape', None)!=x.shape[:1]:
-        got = f'the shape {tuple(c.shape)}' if isinstance(c, torch.Tensor) else type(c).__name__
-        raise ValueError(f"c: expected one noise level per image, ({len(x)},), got {got}")
-
 # %% ../nbs/23_attention.ipynb #74008c9c
 class DiT(nn.Module):
     "A diffusion transformer: a denoiser of transformer blocks over patches; fresh: 0."
@@ -297,7 +283,8 @@ class DiT(nn.Module):
         c, # Their noise levels, (n,), as `c_noise` gives them
     ): # Like `x`
         "One number for each pixel and channel, such as its noise."
-        _check_noisy(self, x, c)
+        check_images(x, self.ni, self.patch)
+        check_levels(c, len(x))
         h = self.into(x)
         size = h.shape[2:]                                      # places in a column and a row
         h = h.flatten(2).transpose(1, 2)                        # (n,c,h,w) -> (n,h*w,c)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from functools import partial
 from torch import nn
-from .ddpm import load_weights
+from .ddpm import check_images,check_levels,load_weights
 from .karras import KarrasDenoiser
 
 # %% ../nbs/21_unet.ipynb #0874d890
@@ -183,7 +183,7 @@ def _make_head(self:UNet, nf, no, norm):
     for p in self.head.parameters(): nn.init.zeros_(p)
 
 # %% ../nbs/21_unet.ipynb #45e9091e
-#| code-summary: "Exported: the door for the noise level, and the check of a batch"
+#| code-summary: "Exported: the door for the noise level"
 #| code-fold: true
 @patch
 def _embedding(self:UNet, x, c, cond=None):
@@ -193,17 +193,9 @@ def _embedding(self:UNet, x, c, cond=None):
     if self.embed is None:
         if c is not None: raise ValueError("c: expected none, the net has n_emb=None")
         return None
-    if getattr(c, 'shape', None)!=x.shape[:1]:
-        got = f'the shape {tuple(c.shape)}' if isinstance(c, torch.Tensor) else type(c).__name__
-        raise ValueError(f"c: expected one noise level per image, ({len(x)},), got {got}")
+    check_levels(c, len(x))
     first = self.embed[0]
     return self.embed(timestep_embedding(c, first.in_features).to(first.weight.dtype))
-
-@patch
-def _check_images(self:UNet, x):
-    if x.ndim!=4 or x.shape[1]!=self.ni or not x.is_floating_point():
-        wanted = f"floats of the shape (n,{self.ni},h,w)"
-        raise ValueError(f"x: expected {wanted}, got {x.dtype} {tuple(x.shape)}")
 
 # %% ../nbs/21_unet.ipynb #5fc9b6ca
 @patch
@@ -213,7 +205,7 @@ def forward(self:UNet,
     cond=None, # What else the blocks are conditioned on, for nets made from this one
 ): # (n,no,h,w)
     "One number for each pixel and channel, such as its noise."
-    self._check_images(x)
+    check_images(x, self.ni, self.patch)
     emb = self._embedding(x, c, cond)
     x = self.stem(F.pixel_unshuffle(x, self.patch))
     saved = [x]

@@ -8,7 +8,7 @@ from torch import nn
 from miniai.attention import MultiHeadAttention,SpatialTransformer,TransformerBlock
 from miniai.attention import attention,attention_weights,sinusoidal_positions
 from miniai.checks.core import same
-from miniai.ddpm import DDPMCB,generate,linear_schedule,sample_ddpm
+from miniai.ddpm import DDPMCB,SmallUNet,generate,linear_schedule,sample_ddpm
 from miniai.guidance import ClassUNet,CondCB,GuidedDenoiser,generate_guided
 from miniai.karras import karras_sigmas,sample_euler,sample_euler_ancestral
 from miniai.superres import Degrade,PerceptualLoss,Residual,psnr,sharpness
@@ -205,3 +205,9 @@ def test_the_dropped_condition_is_what_was_asked_for():
     with fails('batch: expected conditions for 4 pictures, got 3'): told(10, y[:3])
     for p in (None, '.1', -.1, 1.1, math.nan, True):
         with fails('p: expected a number, from 0 to 1'): told(10, y, p)
+
+@pytest.mark.parametrize('make', [lambda: UNet((4,8), n_emb=16, patch=2), lambda: SmallUNet((4,8), patch=2), lambda: ClassUNet((4,8), n_emb=16, patch=2)])
+def test_a_patch_must_divide_the_image(make):
+    net = make()
+    with fails('x: expected height and width divisible by 2'): net(torch.randn(2, 1, 7, 8), torch.zeros(2))
+    assert net(torch.randn(2, 1, 6, 10), torch.zeros(2)).shape==(2,1,6,10)
