@@ -47,7 +47,10 @@ def execute(
     client = Client(nb, timeout=7200 if slow else 1800, iopub_timeout=60, resources={'metadata': {'path': str(path.parent)}})
     client.slow = slow
     client.execute()
-    for cell in nb.cells: tidy(cell)
+    for cell in nb.cells:
+        tidy(cell)
+        cell.metadata.pop('execution', None)        # as nbdev_clean leaves them, for those who forget it
+        if cell.cell_type=='code': cell.execution_count = None
     nb.metadata.pop('widgets', None)
     temp = path.with_suffix('.tmp')
     nbformat.write(nb, temp)
