@@ -93,8 +93,8 @@ def _test_flow(MyFlow):
 # %% ../../nbs/solutions/19_schedules.ipynb #c7d3c1d3
 check = Checker(
     lost_from=Exercise(_test_lost,
-        "Get the levels of all times, `sched.sigma(torch.arange(len(sched)))`, and compare them "
-        "with the limit. The mean of the comparison, as floats, is the fraction."),
+        "Get the levels of all times, `sched.sigma(torch.arange(len(sched)))`, and compare "
+        "them with the limit. The mean of the comparison, as floats, is the fraction."),
     share_above=Exercise(_test_share,
         "sigma is sqrt((1-abar)/abar), so it is tan(pi*t/2). At which time is it `sigma`? All "
         "later times count."),
@@ -105,8 +105,8 @@ check = Checker(
         "The squared error of v is that of the image times SNR+1. What must it be multiplied "
         "by to become that of the image times min(SNR, gamma)?"),
     flow_estimate=Exercise(compare(_flow_estimate, _estimate_args, n=10, eps=1e-9),
-        "D = y_t - t*u is right for the point on the line, y_t = (1-t)*x_0 + t*eps. Is `x` that "
-        "point? Put sigma=10 and a noise of zero into both."),
+        "D = y_t - t*u is right for the point on the line, y_t = (1-t)*x_0 + t*eps. Is `x` "
+        "that point? Put sigma=10 and a noise of zero into both."),
     MyFlow=Exercise(_test_flow,
         "The line from x_0 at t=0 to eps at t=1 has a constant slope, which is the target. The "
         "sampler walks against it: n times, ask at the time where you are, then step by 1/n."))
