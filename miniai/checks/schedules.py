@@ -8,8 +8,17 @@ __all__ = ['check']
 # %% ../../nbs/solutions/19_schedules.ipynb #ad965a69
 import math,torch
 from .core import Checker,Exercise,compare,difference
+from ..ddpm import Schedule
 
 # %% ../../nbs/solutions/19_schedules.ipynb #56f3d1b6
+def _test_lost(f):
+    torch.manual_seed(0)
+    for n_steps,limit in ((1000, 10.), (1000, 3.), (300, .5), (40, 1.)):
+        sched = Schedule(.001+.03*torch.rand(n_steps))
+        got,want = f(sched, limit),(sched.sigma(torch.arange(n_steps))>limit).double().mean()
+        d = difference(got, want.item(), 1e-6)
+        assert d is None, f"a schedule of {n_steps} times, limit={limit}: {d}"
+
 def _test_share(f):
     t = (torch.arange(200_000, dtype=torch.float64)+.5)/200_000
     sigma = (math.pi/2*t).tan()
@@ -34,8 +43,6 @@ def _test_shift(f):
             assert d is None, f"{name}, k={k}: the noise levels inside: {d}"
 
 # %% ../../nbs/solutions/19_schedules.ipynb #e9707b92
-def _sigma_of(abar): return math.sqrt((1-abar)/abar)
-
 def _min_snr(sigma, gamma): return (sigma**-2).clamp(max=gamma)/(1+sigma**-2)
 
 def _snr_args():
@@ -85,8 +92,9 @@ def _test_flow(MyFlow):
 
 # %% ../../nbs/solutions/19_schedules.ipynb #c7d3c1d3
 check = Checker(
-    sigma_of=Exercise(compare(_sigma_of, lambda: (.02+.96*torch.rand(()).item(),), n=10),
-        "abar/(1-abar) is 1/sigma^2. Turn both sides over, and take the root."),
+    lost_from=Exercise(_test_lost,
+        "Get the levels of all times, `sched.sigma(torch.arange(len(sched)))`, and compare "
+        "them with the limit. The mean of the comparison, as floats, is the fraction."),
     share_above=Exercise(_test_share,
         "sigma is sqrt((1-abar)/abar), so it is tan(pi*t/2). At which time is it `sigma`? All "
         "later times count."),
@@ -97,8 +105,8 @@ check = Checker(
         "The squared error of v is that of the image times SNR+1. What must it be multiplied "
         "by to become that of the image times min(SNR, gamma)?"),
     flow_estimate=Exercise(compare(_flow_estimate, _estimate_args, n=10, eps=1e-9),
-        "In D = x_t - t*u the image has the factor 1-t, x_t = (1-t)*x_0 + t*eps. In `x` it has "
-        "the factor 1. By what must `x` be multiplied to be x_t?"),
+        "D = y_t - t*u is right for the point on the line, y_t = (1-t)*x_0 + t*eps. Is `x` "
+        "that point? Put sigma=10 and a noise of zero into both."),
     MyFlow=Exercise(_test_flow,
         "The line from x_0 at t=0 to eps at t=1 has a constant slope, which is the target. The "
         "sampler walks against it: n times, ask at the time where you are, then step by 1/n."))
