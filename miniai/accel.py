@@ -119,12 +119,9 @@ class MixedPrecisionCB(TrainCB):
         self.ok = not self.scaler or self.scaler.unscale(learn.model.parameters())
 
     def step(self, learn):
-        if self.ok:
-            learn.opt.step()
-            self.in_row = 0
-        else:
-            self.skipped += 1
-            self.in_row += 1
+        if self.ok: learn.opt.step()
+        else: self.skipped += 1
+        self.in_row = 0 if self.ok else self.in_row+1
         if self.scaler:
             self.scaler.update(self.ok)
             self._stop_if_stuck(learn)
