@@ -118,18 +118,13 @@ class MixedPrecisionCB(TrainCB):
     def after_backward(self, learn):
         self.ok = not self.scaler or self.scaler.unscale(learn.model.parameters())
 
-# %% ../nbs/16_accel.ipynb #16b00052
-@patch
-def step(self:MixedPrecisionCB, learn):
-    if self.ok:
-        learn.opt.step()
-        self.in_row = 0
-    else:
-        self.skipped += 1
-        self.in_row += 1
-    if self.scaler:
-        self.scaler.update(self.ok)
-        self._stop_if_stuck(learn)
+    def step(self, learn):
+        if self.ok: learn.opt.step()
+        else: self.skipped += 1
+        self.in_row = 0 if self.ok else self.in_row+1
+        if self.scaler:
+            self.scaler.update(self.ok)
+            self._stop_if_stuck(learn)
 
 # %% ../nbs/16_accel.ipynb #16b00053
 #| code-summary: "An error after 30 steps in a row that were left out, with a scale below 1"
