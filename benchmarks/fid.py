@@ -86,7 +86,7 @@ def report():
     write('fid', table, 'FID and KID against the number of network evaluations', ('torch',), (
         f'{n:,} images each, on the noise levels `karras_sigmas(n, .02, 80.)` (DDIM: those of evenly spaced times, as in lesson 18); the network works in bfloat16. The feature network of lesson 17, against the statistics of the 60,000 '
         'training images of Fashion-MNIST; the floor is the row of real test images. Mean and standard deviation over the seeds; a row of one seed has no deviation of its own, '
-        'and by those of the other rows its FID is good to about 0.3, more where it is above 10.',))
+        'and by those of the other rows its FID is good to about 0.3, more where it is above 10.',), where='All stored sets, whatever the processor')
 
 
 def rows():

@@ -101,7 +101,7 @@ def sample_dpmpp_2m(
         if cb: cb(i, x, denoised)
     return finite_images(x)
 
-# %% ../nbs/20_karras.ipynb #22898cba
+# %% ../nbs/20_karras.ipynb #d4812391
 #| code-summary: "Exported: _check_positive; _wide, because half precision cannot hold 300 squared; _check_levels"
 #| code-fold: true
 def _check_positive(name, x):
