@@ -74,10 +74,10 @@ def _test_sampler(reference, more=lambda i: ()):
             want = reference(b, x.clone(), sigmas, *more(i))
             a_n,b_n = len(a.levels),len(b.levels)
             assert a_n==b_n, f"{i+1} steps: expected {b_n} calls of the denoiser, got {a_n}"
-            d = difference(torch.tensor(a.levels), torch.tensor(b.levels), 1e-5)
-            assert d is None, f"{i+1} steps, the noise levels of the calls: {d}"
             d = difference(got, want, 1e-8)
             assert d is None, f"{i+1} steps: {d}"
+            d = difference(torch.tensor(a.levels), torch.tensor(b.levels), 1e-5)
+            assert d is None, f"{i+1} steps, the noise levels of the calls: {d}"
     return _test
 
 def _churn_more(i): return (0., .5, 1., 3., 40.)[i], torch.Generator().manual_seed(i)
@@ -102,8 +102,8 @@ check = Checker(
     exponential_sigmas=Exercise(compare(_exponential, _exponential_args, n=12, eps=1e-9),
         "The logarithms are evenly spaced. Mind the dtype, the 0 at the end, and n=1."),
     slow_heun=Exercise(_test_sampler(_slow_heun),
-        "At which noise level is the look-ahead? The network must be asked about that level, "
-        "and the slope is divided by it."),
+        "Take the four steps of the text one by one, and ask of each line of code which place "
+        "and which noise level it uses."),
     my_2m=Exercise(_test_2m,
         "One call per step. From the second step to the last but one, the estimate is "
         "continued by h/(2*h_before) of its last change, with h=log(s/t)."),
