@@ -28,9 +28,9 @@ def sample_ddim(
     for i,(s,s_next) in enumerate(zip(sigmas, sigmas[1:])):
         denoised = denoise(x, s)
         r = s_next/s
-        fresh = eta**2*(1-r**2)            # share of the noise's variance
-        x = denoised + r*(1-fresh).sqrt()*(x-denoised)
-        if eta and s_next>0: x = x + s_next*fresh.sqrt()*randn_for(x, generator)
+        f = eta**2*(1-r**2)                # fraction of the noise's variance that is fresh
+        x = denoised + r*(1-f).sqrt()*(x-denoised)
+        if eta and s_next>0: x = x + s_next*f.sqrt()*randn_for(x, generator)
         if cb: cb(i, x, denoised)
     return finite_images(x)
 
@@ -90,7 +90,7 @@ def invert_ddim(
     x, # Images at the noise level `sigmas[-1]`, (n,c,h,w), float; clean ones if that is 0
     sigmas, # Noise levels, (k+1,), float64, descending, as for `sample_ddim`
     cb=None, # Called after each step as `cb(i, x, denoised)`
-): # Like `x`: noise of deviation about `sigmas[0]`
+): # Like `x`: noise of standard deviation about `sigmas[0]`
     "The noise from which `sample_ddim` with eta=0 makes `x`, nearly: eq. 14, arXiv:2010.02502."
     sigmas = check_sigmas(sigmas, to_zero=False).flip(0)
     for i,(s,s_next) in enumerate(zip(sigmas, sigmas[1:])):

@@ -94,8 +94,8 @@ check = Checker(
         "In one step the fraction f = eta^2 (1-r^2) of the variance is fresh, so the old noise "
         "keeps the root of 1-f."),
     sample_clipped=Exercise(compare(_clipped, _clipped_args, n=8, eps=1e-9),
-        "Clip what `denoise` returns, not x. The direction x-D is then that from the clipped "
-        "estimate."),
+        "At level 4, an image with its noise must reach far beyond [-1,1]. What is it that "
+        "should lie in this range at every level? Clip it once, and use it in both places."),
     invert_exact=Exercise(compare(_exact, _exact_args, n=8, eps=1e-9),
         "Within a step, x stays; only the estimate changes. `denoise` is called with the "
         "estimate and the upper level."),
