@@ -102,7 +102,7 @@ class Schedule:
     def sigma(self,
         t, # Times, as for `abar`
     ): # Like `t`, float64, above 0
-        "Standard deviation of the noise beside a clean image at time `t`."
+        "Standard deviation of the noise at time `t`, relative to the image at full size."
         abar = self.abar(t)
         return ((1-abar)/abar).sqrt()
 
@@ -192,14 +192,12 @@ class SmallUNet(nn.Module):
         block = partial(ResBlock, act=nn.SiLU, norm=norm)
         self.ni,self.patch = ni,patch
         self.stem = nn.Conv2d(ni*patch**2+1, nfs[0], 3, padding=1)
-        self.downs,self.ups,nf = nn.ModuleList(),nn.ModuleList(),nfs[-1]
-        for i,(a,b) in enumerate(zip((nfs[0],*nfs), nfs)):
+        self.downs,up = nn.ModuleList(),nfs[::-1]
+        for i,(a,b) in enumerate(zip((nfs[0],*nfs), nfs)):  # (32,32), (32,64), (64,96)
             self.downs.append(nn.Sequential(block(a, b, stride=2 if i else 1), block(b, b)))
-        self.mid = block(nf, nf)
-        for n in reversed(nfs):
-            self.ups.append(block(nf+n, n))
-            nf = n
-        self.head = nn.Conv2d(nf, ni*patch**2, 3, padding=1)
+        self.mid = block(up[0], up[0])
+        self.ups = nn.ModuleList(block(a+b, b) for a,b in zip((up[0],*up), up))
+        self.head = nn.Conv2d(nfs[0], ni*patch**2, 3, padding=1)
         for p in self.head.parameters(): nn.init.zeros_(p)
 
     def forward(self,
@@ -210,7 +208,9 @@ class SmallUNet(nn.Module):
         check_images(x, self.ni, self.patch)
         check_levels(c, len(x))
         x = F.pixel_unshuffle(x, self.patch)  # (n,ni,h,w) -> (n,ni*patch**2,h/patch,w/patch)
-        x,saved = self.stem(torch.cat([x, per_image(c, x).expand_as(x[:,:1])], 1)),[]
+        level = per_image(c, x).expand_as(x[:,:1])  # (n,) -> one channel, (n,1,h,w)
+        x = self.stem(torch.cat([x, level], 1))
+        saved = []
         for down in self.downs:
             x = down(x)
             saved.append(x)
@@ -230,7 +230,7 @@ def clean_images(
     x_0 = learn.batch[0] if isinstance(learn.batch, (tuple,list)) else learn.batch
     if not isinstance(x_0, torch.Tensor) or not x_0.is_floating_point():
         kind = getattr(x_0, 'dtype', type(x_0).__name__)
-        raise TypeError(f"batch: expected float pictures first, got {kind}")
+        raise TypeError(f"batch: expected float images first, got {kind}")
     return x_0
 
 # %% ../nbs/15_ddpm.ipynb #61f6bec7
@@ -394,11 +394,11 @@ def sample_ddpm(
 ): # Like `x`: the images
     "Ancestral sampling, with the posterior's variance: algorithm 2, arXiv:2006.11239."
     sigmas = check_sigmas(sigmas)
-    for i,(s,t) in enumerate(zip(sigmas, sigmas[1:])):
-        denoised = denoise(x, s)
-        keep = ((t/s)**2).item()  # a plain number goes with tensors of any dtype and device
+    for i,(sigma,tau) in enumerate(zip(sigmas, sigmas[1:])):
+        denoised = denoise(x, sigma)
+        keep = ((tau/sigma)**2).item()  # a number goes with tensors of any dtype and device
         x = denoised + keep*(x-denoised)
-        if t>0: x = x + t.item()*(1-keep)**.5*randn_for(x, generator)
+        if tau>0: x = x + tau.item()*(1-keep)**.5*randn_for(x, generator)
         if cb: cb(i, x, denoised)
     return finite_images(x)
 

@@ -1,8 +1,10 @@
 """Run notebooks in place: `python tests/execute.py [--slow] nbs/13_resnet.ipynb ...`. Cells flagged `#| slow` are left as they are, with
 the outputs they have, unless `--slow` is given; a failing cell leaves its notebook untouched."""
-import os,re,sys,time
+import base64,io,os,re,sys,time
 from pathlib import Path
 import nbformat
+import numpy as np
+from PIL import Image
 from nbclient import NotebookClient
 
 
@@ -21,6 +23,17 @@ def table(html):
     return '\n'.join([lines[0], '|'+' ---: |'*len(rows[0]), *lines[1:]])
 
 
+def smaller(png):
+    "The same pixels in fewer bytes, in base64: without an opaque alpha channel, as grey values where all are grey."
+    raw = base64.b64decode(png)
+    rgba = np.asarray(Image.open(io.BytesIO(raw)).convert('RGBA'))
+    if (rgba[...,3]!=255).any(): return png
+    rgb,out = rgba[...,:3],io.BytesIO()
+    grey = (rgb==rgb[...,:1]).all()
+    Image.fromarray(np.ascontiguousarray(rgb[...,0] if grey else rgb)).save(out, 'PNG', optimize=True)
+    return base64.b64encode(out.getvalue()).decode() if len(out.getvalue())<len(raw) else png
+
+
 def tidy(cell):
     "Drop what no reader sees and for which the site would load scripts: widgets, empty HTML, the style sheet of a progress bar."
     if cell.cell_type!='code': return
@@ -29,6 +42,7 @@ def tidy(cell):
         data = o.get('data')
         if data is not None:
             for k in [k for k in data if 'widget' in k]: del data[k]
+            if 'image/png' in data: data['image/png'] = smaller(data['image/png'])
             html = re.sub(r'<style.*?</style>', '', data.pop('text/html', ''), flags=re.S)
             if '<table' in html: data['text/markdown'] = table(html)
             elif html.strip(): data['text/html'] = html
