@@ -353,7 +353,7 @@ def recall_at(
     if sims.ndim!=2 or len(sims)!=sims.shape[1] or not len(sims):
         raise ValueError(f"sims: expected a square matrix, got {tuple(sims.shape)}")
     if k<1: raise ValueError(f"k: expected 1 or more, got {k}")
-    # nan is larger than nothing: it would count as found
+    # no comparison with nan is true, so it would count as found
     check_finite(sims, 'sims')
     return ((sims>=sims.diagonal()[:,None]).sum(1)<=k).float().mean().item()
 
@@ -382,7 +382,7 @@ def load_clip(
     return load_with_words(path, small_clip)
 
 # %% ../nbs/26_clip.ipynb #d07daab6
-#| code-summary: "Exported: Tokenizer.save and load, one JSON file, never half of it"
+#| code-summary: "Exported: Tokenizer.save and load, one JSON file, written whole or not at all"
 #| code-fold: true
 @patch
 def save(self:Tokenizer,
