@@ -317,7 +317,7 @@ class PipelineParts:
         x = check_finite(self.codec.to_pictures(check_finite(z, 'z')), 'pictures')
         return ((x.float()+1)*127.5).round().clamp(0, 255).byte().cpu()
 
-# %% ../nbs/28_stable_diffusion.ipynb #cc054c09
+# %% ../nbs/28_stable_diffusion.ipynb #a3d80abf
 class StableDiffusion(PipelineParts):
     "Words to images by latent diffusion, arXiv:2112.10752; sets its nets to evaluation mode."
     def __call__(self,
@@ -340,7 +340,7 @@ class StableDiffusion(PipelineParts):
         with _products(self.device, amp):
             asked,without = _conds(self, prompt, negative)                      # 1. and 2.
             out = _room(self, len(asked)*n)
-            seeds,row = _seeds(seed, len(out)),torch.arange(len(out))//n        # row: its prompt
+            seeds,row = _seeds(seed, len(out)),torch.arange(len(out))//n        # its prompt
             init,mask = _known(self, init, mask, strength, len(out))
             sigmas = _levels(steps, strength, init, mask)                       # 4.
             if len(sigmas)==1: return init.clone()                              # strength 0

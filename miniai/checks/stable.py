@@ -12,12 +12,13 @@ from ..guidance import GuidedDenoiser
 from ..karras import karras_sigmas,sample_euler
 from ..stable import StableDiffusion,strength_sigmas
 
-# %% ../../nbs/solutions/28_stable_diffusion.ipynb #c93ffe59
+# %% ../../nbs/solutions/28_stable_diffusion.ipynb #03f66d66
 def _left(sigmas, i): return (sigmas[i]/sigmas[0]).item()
 
 def _left_args():
     n = dims(1, 2, 12)[0]
-    sigmas = torch.cat([torch.rand(n).double().sort(descending=True).values*9+.1, torch.zeros(1)])
+    sigmas = torch.rand(n).double().sort(descending=True).values*9+.1
+    sigmas = torch.cat([sigmas, torch.zeros(1)])
     return sigmas,dims(1, 0, n)[0]
 
 def _calls(sigmas, strength, n): return 2*n*(len(strength_sigmas(sigmas, strength))-1)
