@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['check']
 
-# %% ../../nbs/solutions/28_stable_diffusion.ipynb #7cd3cf95
+# %% ../../nbs/solutions/28_stable_diffusion.ipynb #0a3ba9f7
 import torch
-from .core import Checker,Exercise,compare,dims,same
+from .core import Checker,Exercise,compare,dims
 from ..guidance import GuidedDenoiser
 from ..karras import karras_sigmas,sample_euler
 from ..stable import StableDiffusion,strength_sigmas
