@@ -467,6 +467,19 @@ def call_stable():
     z = torch.randn(1, 8, 8, 8)
     assert torch.equal(s.Inpaint(lambda x, sigma: 0*x, z, torch.zeros(8, 8, dtype=torch.bool))(z, 1.), z)
 
+    made = s.PipelineParts(pipe.tokenizer, pipe.text, pipe.unet, pipe.codec)
+    assert made.pictures(made.latents(before)).shape==before.shape and made.noise([1, 2]).shape==(2, *made.shape)
+
+def call_folder():
+    import tempfile
+    from pathlib import Path
+    from miniai import folder as f,stable as s
+    pipe = s.StableDiffusion.load()
+    with tempfile.TemporaryDirectory() as d:
+        f.save_pipeline(pipe, Path(d)/'mine')
+        again = f.load_pipeline(Path(d)/'mine', s.StableDiffusion)
+    assert torch.equal(again('a red star', steps=1), pipe('a red star', steps=1))
+
 def call_command():
     from miniai.command import main
     with pytest.raises(SystemExit) as e: main(['a star', '--steps', '0'])

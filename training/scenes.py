@@ -1,5 +1,5 @@
 "Scenes and captions for the nets of words: twins that differ in one word or in the order, and CLIP's training on them."
-import torch
+import copy,torch
 from functools import partial
 from torch.optim import AdamW
 from common import little,train
@@ -38,6 +38,27 @@ def draw(scenes, seed, size=64): # Scenes in bytes, a thousand at a time
 
 def make_tokenizer(n=4000): # The vocabulary of the captions, "an orange ring" among them: 605 ids
     return Tokenizer.train([caption(s) for s in drop_words(random_scenes(n, 0, SEEN), .3)], 400)
+
+def with_words(
+    tok, # `Tokenizer`
+    words, # str, each to be one id
+): # `Tokenizer` with the same ids for all pieces of `tok`, marks apart, and more joins
+    "The same vocabulary and more words."
+    for w in words:
+        while len(ids := tok.encode(w))>1: tok = Tokenizer([*tok.merges, tuple(tok.pieces[i] for i in ids[:2])], tok.n_ctx, tok.marks)
+    return tok
+
+def grow(
+    text, # `TextTransformer`
+    old,new, # Its `Tokenizer`, and the one of `with_words`
+): # `TextTransformer` with a row for each id of `new`; those of new words are random
+    "The text encoder for a larger vocabulary."
+    made = copy.deepcopy(text)
+    made.tokens = torch.nn.Embedding(len(new), text.tokens.embedding_dim)
+    with torch.no_grad():
+        made.tokens.weight.normal_(std=text.tokens.weight.std().item())
+        made.tokens.weight[:old.start],made.tokens.weight[new.start:] = text.tokens.weight[:old.start],text.tokens.weight[old.start:]
+    return made
 
 def clip_rows(
     n, # Rows, of two pictures each

@@ -5,13 +5,22 @@
 # %% auto #0
 __all__ = ['check']
 
-# %% ../../nbs/solutions/28_stable_diffusion.ipynb #38a5a70c
+# %% ../../nbs/solutions/28_stable_diffusion.ipynb #0a3ba9f7
 import torch
 from .core import Checker,Exercise,compare,dims
-from ..karras import karras_sigmas
-from ..stable import strength_sigmas
+from ..guidance import GuidedDenoiser
+from ..karras import karras_sigmas,sample_euler
+from ..stable import StableDiffusion,strength_sigmas
 
-# %% ../../nbs/solutions/28_stable_diffusion.ipynb #b83d03db
+# %% ../../nbs/solutions/28_stable_diffusion.ipynb #03f66d66
+def _left(sigmas, i): return (sigmas[i]/sigmas[0]).item()
+
+def _left_args():
+    n = dims(1, 2, 12)[0]
+    sigmas = torch.rand(n).double().sort(descending=True).values*9+.1
+    sigmas = torch.cat([sigmas, torch.zeros(1)])
+    return sigmas,dims(1, 0, n)[0]
+
 def _calls(sigmas, strength, n): return 2*n*(len(strength_sigmas(sigmas, strength))-1)
 
 def _calls_args():
@@ -30,7 +39,11 @@ def _test_needed(f):
         fewest = n==1 or (p*(1-p)/(n-1))**.5>d*(1-1e-9)
         assert fewest, f"{case}: your {n} is enough, but {n-1} would be too"
 
-# %% ../../nbs/solutions/28_stable_diffusion.ipynb #180bca01
+# %% ../../nbs/solutions/28_stable_diffusion.ipynb #8a4bfdc3
+def _seeds_of(seed, n):
+    gens = [torch.Generator().manual_seed(seed+i) for i in range(n)]
+    return torch.stack([torch.randn(8, 8, 8, generator=g) for g in gens])
+
 def _outpaint(picture, dx):
     init = torch.cat([picture[...,dx:], picture[...,-1:].expand(*picture.shape[:-1], dx)], -1)
     mask = torch.zeros(picture.shape[-2:], dtype=torch.bool)
@@ -49,17 +62,56 @@ def _compose_args():
     without,told = torch.randn(*shape).double(),torch.randn(k, *shape).double()
     return without,told,4*torch.randn(k).double()
 
-# %% ../../nbs/solutions/28_stable_diffusion.ipynb #5b160e06
+# %% ../../nbs/solutions/28_stable_diffusion.ipynb #d18ed8b9
+def _loop(denoise, asked, empty, noise, sigmas, scale):
+    guided = GuidedDenoiser(denoise, asked, empty, scale)
+    return sample_euler(guided, sigmas[0].item()*noise, sigmas)
+
+def _toy(x, sigma, cond):
+    words = cond.mean((1, 2)).reshape(-1, 1, 1, 1)
+    return .3*x/(1+torch.as_tensor(sigma)**2)**.5 + words
+
+def _loop_args():
+    n,c,s,l = dims(4, 1, 4)
+    asked,empty = torch.randn(2, n, l, 5).double()
+    scale = [1.5, 3., 7.5][dims(1, 0, 2)[0]]
+    levels = karras_sigmas(dims(1, 1, 8)[0], .02, 80.)
+    return _toy,asked,empty,torch.randn(n, c, s, s).double(),levels,scale
+
+_compare_loop = compare(_loop, _loop_args, n=10, eps=1e-9)
+
+def _test_loop(f):
+    _compare_loop(f)
+    pipe,sigmas = StableDiffusion.load(),karras_sigmas(4, .02, 80.)
+    states = pipe.states(['a large red star', ''])
+    z = f(pipe.denoise, states[:1], states[1:], pipe.noise([3]), sigmas, 4.)
+    assert getattr(z, 'shape', None)==(1, *pipe.shape), "with the stored nets: expected latents"
+    want = pipe('a large red star', seed=3, steps=4, sampler=sample_euler, amp=False)
+    got = pipe.pictures(z.float())
+    worst = (got.int()-want.int()).abs().max().item()
+    # levels of 255 that rounding may change
+    assert worst<=3, f"with the stored nets: a pixel differs by {worst} levels of 255"
+
+# %% ../../nbs/solutions/28_stable_diffusion.ipynb #92fdbdbc
 check = Checker(
+    noise_left=Exercise(compare(_left, _left_args, n=20),
+        "Each step multiplies the distance by t/s. Write the product of two steps and look "
+        "what cancels."),
     unet_calls=Exercise(compare(_calls, _calls_args, n=20),
         "`strength_sigmas` gives the levels that are left. The last of them is 0, where "
         "nothing is asked any more. Each step asks with words and without."),
     pictures_needed=Exercise(_test_needed,
-        "A share out of n pictures has the variance p(1-p)/n. Solve for n, round up, and "
+        "A proportion out of n pictures has the variance p(1-p)/n. Solve for n, round up, and "
         "count at least one."),
+    seeds_of=Exercise(compare(_seeds_of, lambda: (dims(1, 0, 99)[0], dims(1, 2, 6)[0]), n=8),
+        "In a single stream the numbers of the third image come after those of the first "
+        "two. What would give each image a stream of its own?"),
     outpaint=Exercise(compare(_outpaint, _outpaint_args, n=10),
         "`picture[..., dx:]` is what stays; the last column can be repeated with `expand`. "
         "The mask has no channels."),
     compose=Exercise(compare(_compose, _compose_args, n=10, eps=1e-9),
         "Give the weights four more dimensions, so that each goes with its own estimate, "
-        "and sum over the prompts."))
+        "and sum over the prompts."),
+    my_loop=Exercise(_test_loop,
+        "Start from sigmas[0] times the noise. In each step: two estimates, guidance, and "
+        "then the estimate plus t/s of the distance to it."))
