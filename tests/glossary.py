@@ -3,7 +3,7 @@
 A term is what a lesson sets in bold in its running text, the first time. Labels at the head of a lesson, titles of exercises and the first words of a
 paragraph or list item that end with a full stop or a colon within the bold are none."""
 import re
-from common import cells,nbs,shaped,source
+from common import cells,lessons,nbs,source
 
 labels = {'Where we are','You will','You need','Takes'}
 
@@ -30,9 +30,9 @@ def entries():
     return {plain(m[1]): m[2] for m in re.finditer(r'^\*\*(.+?)\*\*: .*\[\d\d\]\((\S+?\.ipynb)\)$', text, re.M)}
 
 def missing():
-    "Pairs (term, lesson) of the lessons in `common.shaped` that the glossary lacks; a term belongs to the first lesson that has it."
+    "Pairs (term, lesson) of the lessons in `common.lessons` that the glossary lacks; a term belongs to the first lesson that has it."
     known,first = entries(),{}
-    for f in shaped:
+    for f in lessons:
         for t in terms(f): first.setdefault(plain(t), (t, f.name))
     return [v for k,v in first.items() if k not in known]
 

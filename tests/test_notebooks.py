@@ -1,7 +1,7 @@
 "The notebooks' gate: what is committed is what a reader will see."
 import ast,json,re,sys
 import pytest
-from common import cells,exports,lessons,module_of,nbs,notebooks,order,root,shaped,source
+from common import cells,exports,lessons,module_of,nbs,notebooks,order,root,source
 from fold import metadata
 from shape import is_open,lines,main_path,shape
 from readme import render
@@ -72,7 +72,7 @@ def test_a_fold_says_what_it_hides(file):
     for c in cells(file):
         if '#| code-fold: true' in source(c): assert re.search(r'^#\| code-summary: "\S.{5,}"$', source(c), re.M), source(c)[:300]
 
-@pytest.mark.parametrize('file', shaped, ids=lambda f: f.stem)
+@pytest.mark.parametrize('file', lessons, ids=lambda f: f.stem)
 def test_lesson_can_be_finished(file):
     "At most 60 open cells and 400 open lines on the way, and never more than three cells without a word."
     s = shape(file)
@@ -97,7 +97,7 @@ def test_glossary_has_every_bold_term():
     import glossary
     assert not glossary.missing(), "add them to nbs/glossary.qmd"
     first = {}
-    for f in shaped:
+    for f in lessons:
         for t in glossary.terms(f): first.setdefault(glossary.plain(t), f.name)
     wrong = {k: v for k,v in glossary.entries().items() if first.get(k)!=v}
     assert not wrong, f"not bold in the lesson that the glossary names: {wrong}"
@@ -127,7 +127,7 @@ def test_no_assertion_is_lost():
 
 def test_no_lesson_takes_the_name_of_an_earlier_export():
     seen = {}
-    for f in shaped:
+    for f in lessons:
         own = set(exports(module_of(f))) if module_of(f) else set()
         for c in cells(f):
             code = '\n'.join(l for l in source(c).splitlines() if not l.startswith(('%','!')))
@@ -142,7 +142,7 @@ def test_no_private_name_is_imported(file):
     for c in cells(file): assert not re.search(r'^from miniai\S* import .*(?<![\w.])_(?!_)\w', source(c), re.M), source(c)[:300]
 
 def test_every_kind_of_exercise_occurs():
-    rows = [shape(f) for f in shaped]
+    rows = [shape(f) for f in lessons]
     assert all(r['Warm-up'] for r in rows)
     first = [r for r in rows if r['lesson']<'15']
     for k in ('Find the bug','Rebuild it','Beat it','Project'): assert sum(r[k] for r in first)>=5, k
