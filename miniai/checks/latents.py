@@ -8,9 +8,10 @@ __all__ = ['check']
 # %% ../../nbs/solutions/27_latent_diffusion.ipynb #50838310
 import torch
 from .core import Checker,Exercise,compare,difference,dims
+from ..clip import TextTransformer
 from ..data import drop_words,random_scenes
-from ..guidance import GuidedDenoiser
-from ..latents import scene_targets
+from ..karras import KarrasDenoiser
+from ..latents import LatentDiffusion,TextUNet,scene_targets
 
 # %% ../../nbs/solutions/27_latent_diffusion.ipynb #8a54e2d2
 def _sizes(pixels, factor, n_ctx):
@@ -21,6 +22,10 @@ def _sizes_args():
     factor = 2**dims(hi=3)[0]
     return factor*dims(lo=2, hi=16)[0],factor,dims(lo=3, hi=77)[0]
 
+def _fully(p, share, n_things): return (1-p)*(1+(1-share)**(2*n_things+1))/2
+
+def _fully_args(): return *torch.rand(2).tolist(),dims(hi=2)[0]
+
 def _summary(states, ids, end):
     return torch.stack([s[i.tolist().index(end)] for s,i in zip(states, ids)])[:,None]
 
@@ -30,6 +35,25 @@ def _summary_args():
     ids = torch.randint(end, (n, l))
     for row,k in zip(ids, torch.randint(1, l, (n,))): row[k:] = end
     return torch.randn(n, l, d),ids,end
+
+# %% ../../nbs/solutions/27_latent_diffusion.ipynb #288d7b74
+def _test_pick(f):
+    for n,k,l in ((5, 3, 4), (200, 4, 2), (1, 1, 3)):
+        # caption j of image i is l times the number 10*i+j
+        ids = (10*torch.arange(n)[:,None]+torch.arange(k))[...,None].expand(n, k, l)
+        got = f(ids.clone(), torch.Generator().manual_seed(n))
+        ok = isinstance(got, torch.Tensor) and got.shape==(n, l) and got.dtype==ids.dtype
+        assert ok, f"ids {tuple(ids.shape)}: expected ({n},{l}) int64, got {got!r:.60}"
+        assert (got==got[:,:1]).all(), "a row mixes the ids of several captions"
+        image,which = got[:,0]//10,got[:,0]%10
+        wrong = (image!=torch.arange(n)).nonzero().flatten().tolist()
+        assert not wrong, f"row {wrong[0]} is a caption of image {image[wrong[0]]}"
+        if n>=100:
+            counts = which.bincount(minlength=k)/n
+            assert (counts-1/k).abs().max()<.15, f"caption numbers, as fractions: {counts}"
+    ids = torch.arange(400).reshape(100, 4, 1)
+    a,b = (f(ids, torch.Generator().manual_seed(s)) for s in (1, 2))
+    assert (a!=b).any(), "another generator, the same captions: they are not picked at random"
 
 # %% ../../nbs/solutions/27_latent_diffusion.ipynb #1547ccde
 _names = ['layout','background'] + [
@@ -49,40 +73,58 @@ def _test_complaints(f):
         d = difference(f(asked, seen), _complaints(asked, seen))
         assert d is None, f"asked for {asked}, seen {seen}:\n  {d}"
 
-# %% ../../nbs/solutions/27_latent_diffusion.ipynb #288d7b74
-def _test_between(f):
-    n_rows = []
-    def denoise(x, sigma, cond):
-        n_rows.append(len(x))
-        return x*sigma + cond.mean((1, 2)).reshape(-1, 1, 1, 1)
-    for i in range(6):
-        torch.manual_seed(i)
-        n,(lo,hi) = dims(lo=2, hi=4)[0],(.5, 4.)
-        x,cond,uncond = torch.randn(n, 2, 3, 3),torch.randn(n, 4, 5),torch.randn(1, 4, 5)
-        guided = f(denoise, cond, uncond, 3., lo, hi)
-        assert callable(guided), f"expected a function of (x, sigma), got {guided!r:.60}"
-        for sigma in (.1, lo, 1.7, hi, 20.):
-            inside = lo<=sigma<=hi
-            want = GuidedDenoiser(denoise, cond, uncond, 3. if inside else 1.)(x, sigma)
-            n_rows.clear()
-            got = guided(x, sigma)
-            d = difference(got, want, 1e-4)
-            assert d is None, f"lo={lo}, hi={hi}, sigma={sigma}: {d}"
-            calls,expected = sum(n_rows),2*n if inside else n
-            text = f"the network was asked {calls} times for {n} pictures, expected {expected}"
-            assert calls==expected, f"sigma={sigma}: {text}"
+# %% ../../nbs/solutions/27_latent_diffusion.ipynb #dae8ddae
+def _latent_loss(unet, text, z, ids, sigma, eps):
+    s = sigma.reshape(-1, 1, 1, 1)
+    off = KarrasDenoiser(unet, 1.)(z+s*eps, sigma, text(ids)) - z
+    return ((s**2+1)/s**2*off**2).mean()
+
+def _trained(loss, steps=3):
+    "The weights of a small `LatentDiffusion` and its losses after some steps with `loss`."
+    torch.manual_seed(0)
+    text = TextTransformer(12, 6, n=8, n_heads=2, depth=1)
+    net = LatentDiffusion(TextUNet((8,16), nz=2, n_text=8, n_emb=16), text).double()
+    for o in net.parameters():
+        if not o.any(): torch.nn.init.normal_(o, std=.1)            # nothing starts at zero
+    opt,losses = torch.optim.SGD(net.parameters(), .02),[]
+    for _ in range(steps):
+        z,eps = torch.randn(2, 4, 2, 8, 8).double()
+        ids,sigma = torch.randint(12, (4, 6)),(.2+1.4*torch.randn(4).double()).exp()
+        opt.zero_grad()
+        value = loss(net.unet, net.text, z, ids, sigma, eps)
+        assert isinstance(value, torch.Tensor) and value.ndim==0, (
+            f"expected a scalar tensor, got {value!r:.60}")
+        value.backward()
+        opt.step()
+        losses.append(value.item())
+    return losses,net.state_dict()
+
+def _test_loss(f):
+    (losses,weights),(own,own_weights) = _trained(_latent_loss),_trained(f)
+    d = difference(own, losses, 1e-8)
+    assert d is None, f"the losses of three steps: {d}"
+    for k,w in weights.items():
+        d = difference(own_weights[k], w, 1e-8)
+        assert d is None, f"after three steps, {k}: {d}"
 
 # %% ../../nbs/solutions/27_latent_diffusion.ipynb #7bb2ac77
 check = Checker(
     map_sizes=Exercise(compare(_sizes, _sizes_args, n=20),
         "Count the places of the latents. In self-attention each place has a weight for "
         "each place, in cross-attention one for each id."),
+    fully_said=Exercise(compare(_fully, _fully_args, n=20),
+        "A shortened caption is complete if none of its words was left out: two per thing, "
+        "and the background. Half of the captions are shortened ones."),
+    pick_captions=Exercise(_test_pick,
+        "One number below k for each image, and then two indices side by side: "
+        "`ids[torch.arange(n),which]`."),
     summary_states=Exercise(compare(_summary, _summary_args, n=20),
         "`(ids==end).int().argmax(1)` is the place of the first end mark of each row. Keep "
         "a dimension of size 1 for the places."),
     complaints=Exercise(_test_complaints,
         "`scene_targets` puts the things in order and writes -100 where nothing was said. "
         "Compare its two rows, and skip what was not asked for."),
-    guide_between=Exercise(_test_between,
-        "Two `Guide`s, one with `scale` and one with 1, and a function that chooses between"
-        " them by sigma. Both ends belong to the interval."))
+    latent_loss=Exercise(_test_loss,
+        "Noise the latents, z+sigma*eps, ask the `KarrasDenoiser` for clean ones with the "
+        "states of the ids, and weigh the squared error of each image by "
+        "(sigma**2+1)/sigma**2. The mean is over everything."))
