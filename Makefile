@@ -42,12 +42,12 @@ lab: setup ## Open JupyterLab on the course; ARGS="--no-browser --port 9000" are
 		--notebook-dir=nbs --LabApp.default_url=/lab/tree/index.ipynb $(ARGS)
 
 # Each notebook in a process of its own, as in a fresh kernel: within one, numba's simulator, threads and seeds would leak.
-# Two at a time, so one thread each
+# Two at a time, so one thread each; the gates likewise, a file in a process
 test: setup ## Run all notebooks, then the gates in tests/
 	@echo "miniai: running the notebooks, two at a time; data: $${MINIAI_DATA:-no folder given, the hub or drawn shapes}"
 	@printf '%s\n' $(NOTEBOOKS) | OMP_NUM_THREADS=1 xargs -P 2 -n 1 $(BIN)/nbdev_test --timing --path
 	@echo "miniai: running the gates"
-	@$(BIN)/python -m pytest -q
+	@printf '%s\n' tests/test_*.py | OMP_NUM_THREADS=1 xargs -P 2 -n 1 $(BIN)/python -m pytest -q
 
 demo: setup ## Draw a picture from words into demo.png; PROMPT="a red star" ARGS="--n 4 --seed 3" for others
 	@echo "miniai: drawing: $(PROMPT)"
