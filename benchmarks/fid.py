@@ -36,8 +36,8 @@ def sha(name):
 
 
 def done(name):
-    "The rows that were made with today's weights `name`; of two with the same sampler, NFE and seed the later one."
-    return list({(o['sampler'], o['calls'], o['seed']): o for o in lines() if o['weights']==sha(name)}.values())
+    "The rows that were made with today's weights `name`, or by no network; of two with the same sampler, NFE and seed the later one."
+    return list({(o['sampler'], o['calls'], o['seed']): o for o in lines() if o['weights']==sha(name) or not o['calls']}.values())
 
 
 def keep(row):
@@ -79,6 +79,7 @@ def report():
     for name in loaders:
         rows = done(name)
         for key in sorted({(o['calls'], o['sampler']) for o in rows}):
+            if not key[0] and table: continue                      # real images once, not once per network
             same = [o for o in rows if (o['calls'], o['sampler'])==key]
             kids = [o['kid'] for o in same if 'kid' in o]
             table.append({'network': name if key[0] else '', 'NFE': key[0] or '', 'images': key[1], 'seeds': len(same), 'FID': spread([o['fid'] for o in same]),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['scene_latents', 'rephrase', 'caption_variants', 'load_text', 'text_states', 'TextBlock', 'TextUNet',
-           'LatentDiffusion', 'CaptionCB', 'generate_latents', 'scene_targets', 'spoil', 'Score', 'Reader',
+           'LatentDiffusion', 'CaptionCB', 'generate_latents', 'scene_targets', 'flawed_scenes', 'Score', 'Reader',
            'reader_loss', 'load_reader', 'load_text_unet']
 
 # %% ../nbs/27_latent_diffusion.ipynb #65a5272d
@@ -336,9 +336,9 @@ def _flaw(x, scene, gen, kind):
     return (radius-((rows-y)**2+(cols-x0)**2).sqrt()+.5).clamp(0, 1)*alpha,ground
 
 # %% ../nbs/27_latent_diffusion.ipynb #54ff9d0d
-#| code-summary: "Exported: spoil, scenes with a flaw each"
+#| code-summary: "Exported: flawed_scenes, scenes with a flaw each"
 #| code-fold: true
-def spoil(
+def flawed_scenes(
     scenes, # List of `Scene`, in which nothing is left open
     size=64, # Pixels along each side
     seed=0, # Of places, turns and flaws

@@ -450,7 +450,7 @@ def call_latents():
     reader = t.load_reader()
     assert isinstance(reader, t.Reader) and isinstance(reader.score(torch.randn(2, 3, 64, 64), scenes), t.Score)
     assert t.rephrase(scenes[0], 1)==t.rephrase(scenes[0], 1) and t.caption_variants(scenes, tok, 1, rephrased=2).shape[:2]==(2,4)
-    assert t.spoil(scenes, 64, 1, 'doubled').shape==(2,3,64,64)
+    assert t.flawed_scenes(scenes, 64, 1, 'doubled').shape==(2,3,64,64)
     assert t.reader_loss(reader(torch.randn(2, 3, 64, 64)), t.scene_targets(scenes))>0
     learn = type('learn', (), dict(batch=(z, ids), training=True))
     t.CaptionCB(KarrasCB(1.), ids[0,0]).before_batch(learn)

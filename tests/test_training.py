@@ -28,7 +28,7 @@ def test_runs_a_few_steps(script, tmp_path):
 @pytest.mark.skipif(sys.platform=='win32', reason='needs SIGKILL')
 def test_goes_on_after_a_kill(tmp_path):
     "The weights of a run that was killed are those of one that was not."
-    args = [sys.executable, str(root/'training/scene_reader.py'), '--n-scenes', '1280', '--n-spoilt', '128', '--epochs', '2']
+    args = [sys.executable, str(root/'training/scene_reader.py'), '--n-scenes', '1280', '--n-flawed', '128', '--epochs', '2']
     env = {**os.environ, 'PYTHONPATH': '', 'OMP_NUM_THREADS': '1'}
     def run(name): return subprocess.run([*args, '--work', str(tmp_path/name)], env=env, capture_output=True, text=True, cwd=root)
     whole = run('whole')
