@@ -1,7 +1,7 @@
 """The denoiser of lesson 21: a `UNet` with the preconditioning of lesson 20 on Fashion-MNIST, averaged over its training.
 
 `--net diffusers` trains the `UNet2DModel` of diffusers in the same layout on the same batches; its weights stay in the folder of the checkpoints.
-`--start FILE` begins with the weights of an earlier run of this script."""
+`--start FILE` begins with the weights of an earlier run of this script; `--mean` and `--std` are those of the logarithm of the noise levels."""
 import torch
 import torch.nn.functional as F
 from functools import partial
@@ -35,7 +35,7 @@ def make(net, nfs, groups, patch):
     return UNet(nfs, norm=partial(nn.GroupNorm, groups), patch=patch)
 
 def main():
-    args = arguments('fashion_unet', net='miniai', start='', epochs=20)
+    args = arguments('fashion_unet', net='miniai', start='', epochs=20, mean=-1.2, std=1.2)
     data,bs,lr = get_data('fashion_mnist'),128,1e-3
     if args.few: bs = 8
     x,norm = data.x_train[:little(args, len(data.x_train))],Normalize(127.5, 127.5)
@@ -43,7 +43,7 @@ def main():
     torch.manual_seed(0)
     net,ema = make(args.net, **config).to(memory_format=torch.channels_last),EMACB(.9995)
     before = dict(images=0, minutes=0, runs=[]) | (load_weights(args.start, net)[1] if args.start else {})
-    cbs = [KarrasCB(sigma_data), AutocastCB(n_inp=2), BatchSchedCB(partial(OneCycle, max_lr=lr, pct_start=.05)), ema]
+    cbs = [KarrasCB(sigma_data, args.mean, args.std), AutocastCB(n_inp=2), BatchSchedCB(partial(OneCycle, max_lr=lr, pct_start=.05)), ema]
     losses,minutes = train(args, args.net, net, (x,), F.mse_loss, lr, cbs, AdamW, args.epochs, bs, 0, norm)
     name = args.name if args.net=='miniai' else f'{args.name}_{args.net}'
     made = info(args, images=len(losses)*bs+before['images'], minutes=round(minutes+before['minutes'], 1))

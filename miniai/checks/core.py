@@ -175,12 +175,13 @@ class Checker:
     def __init__(self,
         **exercises, # `Exercise`s by the name of the function that the learner writes
     ):
-        self.exercises = exercises
+        self.exercises,self.failed = exercises,set()
         self.module = sys._getframe(1).f_globals.get('__name__', '')
 
     def report(self,
         f, # Answer: a function or class named like an exercise, or any callable with `name`
         name=None, # Of the exercise; that of `f` if None
+        hint=True, # Give the hint where the answer fails?
     ): # `(passed, text)`
         "Run the exercise named like `f` on it, in a forked random state."
         name = name or getattr(f, '__name__', repr(f))
@@ -197,20 +198,22 @@ class Checker:
             except AssertionError as e: text = f"not yet. {e}"
             except Exception as e: text = f"raised {type(e).__name__}: {e}"
             else: return True, f"{name}: passed."
-        return False, f"{name}: {text}\n  Hint: {ex.hint}"
+        last = f"Hint: {ex.hint}" if hint else "Check it once more for a hint."
+        return False, f"{name}: {text}\n  {last}"
 
 # %% ../../nbs/solutions/checking.ipynb #9c0dea06
 @patch
 def __call__(self:Checker, f): # Answer: named like its exercise, or held by a variable that is
-    "Print the report on `f`."
+    "Print the report on `f`; from the second failure of an exercise on, with its hint."
     caller = sys._getframe(1)
     seen = {**caller.f_globals, **caller.f_locals}
     held = [k for k in self.exercises if seen.get(k) is f]
     known = getattr(f, '__name__', None) in self.exercises
     name = held[0] if held and not known else getattr(f, '__name__', '')
-    passed,text = self.report(f, name or None)
+    passed,text = self.report(f, name or None, hint=name in self.failed)
     print(text)
     if passed: _remember(self.module, name)
+    elif not is_stub(f): self.failed.add(name)
 
 @patch
 def passes(self:Checker, f): # Answer
