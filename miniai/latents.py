@@ -345,7 +345,7 @@ def flawed_scenes(
     kind=None, # 'another thing', 'two colours', 'doubled' or 'a piece missing'; any if None
 ): # Images, uint8 (n,3,size,size)
     """Draw scenes with one flaw each: another small thing, or the first thing in two colours,
-    doubled, or with a piece missing; of the size at least, that one can see it."""
+    doubled, or with a piece missing; each large enough to be seen."""
     if kind not in (None, *_flaws):
         raise ValueError(f"kind: expected one of {_flaws} or None, got {kind!r}")
     gen,out = torch.Generator().manual_seed(seed+1),[]
