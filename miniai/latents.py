@@ -140,7 +140,7 @@ def text_states(
     tokenizer, # Makes a list of texts into ids (n,l), such as `Tokenizer`
     encoder, # Makes ids into states, such as the `TextTransformer` of a `CLIP`
 ): # (n,l,d), float32, on the device of `encoder`; one row for a single text
-    "The states of texts at all places, after the end mark too: as in arXiv:2112.10752."
+    "The states of texts at all positions, after the end mark too: as in arXiv:2112.10752."
     ids = tokenizer([texts] if isinstance(texts, str) else list(texts))
     return encoder(ids.to(next(encoder.parameters()).device)).float()
 
