@@ -49,7 +49,7 @@ def psnr(
 #| code-fold: true
 #| code-summary: "Export: Degrade, the transform of batches"
 class Degrade:
-    "A transform of batches: from images to pairs of damaged and whole images of one size."
+    "A transform of batches: from images to pairs of degraded and clean images of one size."
     def __init__(self,
         factor=2, # Side of the blocks of pixels that become one, their average
         noise=.1, # Standard deviation of the noise of the small image, on the scale of [-1,1]
@@ -59,14 +59,14 @@ class Degrade:
         if isinstance(factor, bool) or not hasattr(factor, '__index__') or factor<1:
             raise ValueError(f"factor: expected a whole number, 1 or more, got {factor!r}")
         if not 0<=noise<float('inf'):
-            raise ValueError(f"noise: expected a deviation of 0 or more, got {noise}")
+            raise ValueError(f"noise: expected a standard deviation of 0 or more, got {noise}")
         modes = 'nearest','bilinear','bicubic','area','nearest-exact'
         if mode not in modes: raise ValueError(f"mode: expected one of {modes}, got {mode!r}")
         self.factor,self.noise,self.mode,self.generator = factor,noise,mode,generator
 
     def __call__(self,
         x, # Images (n,c,h,w), uint8, or float in [-1,1]; `factor` divides height and width
-    ): # `(damaged, whole)`, both (n,c,h,w), float, the second in [-1,1]
+    ): # `(degraded, clean)`, both (n,c,h,w), float, the second in [-1,1]
         if x.ndim!=4 or any(o%self.factor for o in x.shape[-2:]):
             raise ValueError("x: expected (n,c,h,w) with height and width divisible by "
                              f"{self.factor}, got {tuple(x.shape)}")
@@ -105,7 +105,7 @@ class PerceptualLoss(nn.Module):
     def __init__(self,
         net, # Module that takes images, such as a classifier; a frozen copy is used
         layers, # Names of modules of `net`; their outputs, tensors (n,...), are the features
-        weights=1., # Weight of the distance at each layer: one number for all, or one a layer
+        weights=1., # Weight of the distance at each layer: one number for all, or one per layer
         pixel=1., # Weight of the squared error of the pixels
     ):
         super().__init__()
@@ -116,7 +116,7 @@ class PerceptualLoss(nn.Module):
                              f"{list(names)[1:4]}, got {layers}")
         weights = torch.as_tensor(weights, dtype=torch.float32).flatten()
         if len(weights) not in (1, len(layers)):
-            raise ValueError(f"weights: expected 1 or {len(layers)}, one a layer, "
+            raise ValueError(f"weights: expected 1 or {len(layers)}, one per layer, "
                              f"got {len(weights)}")
         check_finite(weights, 'weights')
         self.net,self.layers,self.pixel = deepcopy(net).eval(),layers,pixel
@@ -129,8 +129,8 @@ class PerceptualLoss(nn.Module):
 
     def features(self,
         x, # Images, (n,c,h,w), float, as the net takes them
-    ): # List of tensors (n,...), one a layer, with the graph that leads to `x`
-        "What the layers give out."
+    ): # List of tensors (n,...), one per layer, with the graph that leads to `x`
+        "The outputs of the layers."
         outs,ms = {},[self.net.get_submodule(k) for k in self.layers]
         def _note(hook, m, inputs, output): outs[m] = output
         with Hooks(ms, _note): self.net(x)
@@ -146,7 +146,7 @@ def distances(self:PerceptualLoss,
     x, # Restored images, (n,c,h,w), float
     target, # True images, like `x`; no gradient flows here
 ): # (layers,), float: squared distance, relative to the target's, averaged over the images
-    "How far the features are apart: 0 for equal ones, 1 if those of `x` were all zero."
+    "Relative squared distances of the features: 0 if equal, 1 if those of `x` are all zero."
     _same_shape(x, target)
     with torch.no_grad(): wanted = [_wide(f) for f in self.features(target)]
     return torch.stack([((_wide(f)-w).square().sum(1)/w.square().sum(1).clamp(min=1e-12)).mean()
@@ -157,7 +157,7 @@ def forward(self:PerceptualLoss,
     preds, # Restored images, (n,c,h,w), float
     target, # True images, like `preds`
 ): # Scalar tensor
-    "The weighted sum."
+    "The squared error of the pixels plus the weighted distances of the features."
     distances = self.distances(preds, target)
     return self.pixel*F.mse_loss(preds, target) + (self.weights*distances).sum()
 
@@ -165,7 +165,7 @@ def forward(self:PerceptualLoss,
 #| code-fold: true
 #| code-summary: "Export: sharpness, the energy of short waves"
 def _power(x):
-    "Squared amplitudes of the waves, (n,c,h,w), and their frequencies in waves a pixel, (h,w)."
+    "Squared amplitudes of the waves, (n,c,h,w), and frequencies in cycles per pixel, (h,w)."
     sides,kw = x.shape[-2:],dict(dtype=x.dtype, device=x.device)
     rows,cols = (torch.hann_window(k, periodic=False, **kw) for k in sides)  # 0 at the border
     y,x_ = (torch.fft.fftfreq(k, **kw) for k in sides)
@@ -175,7 +175,7 @@ def _power(x):
 def sharpness(
     x, # Restored images, (n,c,h,w), float, or bytes
     target, # True images, like `x`; flat ones have no detail to compare with
-    cut=.25, # Only frequencies above it count, in waves a pixel, at least 0 and below .5
+    cut=.25, # Only frequencies above it count, in cycles per pixel, at least 0 and below .5
 ): # 0-d tensor: below 1 where `x` is blurred, 1 if as sharp as `target`, above 1 if rougher
     "Energy of the fine detail in `x` relative to that in `target`, right or wrong."
     x,target = _floats(x, target)
@@ -186,6 +186,6 @@ def sharpness(
     # what rounding alone can give: some units in the last place of the largest number
     noise = target.numel()*freq.numel()*(8*torch.finfo(q.dtype).eps*target.abs().max())**2
     if not wanted>noise:
-        raise ValueError(f"target: expected detail above {cut} waves a pixel, got none "
-                         f"in images of the shape {tuple(target.shape)}")
+        raise ValueError(f"target: expected detail above {cut} cycles per pixel, got "
+                         f"none in images of the shape {tuple(target.shape)}")
     return got/wanted

@@ -8,7 +8,9 @@ __all__ = ['check']
 # %% ../../nbs/solutions/22_superres.ipynb #94142a7f
 import math,torch
 import torch.nn.functional as F
-from .core import Checker,Exercise,compare,dims
+from torch import nn
+from .core import Checker,Exercise,compare,difference,dims
+from ..superres import PerceptualLoss
 
 # %% ../../nbs/solutions/22_superres.ipynb #ab0de016
 def _noise_psnr(sigma, k, peak): return 20*math.log10(peak*math.sqrt(k)/sigma)
@@ -57,6 +59,52 @@ def _gram_args(): return torch.randn(dims(4), dtype=torch.float64),
 
 def _gram(f): return torch.einsum('nahw,nbhw->nab', f, f)/(f.shape[2]*f.shape[3])
 
+# %% ../../nbs/solutions/22_superres.ipynb #44b58435
+def _seeing():
+    "A small net in training mode, whose batch norms have seen something."
+    net = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(),
+                        nn.Conv2d(4, 3, 3, stride=2, padding=1), nn.BatchNorm2d(3), nn.ReLU())
+    for _ in range(3): net(3*torch.randn(16, 2, 8, 8)+1)
+    return net
+
+def _trained(loss, x, y):
+    "The weights of a convolution after three steps by `loss`."
+    torch.manual_seed(1)
+    net = nn.Conv2d(2, 2, 3, padding=1)
+    opt = torch.optim.SGD(net.parameters(), lr=.1)
+    for _ in range(3):
+        opt.zero_grad()
+        loss(net(x), y).backward()
+        opt.step()
+    return net.weight.detach()
+
+# %% ../../nbs/solutions/22_superres.ipynb #ae052288
+def _agree(what, got, want):
+    d = difference(got, want, 1e-4)
+    if d: raise AssertionError(f"{what}: {d}")
+
+def _test_feature_loss(MyFeatureLoss):
+    torch.manual_seed(0)
+    net,layers = _seeing(),['2', '5']
+    kept = {k: v.clone() for k,v in net.state_dict().items()}
+    mine,ours = MyFeatureLoss(net, layers),PerceptualLoss(net, layers)
+    for n in (1, 4):
+        x,y = torch.randn(2, n, 2, 8, 8)
+        _agree(f"value for a batch of {n}", mine(x, y).detach(), ours(x, y))
+    x.requires_grad_()
+    a,b = (torch.autograd.grad(loss(x, y), x)[0] for loss in (mine, ours))
+    _agree("gradient of the restored images", a, b)
+    mine(x, y).backward()
+    for m,name in ((net, "the net that was given"), (mine, "your copy of the net")):
+        moved = [k for k,p in m.named_parameters() if p.grad is not None]
+        assert not moved, f"{name} gets a gradient, at {moved[0]}"
+    for k,v in net.state_dict().items(): _agree(f"{k} of the net that was given", v, kept[k])
+    same_mode = net.training and all(p.requires_grad for p in net.parameters())
+    assert same_mode, "the net that was given has changed its mode, or is frozen"
+    x = x.detach()
+    _agree("weights trained with your loss", *(_trained(loss, x, y) for loss in (mine, ours)))
+
+# %% ../../nbs/solutions/22_superres.ipynb #06ac29c9
 check = Checker(
     noise_psnr=Exercise(compare(_noise_psnr, _noise_args, n=20),
         "The squared error of one image is sigma squared, on average. What does averaging "
@@ -74,4 +122,8 @@ check = Checker(
         "to: (n,c,h,r,w,r)."),
     gram=Exercise(compare(_gram, _gram_args, n=8, eps=1e-10),
         "With the pixels in one dimension, f is (n,c,h*w), and the sum over pixels is a "
-        "matrix product with its own transpose."))
+        "matrix product with its own transpose."),
+    MyFeatureLoss=Exercise(_test_feature_loss,
+        "Copy the net, put the copy into evaluation mode, and freeze its weights. Only the "
+        "features of `target` may stand under `torch.no_grad`. Sum squares over all but the "
+        "first dimension, divide, and only then average."))
