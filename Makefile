@@ -5,6 +5,9 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ARGS   ?=
 NOTEBOOKS ?= $(wildcard nbs/*.ipynb nbs/appendix/*.ipynb nbs/solutions/*.ipynb)
+# The longest first, so that no process works alone at the end
+LONG := tests/test_smoke.py tests/test_training.py
+GATES ?= $(LONG) $(filter-out $(LONG),$(wildcard tests/test_*.py))
 LESSON ?= 12
 PROMPT ?= a small red star above a large blue ring
 # Tests and notebooks run in nbs/, so a relative MINIAI_DATA is made absolute here
@@ -47,7 +50,7 @@ test: setup ## Run all notebooks, then the gates in tests/
 	@echo "miniai: running the notebooks, two at a time; data: $${MINIAI_DATA:-no folder given, the hub or drawn shapes}"
 	@printf '%s\n' $(NOTEBOOKS) | OMP_NUM_THREADS=1 xargs -P 2 -n 1 $(BIN)/nbdev_test --timing --path
 	@echo "miniai: running the gates"
-	@printf '%s\n' tests/test_*.py | OMP_NUM_THREADS=1 xargs -P 2 -n 1 $(BIN)/python -m pytest -q
+	@printf '%s\n' $(GATES) | OMP_NUM_THREADS=1 xargs -P 2 -n 1 $(BIN)/python -m pytest -q
 
 demo: setup ## Draw a picture from words into demo.png; PROMPT="a red star" ARGS="--n 4 --seed 3" for others
 	@echo "miniai: drawing: $(PROMPT)"

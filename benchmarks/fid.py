@@ -18,7 +18,8 @@ from common import write
 
 here = Path(__file__).parent
 results,board = here/'results'/'fid.jsonl',here.parent/'miniai'/'boards.json'
-samplers = {'DDIM': sample_ddim, 'Euler': sample_euler, 'ancestral Euler': sample_euler_ancestral, 'Heun': sample_heun, 'LMS': sample_lms, 'DPM-Solver++(2M)': sample_dpmpp_2m}
+samplers = {'DDIM': sample_ddim, 'Euler': sample_euler, 'ancestral Euler': sample_euler_ancestral, 'Heun': sample_heun, 'LMS': sample_lms, 'DPM-Solver++(2M)': sample_dpmpp_2m,
+            'Heun, even times': sample_heun, 'DPM-Solver++(2M), even times': sample_dpmpp_2m}
 # (lesson, what it is, weights, sampler); DDIM is Euler's method on other noise levels, see `levels`
 loaders = dict(fashion_ddpm=load_denoiser, fashion_unet=load_unet)
 recipes = [('15', 'noise, DDPM', 'fashion_ddpm', 'ancestral Euler'), ('18', 'DDIM', 'fashion_ddpm', 'DDIM'),
@@ -49,17 +50,17 @@ def measure(net, x): return dict(fid=round(net.fid(x), 3), kid=round(net.kid(x),
 
 
 def levels(name, steps):
-    "Noise levels of a row: those of evenly spaced (trailing) times for DDIM as lesson 18 uses it, Karras' for all others."
-    if name=='DDIM': return torch.cat([linear_schedule().sigma(trailing_times(1000, steps)), torch.zeros(1)])
+    "Noise levels of a row: those of evenly spaced (trailing) times for DDIM as lesson 18 uses it and where the name says so, Karras' for all others."
+    if name=='DDIM' or name.endswith('even times'): return torch.cat([linear_schedule().sigma(trailing_times(1000, steps)), torch.zeros(1)])
     return karras_sigmas(steps, .02, 80.)
 
 
 def run(denoise, net, name, nfe, seed):
     "FID, KID and the smallest fraction of a class, of `n` images; Heun takes one evaluation less than asked for if that is even."
-    steps = (nfe+1)//2 if name=='Heun' else nfe
+    steps = (nfe+1)//2 if name.startswith('Heun') else nfe
     with torch.autocast(torch.device(def_device).type, torch.bfloat16):
         x = generate(denoise, levels(name, steps), n, sampler=samplers[name], seed=seed*n, device=def_device)     # image i has the seed seed*n+i: no set shares one
-    return dict(sampler=name, calls=2*steps-1 if name=='Heun' else steps, seed=seed, **measure(net, x))
+    return dict(sampler=name, calls=2*steps-1 if name.startswith('Heun') else steps, seed=seed, **measure(net, x))
 
 
 def floor(net, seed):
@@ -85,7 +86,7 @@ def report():
             table.append({'network': name if key[0] else '', 'NFE': key[0] or '', 'images': key[1], 'seeds': len(same), 'FID': spread([o['fid'] for o in same]),
                           'KID x 1000': spread(kids, 1000) if kids else '', 'rarest class': f"{min(o['least'] for o in same):.1%}"})
     write('fid', table, 'FID and KID against the number of network evaluations', ('torch',), (
-        f'{n:,} images each, on the noise levels `karras_sigmas(n, .02, 80.)` (DDIM: those of evenly spaced times, as in lesson 18); the network works in bfloat16. The feature network of lesson 17, against the statistics of the 60,000 '
+        f'{n:,} images each, on the noise levels `karras_sigmas(n, .02, 80.)` (DDIM, and where the name says so: those of evenly spaced times, as in lesson 18); the network works in bfloat16. The feature network of lesson 17, against the statistics of the 60,000 '
         'training images of Fashion-MNIST; the floor is the row of real test images. Mean and standard deviation over the seeds; a row of one seed has no deviation of its own, '
         'and by those of the other rows its FID is good to about 0.3, more where it is above 10.',), where='All stored sets, whatever the processor')
 
@@ -123,7 +124,7 @@ def main(weights, names, nfe, seeds, threads):
         for c in nfe:
             for s in seeds:
                 for k in names:
-                    if not finished(k, 2*((c+1)//2)-1 if k=='Heun' else c, s): keep(dict(weights=sha(name), **run(denoise, net, k, c, s)))
+                    if not finished(k, 2*((c+1)//2)-1 if k.startswith('Heun') else c, s): keep(dict(weights=sha(name), **run(denoise, net, k, c, s)))
     report()
     save_board()
 

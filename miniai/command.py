@@ -26,14 +26,14 @@ def _parser():
     def add(name, default=None, help=''):
         p.add_argument(name, default=default, help=help.replace('#', f'default: {default}'))
     add('--negative', '', 'what to keep away from')
-    add('--n', '1', 'pictures (#)')
-    add('--seed', '0', 'of the first picture; the next ones count on (#)')
+    add('--n', '1', 'images (#)')
+    add('--seed', '0', 'of the first image; the next ones count on (#)')
     add('--steps', '30', 'steps of the sampler (#)')
     add('--guidance', '4', 'how far to follow the words, 0 or more (#)')
     add('--sampler', _samplers[0], f"{', '.join(_samplers)} (#)")
-    add('--init', help='picture to begin with, a square of 64 pixels a side or more')
+    add('--init', help='image to begin with, a square of 64 pixels a side or more')
     add('--strength', help='how much to draw anew, 0 to 1 (default: 0.8, or 1 with a mask)')
-    add('--mask', help='picture as large as --init; what is white in it is drawn anew')
+    add('--mask', help='image as large as --init; what is white in it is drawn anew')
     add('-o', 'out.png', 'PNG file to write (#)')
     add('--zoom', '4', 'side of the square that a pixel becomes (#)')
     add('--weights', help='folder that `StableDiffusion.save` wrote (default: the own weights)')
@@ -61,16 +61,16 @@ def _checked(a):
     kw = dict(prompt=prompt, negative=a.negative)
     kw |= dict(n=_number('n', a.n, int, 1), steps=_number('steps', a.steps, int, 1, 10_000))
     kw['seed'] = _number('seed', a.seed, int, -2**63, 2**64-1)
-    _number('seed, of the last picture', str(kw['seed']+kw['n']-1), int, -2**63, 2**64-1)
+    _number('seed, of the last image', str(kw['seed']+kw['n']-1), int, -2**63, 2**64-1)
     kw['guidance'] = _number('guidance', a.guidance, float, 0)
     if a.strength is not None: kw['strength'] = _number('strength', a.strength, float, 0, 1)
     for k in ('strength','mask'):
         if getattr(a, k) is not None and a.init is None:
-            raise ValueError(f"{k}: expected a picture in --init too, which is to be changed")
+            raise ValueError(f"{k}: expected an image in --init too, which is to be changed")
     return kw
 
 # %% ../nbs/appendix/28x_command.ipynb #76ef1889
-_most,_ncols = 80_000_000,8                 # pixels of a file, pictures in a row
+_most,_ncols = 80_000_000,8                 # pixels of a file, images in a row
 
 @contextlib.contextmanager
 def _temporary(path):
@@ -118,7 +118,7 @@ def _readable(name, path):
     return path
 
 def _size_of(weights):
-    "Pixels along each side of the pictures of the pipeline in a folder."
+    "Pixels along each side of the images of the pipeline in a folder."
     if weights is None: return 64
     file = Path(weights).expanduser()/'config.json'
     if not file.is_file(): raise ValueError(f"weights: there is no pipeline in {weights}")
@@ -129,7 +129,7 @@ def _size_of(weights):
 
 # %% ../nbs/appendix/28x_command.ipynb #a88da9bb
 def _bytes(im, size):
-    "A picture as uint8 (size,size,channels); one that was enlarged comes back as it was."
+    "An image as uint8 (size,size,channels); one that was enlarged comes back as it was."
     import torch
     from PIL import Image
     raw = bytearray(im.resize((size, size), Image.Resampling.BOX).tobytes())
@@ -142,19 +142,19 @@ def _given(init, mask, size):
     im = open_image(init, name='init')
     if im.width!=im.height or im.width<size:
         want,got = f"{size} pixels a side or more",f"{im.width}x{im.height} in {init}"
-        raise ValueError(f"init: expected a square picture, {want}, got {got}")
+        raise ValueError(f"init: expected a square image, {want}, got {got}")
     kw = dict(init=_bytes(im, size).permute(2, 0, 1))
     if mask is None: return kw
     m = open_image(mask, 'L', name='mask')
     if m.size!=im.size:
         got = f"{m.width}x{m.height} in {mask}"
-        want = f"the size of the picture, {im.width}x{im.height}"
+        want = f"the size of the image, {im.width}x{im.height}"
         raise ValueError(f"mask: expected {want}, got {got}")
     return kw | dict(mask=_bytes(m, size)[...,0]>127)
 
 # %% ../nbs/appendix/28x_command.ipynb #5d0c1b01
 def _write_png(x, path, zoom):
-    "Pictures (n,3,h,w), uint8, side by side, as one file; returns its width and height."
+    "Images (n,3,h,w), uint8, side by side, as one file; returns its width and height."
     import torch
     from PIL import Image
     _,_,h,w = x.shape
@@ -225,8 +225,8 @@ def _command(args):
     if args is None: _on_interrupt(_end)
     bar_stands = sys.stdout is not None and sys.stdout.isatty() and not a.quiet
     new_line = chr(10) if bar_stands else ''
-    with contextlib.suppress(BrokenPipeError):                # the picture is written
-        many = '1 picture' if len(x)==1 else f'{len(x)} pictures'
+    with contextlib.suppress(BrokenPipeError):                # the image is written
+        many = '1 image' if len(x)==1 else f'{len(x)} images'
         _say(f"{new_line}{a.o}: {many}, {w}x{h} pixels", sys.stdout)
 
 # %% ../nbs/appendix/28x_command.ipynb #3db21f30

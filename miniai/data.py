@@ -648,7 +648,7 @@ def quiet_bar(
 #| code-fold: true
 #| code-summary: "Exported: one row, and all labels, checked"
 def _decode_one(i, row, size, channels):
-    row,name = row or {},f'picture {i}'
+    row,name = row or {},f'image {i}'
     source = row.get('path') if row.get('bytes') is None else row['bytes']
     if source is None: raise ValueError(f"{name} is missing: it has neither bytes nor a path")
     im = open_image(source, 'L' if channels==1 else 'RGB', name=name)
@@ -661,11 +661,11 @@ def _labels(ds):
     "The column `label`, checked."
     y,n = ds['label'][:],getattr(ds.features['label'], 'num_classes', None)
     for i,o in enumerate(y):
-        if o is None: raise ValueError(f"picture {i} has no label")
+        if o is None: raise ValueError(f"image {i} has no label")
         if type(o) is not int:
-            raise ValueError(f"picture {i} has the label {o!r}; expected a whole number")
+            raise ValueError(f"image {i} has the label {o!r}; expected a whole number")
         if n and not 0<=o<n:
-            raise ValueError(f"picture {i} has the label {o}; expected 0 to {n-1}")
+            raise ValueError(f"image {i} has the label {o}; expected 0 to {n-1}")
     return torch.tensor(y, dtype=torch.int64)
 
 # %% ../nbs/00_data.ipynb #0bced351

@@ -81,11 +81,11 @@ class CondCB(Callback):
 
     def before_batch(self, learn):
         if not isinstance(learn.batch, (tuple,list)) or len(learn.batch)<2:
-            raise ValueError("batch: expected pictures and their conditions, "
+            raise ValueError("batch: expected images and their conditions, "
                              f"got {type(learn.batch).__name__}")
         cond = learn.batch[1]
         if len(cond)!=len(learn.batch[0]):
-            raise ValueError(f"batch: expected conditions for {len(learn.batch[0])} pictures, "
+            raise ValueError(f"batch: expected conditions for {len(learn.batch[0])} images, "
                              f"got {len(cond)}")
         self.task.before_batch(learn)
         x,c,*targets = learn.batch
@@ -136,7 +136,7 @@ class GuidedDenoiser:
 
     def _rows(self, o, name, x):
         if len(o) not in (1, len(x)):
-            raise ValueError(f"x: expected {len(o)} pictures, the rows of {name}, got {len(x)}")
+            raise ValueError(f"x: expected {len(o)} images, the rows of {name}, got {len(x)}")
         return o.to(x.device).expand(len(x), *o.shape[1:])
 
     def __call__(self,

@@ -33,7 +33,7 @@ from .unet import EmbResBlock,UNet
 #| code-fold: true
 @torch.no_grad()
 def scene_latents(
-    codec, # Has `to_latents`: pictures (n,3,h,w) in [-1,1] to latents, such as `Codec`
+    codec, # Has `to_latents`: images (n,3,h,w) in [-1,1] to latents, such as `Codec`
     scenes, # List of `Scene`
     size=64, # Pixels along each side
     seed=0, # Of places and turns, see `draw_scenes`
@@ -187,7 +187,7 @@ class TextUNet(UNet):
         "What conditions the blocks: `(emb, states)`."
         if cond is None or cond.ndim!=3 or len(cond)!=len(x) or cond.shape[2]!=self.n_text:
             got = 'none' if cond is None else f'the shape {tuple(cond.shape)}'
-            want = f"the states of a text per picture, ({len(x)},l,{self.n_text})"
+            want = f"the states of a text per image, ({len(x)},l,{self.n_text})"
             raise ValueError(f"cond: expected {want}, got {got}")
         return super()._embedding(x, c),cond
 
@@ -345,7 +345,7 @@ def flawed_scenes(
     kind=None, # 'another thing', 'two colours', 'doubled' or 'a piece missing'; any if None
 ): # Images, uint8 (n,3,size,size)
     """Draw scenes with one flaw each: another small thing, or the first thing in two colours,
-    doubled, or with a piece missing; of the size at least, that one can see it."""
+    doubled, or with a piece missing; each large enough to be seen."""
     if kind not in (None, *_flaws):
         raise ValueError(f"kind: expected one of {_flaws} or None, got {kind!r}")
     gen,out = torch.Generator().manual_seed(seed+1),[]
@@ -409,13 +409,13 @@ def _split(out): return out.float().split([len(o) for o in _parts.values()], 1)
 def _check_images(x):
     "`x`, if it is images in colour."
     if x.ndim!=4 or x.shape[1]!=3:
-        raise ValueError(f"x: expected pictures (n,3,h,w), got {tuple(x.shape)}")
+        raise ValueError(f"x: expected images (n,3,h,w), got {tuple(x.shape)}")
     return check_finite(x, 'x')
 
 def _as_many(scenes, x):
     "`scenes`, if there is one for each image."
     if len(x)!=len(scenes):
-        raise ValueError(f"scenes: expected {len(x)}, one per picture, got {len(scenes)}")
+        raise ValueError(f"scenes: expected {len(x)}, one per image, got {len(scenes)}")
     return scenes
 
 def reader_loss(

@@ -45,7 +45,7 @@ def _check_batches(tensors, bs, drop_last, generator):
 class BatchLoader:
     "Batches cut out of tensors in memory by one call each; the interface of a `DataLoader`."
     def __init__(self,
-        *tensors, # Tensors of equal length n, such as pictures (n,c,h,w) and classes (n,)
+        *tensors, # Tensors of equal length n, such as images (n,c,h,w) and classes (n,)
         bs, # Rows per batch
         shuffle=False, # A new random order at each pass?
         drop_last=False, # Leave out a last batch of fewer than `bs` rows?
@@ -79,7 +79,7 @@ class BatchLoader:
 #| code-summary: "Exported: an image of any form as an array, and which values are black and white"
 #| code-fold: true
 def _pixels(im):
-    "The picture `im` as an array, (h,w) or (h,w,c) with 3 or 4 channels."
+    "The image `im` as an array, (h,w) or (h,w,c) with 3 or 4 channels."
     is_tensor = isinstance(im, torch.Tensor)
     if isinstance(im, (str,bytes,Path)) or isinstance(im, Image.Image) and im.mode!='F':
         x = np.asarray(open_image(im, name='im'))     # upright, opaque, 8 bits
@@ -91,7 +91,7 @@ def _pixels(im):
     if first: x = x.transpose(1, 2, 0)                # (c,h,w) -> (h,w,c)
     if x.ndim==3 and x.shape[2]==1: x = x[..., 0]     # (h,w,1) -> (h,w)
     if x.ndim==2 or (x.ndim==3 and x.shape[2] in (3,4)): return x
-    raise ValueError("im: expected one picture, (h,w) or (c,h,w) with 1, 3 or 4 channels, "
+    raise ValueError("im: expected one image, (h,w) or (c,h,w) with 1, 3 or 4 channels, "
                      f"got the shape {tuple(x.shape)}; `show_images` takes several")
 
 def _limits(x):
@@ -109,14 +109,14 @@ def show_image(
     im, # Tensor (h,w) or (c,h,w), c in 1, 3, 4; array, channels first or last; PIL image; path
     ax=None, # Axes to draw on; a new figure if None
     figsize=None, # Inches (width,height) of a new figure
-    title=None, # Text or number above the picture
+    title=None, # Text or number above the image
     noframe=True, # Hide the frame and the axes, which count pixels?
     cmap='gray', # Colours for one channel
     vmin=None, # Value shown darkest: 0 for uint8 and for floats in [0,1], else the smallest
     vmax=None, # Value shown brightest: 255 for uint8, 1 for floats in [0,1], else the largest
     **kwargs, # More options, shown in the signature
 ): # The axes
-    "Draw one picture."
+    "Draw one image."
     x = _pixels(im)
     vmin,vmax = (auto if v is None else v for auto,v in zip(_limits(x), (vmin, vmax)))
     if x.ndim==3: x = np.clip((x.astype(np.float32)-vmin)/((vmax-vmin) or 1), 0, 1)
@@ -157,14 +157,14 @@ def get_grid(
     title=None, # Text above all
     **kwargs, # More options, shown in the signature
 ): # `(figure, axes)`; axes: array (n,) of those in use
-    "One figure with room for `n` pictures, near a square unless told otherwise."
-    if n<1: raise ValueError(f"n: expected at least 1 picture, got {n}")
+    "One figure with room for `n` images, near a square unless told otherwise."
+    if n<1: raise ValueError(f"n: expected at least 1 image, got {n}")
     if any(o is not None and o<1 for o in (nrows, ncols)):
         raise ValueError(f"nrows, ncols: expected 1 or more, got {nrows}, {ncols}")
     if nrows is None: nrows = math.isqrt(n) if ncols is None else math.ceil(n/ncols)
     if ncols is None: ncols = math.ceil(n/nrows)
     if nrows*ncols<n: raise ValueError(f"nrows, ncols: a grid of {nrows} by {ncols} has no "
-                                       f"room for {n} pictures")
+                                       f"room for {n} images")
     fig,axs = subplots(nrows, ncols, suptitle=title, squeeze=False, **kwargs)
     for ax in axs.flat[n:]: ax.axis('off')
     return fig,axs.flat[:n]
@@ -174,19 +174,19 @@ def get_grid(
 #| code-fold: true
 @delegates(get_grid, keep=True)
 def show_images(
-    ims, # Pictures, each as for `show_image`: a batch (n,c,h,w), a list, any iterable
+    ims, # Images, each as for `show_image`: a batch (n,c,h,w), a list, any iterable
     nrows=None, # Rows; see `get_grid`
     ncols=None, # Columns; see `get_grid`
-    titles=None, # One text or number per picture
+    titles=None, # One text or number per image
     cmap='gray', # Colours for one channel
-    vmin=None, # Value shown darkest; each picture its own if None
-    vmax=None, # Value shown brightest; each picture its own if None
+    vmin=None, # Value shown darkest; each image its own if None
+    vmax=None, # Value shown brightest; each image its own if None
     **kwargs):
-    "Draw pictures in one figure; `title` stands above all of them."
+    "Draw images in one figure; `title` stands above all of them."
     ims = list(ims)
     titles = [None]*len(ims) if titles is None else list(titles)
     if len(titles)!=len(ims):
-        raise ValueError(f"titles: expected {len(ims)}, one per picture, got {len(titles)}")
+        raise ValueError(f"titles: expected {len(ims)}, one per image, got {len(titles)}")
     fig,axs = get_grid(len(ims), nrows, ncols, **kwargs)
     width = fig.get_figwidth()/axs[0].get_gridspec().ncols      # inches per cell
     for im,ax,t in zip(ims, axs, titles):
@@ -198,24 +198,24 @@ def show_images(
 #| code-summary: "Exported: show_rows"
 #| code-fold: true
 def show_rows(
-    rows, # Dict: name of a row -> its pictures, float tensors (c,h,w) of one size, c 1 or 3
+    rows, # Dict: name of a row -> its images, float tensors (c,h,w) of one size, c 1 or 3
     title=None, # Text above all
     titles=None, # One text per column
-    size=.6, # Inches of a picture's side
+    size=.6, # Inches of an image's side
     vmin=-1, # Value shown darkest
     vmax=1, # Value shown brightest
-    gap=1, # White pixels between pictures
+    gap=1, # White pixels between images
 ): # The axes
-    "Draw pictures in rows with names, all on one scale; rows may differ in length."
+    "Draw images in rows with names, all on one scale; rows may differ in length."
     if not vmin<vmax: raise ValueError(f"vmin: expected less than vmax, got {vmin} and {vmax}")
     whole = [k for k,v in rows.items() if any(not o.is_floating_point() for o in v)]
     if whole and vmax<=1: raise TypeError(f"rows: expected floats, got integers in {whole}")
     rows = {k: [o.detach().float().cpu() for o in v] for k,v in rows.items()}
     n,shape = max(map(len, rows.values()),
                   default=0),next((o[0].shape for o in rows.values() if o), None)
-    if shape is None: raise ValueError("rows: there is no picture in them")
+    if shape is None: raise ValueError("rows: there is no image in them")
     bad = [k for k,v in rows.items() if any(o.shape!=shape for o in v)]
-    if bad: raise ValueError(f"rows: expected the shape {tuple(shape)}, of the first picture, "
+    if bad: raise ValueError(f"rows: expected the shape {tuple(shape)}, of the first image, "
                              f"everywhere; not so in {bad}")
     if titles is not None and len(titles)!=n:
         raise ValueError(f"titles: expected {n}, one per column, got {len(titles)}")

@@ -190,14 +190,15 @@ class X0Denoiser:
 class VDenoiser(X0Denoiser):
     "A network that predicts the velocity, as a denoiser: section 4, arXiv:2202.00512."
     def __call__(self, x, sigma, cond=None): # Like `x`; the arguments are those of `X0Denoiser`
-        s,v = ask_network(self.model, x, sigma, cond)
-        return (x/(1+s*s) - s/(1+s*s).sqrt()*v).to(x.dtype)
+        sigma,v = ask_network(self.model, x, sigma, cond)
+        var = 1+sigma**2                        # of `x`, if that of clean images is one
+        return (x/var - sigma/var.sqrt()*v).to(x.dtype)
 
 class FlowDenoiser(X0Denoiser):
     "A network that predicts the flow eps-x_0, as a denoiser: arXiv:2210.02747."
     def __call__(self, x, sigma, cond=None): # Like `x`; the arguments are those of `X0Denoiser`
-        s,u = ask_network(self.model, x, sigma, cond)
-        return ((x-s*u)/(1+s)).to(x.dtype)
+        sigma,u = ask_network(self.model, x, sigma, cond)
+        return ((x-sigma*u)/(1+sigma)).to(x.dtype)
 
 # %% ../nbs/19_schedules.ipynb #84db92e1
 #| code-summary: "Exported: the argument checks of FlowCB"

@@ -141,7 +141,7 @@ def _known_words(tokenizer, prompts):
     "`prompts` as a list; warns of words that were never met."
     prompts = _texts('prompts', prompts)
     unknown = ', '.join(map(repr, _unknown(tokenizer, prompts)))
-    if unknown: warnings.warn(f"the vocabulary lacks {unknown}; the picture may not show it")
+    if unknown: warnings.warn(f"the vocabulary lacks {unknown}; the image may not show it")
     return prompts
 
 # %% ../nbs/28_stable_diffusion.ipynb #1332218f
@@ -156,7 +156,7 @@ def _seeds(seed, n):
         seeds = [_plain(o) for o in one]
         ends = range(len(seeds))
         if len(seeds)!=n:
-            want = f"a whole number, or {n}, one for each picture"
+            want = f"a whole number, or {n}, one for each image"
             raise ValueError(f"seed: expected {want}, got {len(seeds)}")
     else: raise ValueError(f"seed: expected a whole number, or several, got {one!r}")
     for i in ends:
@@ -171,7 +171,7 @@ def _room(pipe, n):
     size = 3*n*pipe.size**2
     try: return torch.empty(n, 3, pipe.size, pipe.size, dtype=torch.uint8)
     except (RuntimeError,MemoryError,TypeError,OverflowError):
-        text = f"{n:,} pictures take {size/2**30:,.0f} GiB, more than there is"
+        text = f"{n:,} images take {size/2**30:,.0f} GiB, more than there is"
         raise ValueError(f"n: expected fewer, {text}") from None
 
 def _products(device, amp):
@@ -196,7 +196,7 @@ def _conds(pipe, prompt, negative):
         prompts = _texts('prompt', prompt)
         cond = pipe.states(prompts)
         if not all(o.strip() for o in prompts):
-            warnings.warn("the prompt is empty, so any picture may come")
+            warnings.warn("the prompt is empty, so any image may come")
     uncond = pipe.states(_texts('negative', '' if negative is None else negative))
     if len(uncond) not in (1, len(cond)):
         want = f"one text, or {len(cond)}, one for each prompt"
@@ -211,18 +211,18 @@ def _known(pipe, init, mask, strength, n):
     if init is None:
         for k,o in (('mask', mask), ('strength', strength)):
             if o is not None:
-                raise ValueError(f"{k}: expected a picture in `init` too, to be changed")
+                raise ValueError(f"{k}: expected an image in `init` too, to be changed")
         return None,None
     want = 3,pipe.size,pipe.size
     if not isinstance(init, torch.Tensor) or init.dtype!=torch.uint8:
-        raise TypeError(f"init: expected pictures as a tensor of uint8, got {_kind(init)}")
+        raise TypeError(f"init: expected images as a tensor of uint8, got {_kind(init)}")
     each = init.ndim==3 or init.ndim==4 and len(init) in (1, n)
     if not each or init.shape[-3:]!=want:
         got = f"{n}, one for each to be drawn, got {tuple(init.shape)}"
-        raise ValueError(f"init: expected a picture {want}, or {got}")
+        raise ValueError(f"init: expected an image {want}, or {got}")
     if mask is not None:
         if not isinstance(mask, torch.Tensor) or mask.dtype!=torch.bool or mask.shape!=want[1:]:
-            size = f"the size of the picture, {want[1:]}"
+            size = f"the size of the image, {want[1:]}"
             raise ValueError(f"mask: expected bool and {size}, got {_kind(mask)}")
         mask = mask.cpu()
         if not mask.any(): warnings.warn("the mask marks nothing, and nothing is drawn anew")
@@ -314,7 +314,7 @@ class PipelineParts:
 
     def pictures(self, z):
         "Images, uint8 (n,3,size,size) on the CPU, of latents `z`, (n,*shape)."
-        x = check_finite(self.codec.to_pictures(check_finite(z, 'z')), 'pictures')
+        x = check_finite(self.codec.to_pictures(check_finite(z, 'z')), 'images')
         return ((x.float()+1)*127.5).round().clamp(0, 255).byte().cpu()
 
 # %% ../nbs/28_stable_diffusion.ipynb #a3d80abf

@@ -42,7 +42,7 @@ def psnr(
     a,b = _floats(x, target)
     if not 0<peak<float('inf'): raise ValueError(f"peak: expected a number above 0, got {peak}")
     if not x.is_floating_point() and peak!=255:
-        raise ValueError(f"peak: expected 255 for pictures in bytes, got {peak}")
+        raise ValueError(f"peak: expected 255 for images in bytes, got {peak}")
     return (10*(peak**2/(a-b).square().mean((1,2,3))).log10()).mean()
 
 # %% ../nbs/22_superres.ipynb #74373775
@@ -187,5 +187,5 @@ def sharpness(
     noise = target.numel()*freq.numel()*(8*torch.finfo(q.dtype).eps*target.abs().max())**2
     if not wanted>noise:
         raise ValueError(f"target: expected detail above {cut} waves a pixel, got none "
-                         f"in pictures of the shape {tuple(target.shape)}")
+                         f"in images of the shape {tuple(target.shape)}")
     return got/wanted

@@ -52,7 +52,7 @@ class VAELoss:
         y,q = preds
         if y.shape!=target.shape:
             want,got = tuple(target.shape),tuple(y.shape)
-            raise ValueError(f"preds: expected pictures {want}, like target, got {got}")
+            raise ValueError(f"preds: expected images {want}, like target, got {got}")
         return self.error(y, target) + self.beta*q.kl().sum()/target.numel()
 
 # %% ../nbs/25_vae.ipynb #4bf2ae89
@@ -234,7 +234,7 @@ def to_pictures(self:Codec,
     z = check_finite(z, 'z')*self.scale + self.shift
     x = self.decode(z.to(self.scale.dtype))
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    return check_finite(x, 'pictures').clamp(-1, 1)
+    return check_finite(x, 'images').clamp(-1, 1)
 
 # %% ../nbs/25_vae.ipynb #940e2c30
 #| code-summary: "Export: load_codec"

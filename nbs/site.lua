@@ -66,7 +66,8 @@ local function buttons(doc)
     '<a href="https://colab.research.google.com/github/miniai/miniai/blob/main/nbs/'..here..'"><i class="bi bi-play-circle"></i> Open in Colab</a>',
     '<a href="'..root..'/notebooks/'..here:gsub("%.ipynb$", ".json")..'" download="'..here:match("[^/]+$")..'"><i class="bi bi-download"></i> Download the notebook</a>'}
   local page = name:gsub("^%d%d%w?_", ""):gsub("%.ipynb$", ".html")
-  if here:match("^solutions/%d%d") then table.insert(parts, '<a href="../'..page..'"><i class="bi bi-book"></i> The lesson</a>')
+  local lesson = name:match("^%d%d%a_") and "appendix/"..page or page
+  if here:match("^solutions/%d%d") then table.insert(parts, '<a href="../'..lesson..'"><i class="bi bi-book"></i> The lesson</a>')
   elseif here:match("^%d%d_") then table.insert(parts, '<a href="solutions/'..page..'"><i class="bi bi-check2-square"></i> Solutions</a>') end
   doc.blocks:insert(1, pandoc.RawBlock("html", '<p class="page-actions">'..table.concat(parts, "\n")..'</p>'))
   return doc

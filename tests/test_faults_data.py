@@ -141,7 +141,7 @@ def test_null_labels_are_named(root):
     ds = d._encode(*d.draw_shapes(12), d.SHAPES)
     ds = datasets.Dataset.from_dict(dict(image=ds['image'][:], label=[None, *ds['label'][1:]]), features=ds.features)
     ds.to_parquet(root/'data'/'fashion_mnist'/'test-00000-of-00001.parquet')
-    with pytest.raises(ValueError, match='test: picture 0 has no label'): load(root)
+    with pytest.raises(ValueError, match='test: image 0 has no label'): load(root)
 
 def test_the_hubs_own_layouts_are_found(tmp_path, monkeypatch):
     x = d.draw_shapes(12)[0]

@@ -266,7 +266,7 @@ def test_forms_of_an_image():
     assert shown(torch.full((2, 2), 7.)).get_array().data.tolist()==[[7, 7], [7, 7]]
     assert shown(torch.full((3, 2, 2), 7.)).get_array().data.tolist()==[[[0, 0, 0]]*2]*2      # no division by zero
     for bad in (torch.zeros(2, 9, 9), torch.zeros(4), np.zeros((5, 4, 4, 3))):
-        with pytest.raises(ValueError, match='expected one picture'): l.show_image(bad)
+        with pytest.raises(ValueError, match='expected one image'): l.show_image(bad)
 
 def test_defaults_of_data_loaders():
     x = torch.arange(200)

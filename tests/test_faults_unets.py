@@ -202,7 +202,7 @@ def test_the_dropped_condition_is_what_was_asked_for():
     for empty in (None, 'none', [10]):
         with fails('empty: expected a number or a tensor'): told(empty, y)
     with fails('empty: expected finite'): told(math.nan, torch.randn(4, 3))
-    with fails('batch: expected conditions for 4 pictures, got 3'): told(10, y[:3])
+    with fails('batch: expected conditions for 4 images, got 3'): told(10, y[:3])
     for p in (None, '.1', -.1, 1.1, math.nan, True):
         with fails('p: expected a number, from 0 to 1'): told(10, y, p)
 

@@ -82,6 +82,8 @@ def test_every_figure_is_described(file):
         n = sum(any(k.startswith('image/') for k in o.get('data', {})) for o in c['outputs'])
         if not n: continue
         assert len(alts(c))==n, f"{n} figures, {len(alts(c))} descriptions (`#| fig-alt:`):\n{source(c)[:300]}"
+        first = [any(k.startswith('image/') for k in o.get('data', {})) for o in c['outputs'][:n]]
+        assert n==1 or all(first), f"text before several figures, by whose places Quarto finds the descriptions; split the cell:\n{source(c)[:300]}"
         for a in alts(c): assert isinstance(a, str) and len(a.split())>=4 and a.strip().endswith('.'), a
     for c in cells(file, 'markdown'): assert '![](' not in source(c), "an image without a description"
 

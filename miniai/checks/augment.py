@@ -27,7 +27,7 @@ def _mixup(x, y, idx, lam, n_out):
 
 def _mixup_args():
     c,h,w,k = dims(4, 2, 6)
-    n = 12                           # more pictures than classes: some pairs are of one class
+    n = 12                           # more images than classes: some pairs are of one class
     return torch.randn(n, c, h, w), torch.randint(k, (n,)), torch.randperm(n), torch.rand(n), k
 
 def _surest(probs, y, share):

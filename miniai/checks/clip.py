@@ -8,8 +8,9 @@ __all__ = ['check']
 # %% ../../nbs/solutions/26_clip.ipynb #722e3be3
 import math,torch
 import torch.nn.functional as F
-from .core import Checker,Exercise,compare,dims
-from ..clip import Tokenizer,clip_loss
+from torch import nn
+from .core import Checker,Exercise,compare,difference,dims
+from ..clip import CLIP,TextTransformer,Tokenizer,clip_loss
 
 # %% ../../nbs/solutions/26_clip.ipynb #47c79717
 def _test_clueless(f):
@@ -67,14 +68,52 @@ def _fair_args():
     group = torch.randint(max(1, len(image)//2), (len(image),))
     return image,text,scale,group
 
+# %% ../../nbs/solutions/26_clip.ipynb #a403c64d
+def _my_clip(image, text, project, log_scale, x, ids, end):
+    states = text(ids)[torch.arange(len(ids)),(ids==end).int().argmax(1)]
+    u,v = F.normalize(image(x), dim=-1),F.normalize(project(states), dim=-1)
+    return clip_loss(u, v, log_scale.exp().clamp(max=100))
+
+def _trained(loss, log_scale, steps=4):
+    "Losses and final weights of a small CLIP whose loss is `loss`."
+    torch.manual_seed(0)
+    image = nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.Tanh(), nn.Linear(8, 6))
+    net = CLIP(image, TextTransformer(12, 7, n=8, n_heads=2, depth=1), n=8, n_out=6).double()
+    nn.init.constant_(net.log_scale, log_scale)
+    opt,losses = torch.optim.SGD(net.parameters(), .002),[]
+    for _ in range(steps):
+        x,ids = torch.randn(5, 3, 4, 4).double(),torch.randint(11, (5, 7))
+        for row,n in zip(ids, dims(5, 2, 5)): row[n:] = 11                # the filling
+        opt.zero_grad()
+        value = loss(net.image, net.text, net.project, net.log_scale, x, ids, 11)
+        if not isinstance(value, torch.Tensor) or value.ndim or not value.requires_grad:
+            raise AssertionError("expected a loss, a tensor of one number with a gradient, "
+                                 f"got {value!r:.80}")
+        value.backward()
+        opt.step()
+        losses.append(value.item())
+    return losses,net.state_dict()
+
+def _test_my_clip(f):
+    for scale in (-math.log(.07), 5.):
+        (got,weights),(want,true) = _trained(f, scale),_trained(_my_clip, scale)
+        at = f"log_scale={scale:.2f}"
+        d = difference(got[0], want[0], 1e-5)
+        if d: raise AssertionError(f"{at}, the loss of the first batch: {d}")
+        d = difference(got, want, 1e-4)
+        for k in true: d = d or difference(weights[k], true[k], 1e-4)
+        if d: raise AssertionError(f"{at}: the first loss is right, but the training is "
+                                   f"another one: {d}")
+
 # %% ../../nbs/solutions/26_clip.ipynb #8fc2035e
 check = Checker(
     clueless_loss=Exercise(_test_clueless,
         "All scores of a row are equal, so softmax gives each of the n sentences the same "
         "probability. What is it, and what is minus its logarithm?"),
     sentence_states=Exercise(compare(_states, _states_args, n=20),
-        "Which is the one place that has seen the whole sentence and none of the filling? "
-        "`(ids==end).int().argmax(1)` finds the first of several."),
+        "Which is the first place that can know that the sentence is over? `ids==end` is true "
+        "there and at all places of the filling; you want the first in each row, and with "
+        "`torch.arange(n)` beside it one state per row."),
     first_join=Exercise(compare(_first, _first_args, n=30),
         "Count every pair of neighbours as often as its word comes. The last letter and "
         "`</w>` are one piece. `max` with the key (count, pair) settles ties."),
@@ -85,4 +124,9 @@ check = Checker(
         "The mean over the prompts is shorter than one; bring it back to length one."),
     fair_loss=Exercise(compare(_fair, _fair_args, n=20),
         "`group[:,None]==group` says who belongs together. `F.cross_entropy` takes "
-        "probabilities as targets too; each row of them sums to one."))
+        "probabilities as targets too; each row of them sums to one."),
+    my_clip=Exercise(_test_my_clip,
+        "Five steps: vectors of the images; the state at the first end mark of each row, "
+        "projected; both brought to length one; cosines times the scale, which is the "
+        "exponential of `log_scale` and never above 100; the two cross entropies, whose mean "
+        "is the loss."))

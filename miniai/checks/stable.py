@@ -35,7 +35,7 @@ def _test_needed(f):
         assert whole, f"{case}: expected a whole number, an int, got {n!r}"
         assert n>=1, f"{case}: expected 1 or more, got {n}"
         spread = (p*(1-p)/n)**.5
-        assert spread<=d*(1+1e-9), f"{case}: with your {n} pictures it is {spread:.4g}"
+        assert spread<=d*(1+1e-9), f"{case}: with your {n} images it is {spread:.4g}"
         fewest = n==1 or (p*(1-p)/(n-1))**.5>d*(1-1e-9)
         assert fewest, f"{case}: your {n} is enough, but {n-1} would be too"
 
@@ -101,7 +101,7 @@ check = Checker(
         "`strength_sigmas` gives the levels that are left. The last of them is 0, where "
         "nothing is asked any more. Each step asks with words and without."),
     pictures_needed=Exercise(_test_needed,
-        "A proportion out of n pictures has the variance p(1-p)/n. Solve for n, round up, and "
+        "A proportion out of n images has the variance p(1-p)/n. Solve for n, round up, and "
         "count at least one."),
     seeds_of=Exercise(compare(_seeds_of, lambda: (dims(1, 0, 99)[0], dims(1, 2, 6)[0]), n=8),
         "In a single stream the numbers of the third image come after those of the first "
