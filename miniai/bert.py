@@ -47,7 +47,7 @@ def _clean(text):
             if unicodedata.category(c)!='Mn')
     return ''.join(f' {c} ' if _is_word(c) else c for c in ''.join(bare))
 
-# %% ../nbs/29_bert.ipynb #9f350b13
+# %% ../nbs/29_bert.ipynb #f219fafb
 #| code-summary: "Exported: WordPiece, its pieces and words"
 #| code-fold: true
 class WordPiece:
@@ -78,7 +78,8 @@ class WordPiece:
         "The words of the cleaned text: what is cut into pieces."
         if not isinstance(text, str):
             raise TypeError(f"text: expected a str, got {type(text).__name__}")
-        parts = ([o] if o in self.marks else _clean(o).split() for o in self.pattern.split(text))
+        parts = ([o] if o in self.marks else _clean(o).split()
+                 for o in self.pattern.split(text))
         return [w for part in parts for w in part]
 
 # %% ../nbs/29_bert.ipynb #913dddcc
@@ -302,7 +303,7 @@ def load_minilm(
     bert.load_state_dict(from_transformers(load_file(file)))
     return SentenceEncoder(tok, bert.eval().requires_grad_(False))
 
-# %% ../nbs/29_bert.ipynb #5732dee6
+# %% ../nbs/29_bert.ipynb #ffa61454
 def bm25(
     queries, # List of lists of words
     docs, # List of lists of words
@@ -310,7 +311,8 @@ def bm25(
     b=.75, # How much the length counts, 0 to 1
 ): # Scores (queries,docs), float, 0 or more
     "Okapi BM25: how well texts fit queries by the words they share."
-    if k1<0 or not 0<=b<=1: raise ValueError(f"expected k1 of 0 or more, b of 0 to 1, got {k1}, {b}")
+    if k1<0 or not 0<=b<=1:
+        raise ValueError(f"expected k1 of 0 or more, b of 0 to 1, got {k1}, {b}")
     lengths = torch.tensor([len(d) for d in docs]).float()
     norm = k1*(1-b + b*lengths/lengths.mean())
     found = defaultdict(dict)                       # word -> {text: how often}
@@ -324,7 +326,9 @@ def bm25(
             row[j] += rarity*f*(k1+1)/(f+norm[j])
     return scores
 
-# %% ../nbs/29_bert.ipynb #ff8f18d5
+# %% ../nbs/29_bert.ipynb #15f8414c
+#| code-summary: "Exported: attention_maps, by a hook on the attention of each block"
+#| code-fold: true
 @torch.no_grad()
 def attention_maps(
     bert, # `Bert`
@@ -341,7 +345,7 @@ def attention_maps(
         for h in hooks: h.remove()
     return torch.stack(found, 1)
 
-# %% ../nbs/29_bert.ipynb #5176d13d
+# %% ../nbs/29_bert.ipynb #51c99c35
 #| code-summary: "Exported: Emoji and emoji_names"
 #| code-fold: true
 class Emoji(NamedTuple):
@@ -359,7 +363,7 @@ def _drawn_things():
 def emoji_names(
     style='noto', # 'noto', 'twemoji' or 'fluent'
 ): # List of `Emoji`, without skin tones
-    "Emoji from the folder `emoji` in `MINIAI_DATA`; drawn things, and a line, where it is missing."
+    "Emoji from the folder `emoji` in `MINIAI_DATA`; where it is missing, drawn things."
     root = os.environ.get('MINIAI_DATA')
     files = sorted(Path(root, 'emoji').glob('*.parquet')) if root else []
     if not files:
@@ -368,7 +372,8 @@ def emoji_names(
     import numpy as np,pyarrow.parquet as pq
     rows = [r for f in files for r in pq.read_table(f, filters=[('style', '=', style),
                                                                 ('tone', '=', '')]).to_pylist()]
-    if not rows: raise ValueError(f"style: expected 'noto', 'twemoji' or 'fluent', got {style!r}")
+    if not rows:
+        raise ValueError(f"style: expected 'noto', 'twemoji' or 'fluent', got {style!r}")
     return [Emoji(name, tuple(r['tags']), torch.from_numpy(
         np.asarray(open_image(r['image']['bytes'])).copy()).permute(2, 0, 1))
             for name,r in {r['text']: r for r in rows}.items()]
