@@ -472,6 +472,24 @@ def call_stable():
     made = s.PipelineParts(pipe.tokenizer, pipe.text, pipe.unet, pipe.codec)
     assert made.pictures(made.latents(before)).shape==before.shape and made.noise([1, 2]).shape==(2, *made.shape)
 
+def call_bert():
+    from miniai import bert as b
+    tok = b.WordPiece(['[PAD]','[UNK]','[CLS]','[SEP]','[MASK]','a','red','star','##s'])
+    ids,mask = tok(['a star', 'a red stars'])
+    assert ids.shape==mask.shape==(2,6) and tok.decode(ids[1])=='a red stars'
+    net = b.Bert(len(tok), 8, 16, 4, 2)
+    assert isinstance(net.blocks[0], b.BertBlock) and b.mean_pool(net(ids, mask), mask).shape==(2,16)
+    assert b.attention_maps(net, ids, mask).shape==(2,2,4,6,6)
+    changed,target = b.mask_words(ids, tok, 1.)
+    assert b.MaskedBert(net)(changed, mask).shape==(2,6,9) and target.max()>0
+    assert b.SentenceEncoder(tok, net)(['a star']).shape==(1,16)
+    assert b.bm25([['red']], [['red','star'], ['blue']])[0].argmax()==0
+    emoji = b.emoji_names()
+    assert isinstance(emoji[0], b.Emoji) and len(emoji)>=60
+    with pytest.raises(KeyError): b.from_transformers({})
+    try: assert b.load_minilm()('a star').shape==(1,384)
+    except FileNotFoundError as e: assert 'pip install' in str(e)
+
 def call_folder():
     import tempfile
     from pathlib import Path
