@@ -23,7 +23,8 @@ samplers = {'DDIM': sample_ddim, 'Euler': sample_euler, 'ancestral Euler': sampl
 # (lesson, what it is, weights, sampler); DDIM is Euler's method on other noise levels, see `levels`
 loaders = dict(fashion_ddpm=load_denoiser, fashion_unet=load_unet)
 recipes = [('15', 'noise, DDPM', 'fashion_ddpm', 'ancestral Euler'), ('18', 'DDIM', 'fashion_ddpm', 'DDIM'),
-           ('20', 'DPM-Solver++', 'fashion_ddpm', 'DPM-Solver++(2M)'), ('21', 'UNet, preconditioned', 'fashion_unet', 'DPM-Solver++(2M)')]
+           ('20', 'DPM-Solver++', 'fashion_ddpm', 'DPM-Solver++(2M)'), ('21', 'UNet, preconditioned', 'fashion_unet', 'DPM-Solver++(2M)'),
+           ('21', 'the same with fresh noise', 'fashion_unet', 'ancestral Euler')]
 n,nfes = 2048,(10, 20, 50, 100)
 
 
