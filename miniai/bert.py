@@ -349,7 +349,7 @@ def attention_maps(
 #| code-summary: "Exported: Emoji and emoji_names"
 #| code-fold: true
 class Emoji(NamedTuple):
-    "A small picture with its name."
+    "A small image with its name."
     name: str # Such as 'umbrella with rain drops'
     tags: tuple # Words that people look for it by
     image: torch.Tensor # (3,64,64), uint8, on white
