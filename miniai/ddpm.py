@@ -480,17 +480,36 @@ def _halved(name, v):
         raise ValueError(f"model: {name} has numbers that half precision cannot hold")
     return w
 
+def _packed(name, v, bits):
+    "What is stored of a weight: itself in half precision, or rows of 8-bit integers, scaled."
+    w = _halved(name, v)
+    if bits==16 or w.ndim<2 or not w.is_floating_point(): return {name: w}
+    rows = v.detach().float().cpu().flatten(1)
+    scale = rows.abs().amax(1, keepdim=True).clamp(min=1e-9)/127
+    return {name: (rows/scale).round().to(torch.int8).view_as(w), f'{name}:scale': scale}
+
+def _unpacked(w):
+    "The tensors of a file by name, in float32 if they are no integers."
+    scales = {k.removesuffix(':scale'): w.pop(k) for k in [*w] if k.endswith(':scale')}
+    lost = [k for k in scales if k not in w]
+    if lost: raise ValueError(f"there is a scale for {lost[0]}, and no weight")
+    for k,scale in scales.items(): w[k] = (w[k].flatten(1)*scale).view_as(w[k])
+    return {_plain(k): v.float() if v.is_floating_point() else v for k,v in w.items()}
+
 # %% ../nbs/15_ddpm.ipynb #88a1efff
 #| code-summary: "Exported: save_weights"
 #| code-fold: true
 def save_weights(
     model, # `nn.Module`; of one from `torch.compile` the plain net is saved
     path, # A path that ends in .safetensors; a bare name stands for a file of the package's own
+    bits=16, # Per weight: 16, or 8 for all that have two axes or more, with a scale per row
     **info, # For a JSON beside it, such as the model's arguments (`config`) and its training
 ):
     "Save weights and buffers in half precision, and beside them a JSON with `info` and sha256."
-    path = _weights_path(path)
-    raw = save({_plain(k): _halved(k, v) for k,v in model.state_dict().items()})
+    if bits not in (8, 16): raise ValueError(f"bits: expected 8 or 16, got {bits!r}")
+    path,w = _weights_path(path),{}
+    for k,v in model.state_dict().items(): w |= _packed(_plain(k), v, bits)
+    raw = save(w)
     info['sha256'] = hashlib.sha256(raw).hexdigest()
     text = json.dumps(info, indent=1)+'\n'           # an error before anything is written
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -530,7 +549,7 @@ def _read_weights(path, beside):
         raise ValueError(f"{path} is damaged: its sha256 is not the one in {beside.name}")
     try: w = load(raw)
     except Exception as e: raise ValueError(f"{path} is no safetensors file: {e}") from None
-    w = {_plain(k): v.float() if v.is_floating_point() else v for k,v in w.items()}
+    w = _unpacked(w)
     bad = [k for k,v in w.items() if not v.isfinite().all()]
     if bad: raise ValueError(f"{path}: expected finite numbers, {bad[0]} has nan or infinity")
     return w,info

@@ -186,7 +186,7 @@ def _products(device, amp):
 #| code-fold: true
 def _conds(pipe, prompt, negative):
     "States of what is asked for, and of what to avoid, both (p,l,d)."
-    shape = len(pipe.text.positions),pipe.unet.n_text
+    shape = pipe.cond_shape
     if isinstance(prompt, torch.Tensor):
         if prompt.ndim!=3 or not len(prompt) or prompt.shape[1:]!=shape:
             want = f"states (p,{shape[0]},{shape[1]})"
@@ -290,6 +290,7 @@ class PipelineParts:
         self.tokenizer,self.text,self.unet,self.codec = tokenizer,text,unet,codec
         self.config,self.denoise = config,KarrasDenoiser(unet, 1.)
         self.shape = codec.nz,self.size//codec.factor,self.size//codec.factor
+        self.cond_shape = len(text.positions),unet.n_text         # of a prompt's states
         for o in (text, unet, codec): o.eval().requires_grad_(False)
         codec.to(memory_format=torch.channels_last)               # faster on the CPU
         self.to(next(unet.parameters()).device)
