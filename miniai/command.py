@@ -25,6 +25,7 @@ def _parser():
     p.add_argument('prompt', nargs='*', help=f'what to draw, such as {_example}')
     def add(name, default=None, help=''):
         p.add_argument(name, default=default, help=help.replace('#', f'default: {default}'))
+    add('--model', 'scenes', 'scenes: drawn shapes; emoji: emoji from plain English (#)')
     add('--negative', '', 'what to keep away from')
     add('--n', '1', 'images (#)')
     add('--seed', '0', 'of the first image; the next ones count on (#)')
@@ -58,6 +59,8 @@ def _checked(a):
         raise ValueError(f'prompt: expected words, such as {_example}, got none')
     if a.sampler not in _samplers:
         raise ValueError(f"sampler: expected one of {', '.join(_samplers)}, got {a.sampler!r}")
+    if a.model not in ('scenes', 'emoji'):
+        raise ValueError(f"model: expected scenes or emoji, got {a.model!r}")
     kw = dict(prompt=prompt, negative=a.negative)
     kw |= dict(n=_number('n', a.n, int, 1), steps=_number('steps', a.steps, int, 1, 10_000))
     kw['seed'] = _number('seed', a.seed, int, -2**63, 2**64-1)
@@ -204,6 +207,14 @@ def _plain():
         yield
 
 # %% ../nbs/appendix/28x_command.ipynb #5eee1314
+def _pipeline(model, weights):
+    "The pipeline of a model, with its own weights if none are given."
+    if model=='emoji':
+        from miniai.flow import EmojiDiffusion
+        return EmojiDiffusion.load(weights)
+    from miniai.stable import StableDiffusion
+    return StableDiffusion.load(weights)
+
 def _command(args):
     "What the command does: check, load, draw, write."
     words = sys.argv[1:] if args is None else args
@@ -212,12 +223,11 @@ def _command(args):
         return progress_main(words[1:])
     a = _parser().parse_args(args)
     kw,zoom,path = _checked(a),_number('zoom', a.zoom, int, 1),_png_path(a.o)
-    _check_sheet(kw['n'], zoom, _size_of(a.weights))
+    _check_sheet(kw['n'], zoom, _size_of(a.weights if a.model=='scenes' else None))
     init,mask = _readable('init', a.init),_readable('mask', a.mask)
     from miniai import karras
     from miniai.conv import def_device
-    from miniai.stable import StableDiffusion
-    pipe = StableDiffusion.load(a.weights).to(def_device)
+    pipe = _pipeline(a.model, a.weights).to(def_device)
     kw |= _given(init, mask, pipe.size)
     x = pipe(**kw, sampler=getattr(karras, f'sample_{a.sampler}'), progress=not a.quiet)
     if args is None: _on_interrupt(signal.default_int_handler)

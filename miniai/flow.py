@@ -6,7 +6,7 @@
 __all__ = ['STYLE_WORDS', 'COLOURS_HELD_OUT', 'emoji_captions', 'Split', 'split_emoji', 'TextDiTBlock', 'TextDiT', 'word_states',
            'StatesTable', 'load_text_dit', 'EmojiDiffusion']
 
-# %% ../nbs/30_flow.ipynb #a69ef4a6
+# %% ../nbs/30_flow.ipynb #d6f1af27
 #| code-summary: "Imports of the module: Python and PyTorch"
 #| code-fold: true
 import random,torch
@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import nn
 from typing import NamedTuple
 
-# %% ../nbs/30_flow.ipynb #7fbc335d
+# %% ../nbs/30_flow.ipynb #f2133c9c
 #| code-summary: "Imports of the module: earlier lessons"
 #| code-fold: true
 from .attention import FeedForward,MultiHeadAttention,grid_positions
@@ -26,7 +26,7 @@ from .stable import StableDiffusion
 from .unet import timestep_embedding
 from .vae import load_codec
 
-# %% ../nbs/30_flow.ipynb #a2ebb24f
+# %% ../nbs/30_flow.ipynb #a4a2da4d
 #| code-summary: "Exported: the words of a style, and emoji_captions"
 #| code-fold: true
 STYLE_WORDS = dict(noto='noto style', fluent='3d style', twemoji='flat style', drawn='drawn')
@@ -48,7 +48,7 @@ def emoji_captions(
              [f'{name} in {said}']]
     return [', '.join(o) for o in parts]
 
-# %% ../nbs/30_flow.ipynb #32d6469e
+# %% ../nbs/30_flow.ipynb #db983401
 #| code-summary: "Exported: COLOURS_HELD_OUT, Split and split_emoji"
 #| code-fold: true
 COLOURS_HELD_OUT = ('green heart','brown heart','purple circle','yellow circle',
@@ -78,7 +78,7 @@ def split_emoji(
              for pair in zip(emoji.names, emoji.styles)]
     return Split(*(tuple(i for i,o in enumerate(kinds) if o==k) for k in range(3)))
 
-# %% ../nbs/30_flow.ipynb #b9c7c98a
+# %% ../nbs/30_flow.ipynb #fc7814eb
 class TextDiTBlock(nn.Module):
     "A block of a diffusion transformer that also looks at words: arXiv:2310.00426."
     def __init__(self,
@@ -105,7 +105,7 @@ class TextDiTBlock(nn.Module):
         x = x + self.cross(self.norm2(x), states)
         return x + gate2*self.ff(self.norm3(x)*(1+scale2)+shift2)
 
-# %% ../nbs/30_flow.ipynb #37d19798
+# %% ../nbs/30_flow.ipynb #7a4123ab
 #| code-summary: "Exported: a clear error for states and sizes that do not fit"
 #| code-fold: true
 def _check_cond(net, x, cond):
@@ -116,7 +116,7 @@ def _check_cond(net, x, cond):
         raise ValueError(f"cond: expected the states of a text per image, ({len(x)},l,"
                          f"{net.n_text}), got {tuple(cond.shape)}")
 
-# %% ../nbs/30_flow.ipynb #cd85ac33
+# %% ../nbs/30_flow.ipynb #cf705860
 class TextDiT(nn.Module):
     "A diffusion transformer conditioned on words: arXiv:2212.09748, 2310.00426; fresh: 0."
     def __init__(self,
@@ -161,7 +161,7 @@ class TextDiT(nn.Module):
         h = self.head(self.norm(h)*(1+scale) + shift)
         return F.pixel_shuffle(h.transpose(1, 2).unflatten(2, side), self.patch)
 
-# %% ../nbs/30_flow.ipynb #bda7c937
+# %% ../nbs/30_flow.ipynb #4cb9dd2c
 #| code-summary: "Exported: word_states, and StatesTable, which looks them up"
 #| code-fold: true
 @torch.no_grad()
@@ -172,7 +172,7 @@ def word_states(
     bs=128, # Texts at a time
 ): # (n,n_ctx,d), float32, on the CPU
     "The states of the pieces of each text, then zeros."
-    texts,parts = [texts] if isinstance(texts, str) else list(texts),[]
+    texts = [texts] if isinstance(texts, str) else list(texts)
     device = encoder.bert.norm.weight.device
     out = torch.zeros(len(texts), n_ctx, encoder.bert.tokens.embedding_dim)
     for rows in torch.tensor([len(o) for o in texts]).argsort().split(bs):
@@ -204,7 +204,7 @@ class StatesTable:
 
     def __deepcopy__(self, memo): return self     # a moving average of a net needs no other one
 
-# %% ../nbs/30_flow.ipynb #b438113c
+# %% ../nbs/30_flow.ipynb #6f23cbdf
 #| code-summary: "Exported: load_text_dit"
 #| code-fold: true
 def load_text_dit(
@@ -218,7 +218,7 @@ def load_text_dit(
     load_weights(path, net)
     return net.eval().requires_grad_(False)
 
-# %% ../nbs/30_flow.ipynb #01ed196d
+# %% ../nbs/30_flow.ipynb #c87e1e89
 #| code-summary: "Exported: EmojiDiffusion, the pipeline of lesson 28 with other parts"
 #| code-fold: true
 _files = 'emoji_flow','emoji_codec'

@@ -1,0 +1,66 @@
+"""Does the stored transformer of lesson 30 draw what it is asked for? Three sets of emoji, judged by EfficientNet-Lite0 (ImageNet; its package must be there) and by the
+`EmojiJudge`; writes results/emoji.md.
+
+`python emoji.py --seeds 3 --n 192 --steps 20 --guidance 3` sets the number of sets, the emoji of each kind in a set, the steps and the guidance scale."""
+import argparse,random,statistics
+import torch
+from miniai.emoji import load_emoji,on_background
+from miniai.flow import STYLE_WORDS,EmojiDiffusion,split_emoji
+from miniai.judges import copies,judge_features,load_efficientnet,load_emoji_judge,pixel_vectors,retrieval,same_pictures
+from common import write
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name,v in dict(seeds=3, n=192, steps=20, guidance=3., size=128).items(): p.add_argument(f'--{name}', type=type(v), default=v)
+    args = p.parse_args()
+    torch.set_num_threads(1)
+    emoji,artist = load_emoji(),EmojiDiffusion.load()
+    if emoji.source!='folder': raise SystemExit('emoji: expected the emoji in MINIAI_DATA')
+    split,real = split_emoji(emoji),on_background(emoji.x).float()/127.5-1
+    judges = {'EfficientNet-Lite0': (load_efficientnet(), args.size), 'EmojiJudge': (load_emoji_judge(), None)}
+    feats = {k: judge_features(net, real, size) for k,(net,size) in judges.items()}
+    by_style = {s: [i for i,o in enumerate(emoji.styles) if o==s] for s in sorted(set(emoji.styles))}
+    twins = {s: same_pictures(real[rows]) for s,rows in by_style.items()}
+    learned = pixel_vectors(real[list(split.train)])
+
+    def judged(x, rows, seed):
+        "Top 1, top 5 and style of images, drawn for `rows`."
+        res = {}
+        for k,(net,size) in judges.items():
+            made,ranks = judge_features(net, x, size),[]
+            for s,all_rows in by_style.items():
+                of = [j for j,i in enumerate(rows) if emoji.styles[i]==s]
+                if of: ranks += retrieval(made[of], [emoji.names[rows[j]] for j in of], feats[k][all_rows], [emoji.names[i] for i in all_rows], twins[s]).ranks.tolist()
+            res[k] = [sum(r<=top for r in ranks)/len(ranks) for top in (1, 5)]
+        styles = judges['EmojiJudge'][0].styles(x)
+        right = sum(a==emoji.styles[i] for a,i in zip(styles, rows))/len(rows)
+        near = copies(pixel_vectors(x), learned)
+        return [*res['EfficientNet-Lite0'], *res['EmojiJudge'], right, near.fraction()]
+
+    found = {}
+    for seed in range(1, args.seeds+1):
+        rng = random.Random(seed)
+        kinds = {'seen': rng.sample(split.train, args.n), 'pair of name and style held out': rng.sample(split.pairs, min(args.n, len(split.pairs))),
+                 'colour of a shape held out': list(split.colours)}
+        for kind,rows in kinds.items():
+            x = artist([f'{emoji.names[i]}, {STYLE_WORDS[emoji.styles[i]]}' for i in rows], steps=args.steps, guidance=args.guidance, seed=1000*seed).float()/127.5-1
+            found.setdefault(kind, []).append(judged(x, rows, seed))
+            print(seed, kind, [round(o, 3) for o in found[kind][-1]], flush=True)
+        if seed==1:
+            rows,other = kinds['seen'],{(n,s): i for i,(n,s) in enumerate(zip(emoji.names, emoji.styles))}
+            decoded = artist.codec.to_pictures(artist.codec.to_latents(real[rows]))
+            found['(real emoji through the codec)'] = [judged(decoded, rows, seed)]
+            turn = dict(noto='twemoji', twemoji='fluent', fluent='noto')
+            pairs = [(i, other[k]) for i in rows if (k := (emoji.names[i],turn[emoji.styles[i]])) in other]
+            found['(the same name in another style)'] = [judged(real[[b for _,b in pairs]], [a for a,_ in pairs], seed)]
+    heads = ('EfficientNet top 1','top 5','EmojiJudge top 1','top 5 ','right style','copies')
+    def said(v): return f'{statistics.mean(v):.3f}'+(f' ± {statistics.stdev(v):.3f}' if len(v)>1 else '')
+    rows = [{'asked for': kind, **{h: said([o[j] for o in v]) for j,h in enumerate(heads)}} for kind,v in found.items()]
+    write('emoji', rows, 'Emoji from words: how often is it what was asked for?', ('torch',), [
+        f'{args.n} prompts of each kind ("NAME, STYLE"; of the colours all {len(split.colours)}) in each of {args.seeds} sets, mean and standard deviation; {args.steps} steps of '
+        f'DPM-Solver++(2M), guidance {args.guidance:g}. An image is right if the nearest real emoji of that style has the right name or is the same picture; EfficientNet at '
+        f'{args.size} pixels. A copy is nearer to one training image than 0.4 times the mean distance to the next 50.'])
+
+
+if __name__=='__main__': main()
