@@ -64,6 +64,8 @@ recipes = {
     'bert.BertBlock': (lambda: get('bert.BertBlock')(16, 4), lambda n, g: (states()(n, g),)),
     'bert.Bert': (lambda: get('bert.Bert')(30, 8, 16, 4, 2), lambda n, g: (ids()(n, g),)),
     'bert.MaskedBert': (lambda: get('bert.MaskedBert')(get('bert.Bert')(30, 8, 16, 4, 2)), lambda n, g: (ids()(n, g),)),
+    'flow.TextDiTBlock': (lambda: get('flow.TextDiTBlock')(16, 4), lambda n, g: (states()(n, g), states()(n, g), torch.randn(n, 6, 16, generator=g))),
+    'flow.TextDiT': (lambda: get('flow.TextDiT')(4, 8, 16, 2, 2, n_text=16), with_more(levels(image(4, 8)), states())),
     'latents.TextBlock': (lambda: get('latents.TextBlock')(8, 16, 6, group, 8, 4),
                           with_more(image(8, 8), lambda n, g: (torch.randn(n, 6, generator=g), states(3, 8)(n, g)))),
     'latents.TextUNet': (lambda: get('latents.TextUNet')((8,16), 4, 16, n_emb=16, norm=group), with_more(levels(image(4, 8)), states())),

@@ -490,6 +490,28 @@ def call_bert():
     try: assert b.load_minilm()('a star').shape==(1,384)
     except FileNotFoundError as e: assert 'pip install' in str(e)
 
+def call_flow():
+    import tempfile
+    from miniai import flow as f
+    from miniai.bert import Bert,SentenceEncoder,WordPiece
+    from miniai.emoji import load_emoji
+    from miniai.vae import Codec
+    assert f.emoji_captions('red apple', style='fluent')[0]=='red apple, '+f.STYLE_WORDS['fluent']
+    emoji = load_emoji(n_drawn=60)
+    split = f.split_emoji(emoji)
+    assert isinstance(split, f.Split) and len(split.train)>.8*len(emoji) and len(f.COLOURS_HELD_OUT)==7
+    encoder = SentenceEncoder(WordPiece(['[PAD]','[UNK]','[CLS]','[SEP]','[MASK]','red','apple']), Bert(7, 64, 16, 2, 1).eval())
+    table = f.StatesTable(encoder, ['red apple', 'apple'])
+    assert table(table.ids(['apple'])).shape==f.word_states(encoder, 'apple').shape==(1,16,16)
+    net,codec = f.TextDiT(4, 8, 16, 2, 2, n_text=16).eval(),Codec((8,16), nz=4).eval()
+    assert isinstance(net.blocks[0], f.TextDiTBlock) and f.load_text_dit().n_text==384
+    pipe = f.EmojiDiffusion(encoder, net, codec, dict(net=dict(nz=4, size=8, n=16, n_blocks=2, n_heads=2, n_text=16), codec=dict(nfs=(8,16), nz=4)))
+    x = pipe(['red apple', 'apple'], steps=2)
+    assert x.shape==(2,3,32,32) and x.dtype==torch.uint8
+    with tempfile.TemporaryDirectory() as d:
+        pipe.save(d)
+        assert (f.EmojiDiffusion.load(d, encoder)('apple', steps=2).int()-pipe('apple', steps=2).int()).abs().max()<=2
+
 def call_folder():
     import tempfile
     from pathlib import Path
