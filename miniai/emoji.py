@@ -130,7 +130,7 @@ def _drawn_emoji(n):
                  shapes, ('',)*n, ('drawn',)*n, 'drawn')
 
 # %% ../nbs/appendix/29x_emoji.ipynb #719ad76a
-#| code-summary: "Exported: names from emojibase, images from the other three packages"
+#| code-summary: "Exported: the packages, and one of them as an open file"
 #| code-fold: true
 # Of each style: package, version, folder and suffix of its images, their licence in its README
 _PACKAGES = dict(
@@ -162,6 +162,9 @@ def _opened(folder, package, version):
         raise ValueError(f"packages: {path} is damaged, fetch it again with: "
                          f"npm pack {package}@{version} ({e})") from None
 
+# %% ../nbs/appendix/29x_emoji.ipynb #a1d7e6ae
+#| code-summary: "Exported: names, tags and groups from emojibase"
+#| code-fold: true
 def _emoji_names(folder):
     "Code points -> name, tags, group, subgroup, tone."
     res = {}
@@ -183,6 +186,9 @@ def _emoji_names(folder):
         for s in o.get('skins', []): note(s, o)
     return res
 
+# %% ../nbs/appendix/29x_emoji.ipynb #4bae78da
+#| code-summary: "Exported: the images of a style"
+#| code-fold: true
 def _emoji_images(folder, style):
     "`(code points, style, file, bytes)` of each image of a style."
     from PIL import Image
@@ -236,7 +242,7 @@ def build_emoji(
     return path
 
 # %% ../nbs/appendix/29x_emoji.ipynb #1771f29e
-#| code-summary: "Exported: fetch_emoji, with the checksums of the four packages"
+#| code-summary: "Exported: fetch one package, and check that it is the published one"
 #| code-fold: true
 _SHA256 = {
     'emoji-datasource-google': 'fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438',
@@ -266,6 +272,9 @@ def _fetch(folder, package, version):
             raise ValueError(f"{package}@{version} is not the published file: its sha256 differs")
         os.replace(new, path)
 
+# %% ../nbs/appendix/29x_emoji.ipynb #b308dcbb
+#| code-summary: "Exported: fetch_emoji"
+#| code-fold: true
 def fetch_emoji(
     root=None, # Folder of data sets; that of `MINIAI_DATA` if None, or else `data`
 ): # Path of the table
