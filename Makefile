@@ -10,7 +10,8 @@ LONG := tests/test_smoke.py tests/test_training.py
 GATES ?= $(LONG) $(filter-out $(LONG),$(wildcard tests/test_*.py))
 LESSON ?= 12
 PROMPT ?= a small red star above a large blue ring
-# Tests and notebooks run in nbs/, so a relative MINIAI_DATA is made absolute here
+# `make data` writes into data/ where MINIAI_DATA is not set. Tests and notebooks run in nbs/, so a relative name is made absolute here
+MINIAI_DATA ?= $(wildcard data)
 ifneq ($(MINIAI_DATA),)
 ifeq ($(filter /%,$(MINIAI_DATA)),)
 override MINIAI_DATA := $(CURDIR)/$(MINIAI_DATA)
@@ -19,7 +20,7 @@ export MINIAI_DATA
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test demo nbs docs bench mutate readme clean
+.PHONY: help setup lab test demo data nbs docs bench mutate readme clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -57,6 +58,9 @@ test: setup ## Run all notebooks, then the gates in tests/
 demo: setup ## Draw a picture from words into demo.png; PROMPT="a red star" ARGS="--n 4 --seed 3" for others
 	@echo "miniai: drawing: $(PROMPT)"
 	@$(BIN)/miniai "$(PROMPT)" -o demo.png $(ARGS)
+
+data: setup ## Build the table of emoji, in the folder MINIAI_DATA or in data/, from four npm packages (159 MB)
+	@$(BIN)/python -c 'import sys; from miniai.emoji import fetch_emoji; sys.tracebacklimit = 0; fetch_emoji()'
 
 nbs: setup ## Run all notebooks in place, export, clean; ARGS=--slow runs the cells flagged slow too
 	@$(BIN)/nbdev_export

@@ -4,23 +4,21 @@
 
 # %% auto #0
 __all__ = ['WordPiece', 'BertBlock', 'Bert', 'mask_words', 'MaskedBert', 'mean_pool', 'SentenceEncoder', 'from_transformers',
-           'load_minilm', 'bm25', 'attention_maps', 'Emoji', 'emoji_names']
+           'load_minilm', 'bm25', 'attention_maps']
 
 # %% ../nbs/29_bert.ipynb #c4cde65a
 #| code-summary: "Imports of the module miniai.bert"
 #| code-fold: true
-import math,os,re,torch,unicodedata,warnings
+import math,re,torch,unicodedata,warnings
 import torch.nn.functional as F
 from collections import Counter,defaultdict
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 from fastcore.basics import patch
 from safetensors.torch import load_file
 from torch import nn
 from .attention import FeedForward,MultiHeadAttention
-from .data import COLOURS,SHAPES,Scene,Thing,draw_scenes,open_image
 
 # %% ../nbs/29_bert.ipynb #6dc296b9
 #| code-summary: "Exported: what is a blank, a sign, a Chinese character; clean text"
@@ -344,36 +342,3 @@ def attention_maps(
     finally:
         for h in hooks: h.remove()
     return torch.stack(found, 1)
-
-# %% ../nbs/29_bert.ipynb #51c99c35
-#| code-summary: "Exported: Emoji and emoji_names"
-#| code-fold: true
-class Emoji(NamedTuple):
-    "A small image with its name."
-    name: str # Such as 'umbrella with rain drops'
-    tags: tuple # Words that people look for it by
-    image: torch.Tensor # (3,64,64), uint8, on white
-
-def _drawn_things():
-    "Every colour of every shape, as `Emoji`."
-    pairs = [(c, s) for c in COLOURS for s in SHAPES]
-    x = draw_scenes([Scene((Thing('large', c, s),), '', 'white') for c,s in pairs], 64)
-    return [Emoji(f'{c} {s}', (c, s), im) for (c,s),im in zip(pairs, x)]
-
-def emoji_names(
-    style='noto', # 'noto', 'twemoji' or 'fluent'
-): # List of `Emoji`, without skin tones
-    "Emoji from the folder `emoji` in `MINIAI_DATA`; where it is missing, drawn things."
-    root = os.environ.get('MINIAI_DATA')
-    files = sorted(Path(root, 'emoji').glob('*.parquet')) if root else []
-    if not files:
-        print("emoji: no folder `emoji` in MINIAI_DATA, so the names are those of drawn things")
-        return _drawn_things()
-    import numpy as np,pyarrow.parquet as pq
-    rows = [r for f in files for r in pq.read_table(f, filters=[('style', '=', style),
-                                                                ('tone', '=', '')]).to_pylist()]
-    if not rows:
-        raise ValueError(f"style: expected 'noto', 'twemoji' or 'fluent', got {style!r}")
-    return [Emoji(name, tuple(r['tags']), torch.from_numpy(
-        np.asarray(open_image(r['image']['bytes'])).copy()).permute(2, 0, 1))
-            for name,r in {r['text']: r for r in rows}.items()]

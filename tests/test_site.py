@@ -118,7 +118,7 @@ def test_first_cell_installs_where_the_package_is_missing(file):
 def test_documentation_pass(tmp_path):
     "nbdev runs every cell that imports or exports, and no other, to write the documentation: it must get through all notebooks."
     copy = tmp_path/'project'
-    shutil.copytree(root, copy, symlinks=True, ignore=shutil.ignore_patterns('.git','.venv','_docs','_proc','build','*.egg-info','training','benchmarks'))
+    shutil.copytree(root, copy, symlinks=True, ignore=shutil.ignore_patterns('.git','.venv','data','_docs','_proc','build','*.egg-info','training','benchmarks'))
     env = {**os.environ, 'PYTHONPATH': str(copy), 'MPLBACKEND': 'agg', 'OMP_NUM_THREADS': '1'}
     run = subprocess.run([sys.executable, '-c', 'from nbdev.serve import proc_nbs; proc_nbs(n_workers=2)'], cwd=copy, env=env, capture_output=True, text=True)
     assert run.returncode==0, run.stderr[-3000:]

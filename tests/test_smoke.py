@@ -484,8 +484,6 @@ def call_bert():
     assert b.MaskedBert(net)(changed, mask).shape==(2,6,9) and target.max()>0
     assert b.SentenceEncoder(tok, net)(['a star']).shape==(1,16)
     assert b.bm25([['red']], [['red','star'], ['blue']])[0].argmax()==0
-    emoji = b.emoji_names()
-    assert isinstance(emoji[0], b.Emoji) and len(emoji)>=60
     with pytest.raises(KeyError): b.from_transformers({})
     try: assert b.load_minilm()('a star').shape==(1,384)
     except FileNotFoundError as e: assert 'pip install' in str(e)
@@ -511,6 +509,19 @@ def call_flow():
     with tempfile.TemporaryDirectory() as d:
         pipe.save(d)
         assert (f.EmojiDiffusion.load(d, encoder)('apple', steps=2).int()-pipe('apple', steps=2).int()).abs().max()<=2
+
+def call_emoji():
+    import os,tempfile
+    from miniai import emoji as e
+    emoji = e.load_emoji(n_drawn=9)
+    assert isinstance(emoji, e.Emoji) and set(emoji.styles)<={*e.EMOJI_STYLES,'drawn'}
+    assert e.on_background(emoji.rows(range(3)).x, 0).shape==(3,3,64,64)
+    with tempfile.TemporaryDirectory() as d:
+        with pytest.raises(FileNotFoundError, match='npm pack emojibase-data@17.0.0'): e.build_emoji(d, d)
+        path,os.environ['PATH'] = os.environ['PATH'],d
+        try:
+            with pytest.raises(FileNotFoundError, match='npm is not there'): e.fetch_emoji(d)
+        finally: os.environ['PATH'] = path
 
 def call_folder():
     import tempfile
