@@ -6,16 +6,17 @@
 __all__ = ['STYLE_WORDS', 'COLOURS_HELD_OUT', 'emoji_captions', 'Split', 'split_emoji', 'TextDiTBlock', 'TextDiT', 'word_states',
            'StatesTable', 'load_text_dit', 'EmojiDiffusion']
 
-# %% ../nbs/30_flow.ipynb #d6f1af27
+# %% ../nbs/30_flow.ipynb #9596bad1
 #| code-summary: "Imports of the module: Python and PyTorch"
 #| code-fold: true
 import random,torch
 import torch.nn.functional as F
 from pathlib import Path
-from torch import nn
 from typing import NamedTuple
+from fastcore.basics import patch
+from torch import nn
 
-# %% ../nbs/30_flow.ipynb #f2133c9c
+# %% ../nbs/30_flow.ipynb #28d53409
 #| code-summary: "Imports of the module: earlier lessons"
 #| code-fold: true
 from .attention import FeedForward,MultiHeadAttention,grid_positions
@@ -26,7 +27,7 @@ from .stable import StableDiffusion
 from .unet import timestep_embedding
 from .vae import load_codec
 
-# %% ../nbs/30_flow.ipynb #a4a2da4d
+# %% ../nbs/30_flow.ipynb #8292a48c
 #| code-summary: "Exported: the words of a style, and emoji_captions"
 #| code-fold: true
 STYLE_WORDS = dict(noto='noto style', fluent='3d style', twemoji='flat style', drawn='drawn')
@@ -48,7 +49,7 @@ def emoji_captions(
              [f'{name} in {said}']]
     return [', '.join(o) for o in parts]
 
-# %% ../nbs/30_flow.ipynb #db983401
+# %% ../nbs/30_flow.ipynb #2a6aef0f
 #| code-summary: "Exported: COLOURS_HELD_OUT, Split and split_emoji"
 #| code-fold: true
 COLOURS_HELD_OUT = ('green heart','brown heart','purple circle','yellow circle',
@@ -78,7 +79,7 @@ def split_emoji(
              for pair in zip(emoji.names, emoji.styles)]
     return Split(*(tuple(i for i,o in enumerate(kinds) if o==k) for k in range(3)))
 
-# %% ../nbs/30_flow.ipynb #fc7814eb
+# %% ../nbs/30_flow.ipynb #f81a1e1e
 class TextDiTBlock(nn.Module):
     "A block of a diffusion transformer that also looks at words: arXiv:2310.00426."
     def __init__(self,
@@ -105,18 +106,27 @@ class TextDiTBlock(nn.Module):
         x = x + self.cross(self.norm2(x), states)
         return x + gate2*self.ff(self.norm3(x)*(1+scale2)+shift2)
 
-# %% ../nbs/30_flow.ipynb #7a4123ab
-#| code-summary: "Exported: a clear error for states and sizes that do not fit"
+# %% ../nbs/30_flow.ipynb #87bac65b
+#| code-summary: "Exported: clear errors for what does not fit, and layers that start at zero"
 #| code-fold: true
-def _check_cond(net, x, cond):
-    "A ValueError unless `x` has the net's size and `cond` is the states of a text per image."
+def _waves(c, x): return timestep_embedding(c, 64).to(x.dtype)
+
+def _start_at_zero(*layers):
+    for layer in layers:
+        for p in layer.parameters(): nn.init.zeros_(p)
+
+def _check_inputs(net, x, c, cond):
+    "A ValueError unless latents, their levels and the states of their texts fit the net."
+    check_images(x, net.nz, net.patch)
+    check_levels(c, len(x))
     if x.shape[2:]!=(net.size, net.size):
-        raise ValueError(f"x: expected (n,{net.nz},{net.size},{net.size}), got {tuple(x.shape)}")
+        raise ValueError(f"x: expected (n,{net.nz},{net.size},{net.size}), "
+                         f"got {tuple(x.shape)}")
     if cond.ndim!=3 or len(cond)!=len(x) or cond.shape[2]!=net.n_text:
         raise ValueError(f"cond: expected the states of a text per image, ({len(x)},l,"
                          f"{net.n_text}), got {tuple(cond.shape)}")
 
-# %% ../nbs/30_flow.ipynb #cf705860
+# %% ../nbs/30_flow.ipynb #3b0f9322
 class TextDiT(nn.Module):
     "A diffusion transformer conditioned on words: arXiv:2212.09748, 2310.00426; fresh: 0."
     def __init__(self,
@@ -131,16 +141,15 @@ class TextDiT(nn.Module):
         super().__init__()
         self.nz,self.size,self.patch,self.n_text = nz,size,patch,n_text
         self.time = nn.Sequential(nn.Linear(64, n), nn.SiLU(), nn.Linear(n, n))
-        self.words,self.whole = (nn.Sequential(nn.LayerNorm(n_text), nn.Linear(n_text, n))
-                                 for _ in range(2))
+        self.words = nn.Sequential(nn.LayerNorm(n_text), nn.Linear(n_text, n))
+        self.whole = nn.Sequential(nn.LayerNorm(n_text), nn.Linear(n_text, n))
         self.into = nn.Linear(nz*patch**2, n)
         self.places = nn.Parameter(grid_positions(size//patch, size//patch, n)/2)
         self.steer = nn.Linear(n, 6*n)
         self.blocks = nn.ModuleList(TextDiTBlock(n, n_heads) for _ in range(n_blocks))
         self.norm = nn.LayerNorm(n, eps=1e-6, elementwise_affine=False)
         self.last,self.head = nn.Linear(n, 2*n),nn.Linear(n, nz*patch**2)
-        for layer in (self.steer, self.last, self.head):
-            for p in layer.parameters(): nn.init.zeros_(p)
+        _start_at_zero(self.steer, self.last, self.head)
 
     def forward(self,
         x, # Latents with noise, (n,nz,size,size), float
@@ -148,12 +157,10 @@ class TextDiT(nn.Module):
         cond, # States of the words, (n,l,n_text)
     ): # Like `x`: the flow
         "One number for each place and channel."
-        check_images(x, self.nz, self.patch)
-        check_levels(c, len(x))
-        _check_cond(self, x, cond)
-        emb = F.silu(self.time(timestep_embedding(c, 64)) + self.whole(cond.mean(1)))
+        _check_inputs(self, x, c, cond)
+        emb = F.silu(self.time(_waves(c, x)) + self.whole(cond.mean(1)))
         steer,states = self.steer(emb).unflatten(1, (6,-1)),self.words(cond)
-        h = F.pixel_unshuffle(x, self.patch)                        # (n,nz*4,8,8) from (n,nz,16,16)
+        h = F.pixel_unshuffle(x, self.patch)                     # (n,nz,16,16) -> (n,nz*4,8,8)
         side = h.shape[2:]
         h = self.into(h.flatten(2).transpose(1, 2)) + self.places   # (n,64,n)
         for block in self.blocks: h = block(h, states, steer)
@@ -161,7 +168,7 @@ class TextDiT(nn.Module):
         h = self.head(self.norm(h)*(1+scale) + shift)
         return F.pixel_shuffle(h.transpose(1, 2).unflatten(2, side), self.patch)
 
-# %% ../nbs/30_flow.ipynb #4cb9dd2c
+# %% ../nbs/30_flow.ipynb #3eac8634
 #| code-summary: "Exported: word_states, and StatesTable, which looks them up"
 #| code-fold: true
 @torch.no_grad()
@@ -204,7 +211,7 @@ class StatesTable:
 
     def __deepcopy__(self, memo): return self     # a moving average of a net needs no other one
 
-# %% ../nbs/30_flow.ipynb #6f23cbdf
+# %% ../nbs/30_flow.ipynb #c049b42a
 #| code-summary: "Exported: load_text_dit"
 #| code-fold: true
 def load_text_dit(
@@ -218,11 +225,9 @@ def load_text_dit(
     load_weights(path, net)
     return net.eval().requires_grad_(False)
 
-# %% ../nbs/30_flow.ipynb #c87e1e89
+# %% ../nbs/30_flow.ipynb #982e0b44
 #| code-summary: "Exported: EmojiDiffusion, the pipeline of lesson 28 with other parts"
 #| code-fold: true
-_files = 'emoji_flow','emoji_codec'
-
 class EmojiDiffusion(StableDiffusion):
     "Words to emoji: the pipeline of lesson 28 with a `TextDiT` and a published text encoder."
     def __init__(self,
@@ -253,22 +258,28 @@ class EmojiDiffusion(StableDiffusion):
         "Text states (n,n_ctx,d), float32, of a str or a list of them."
         return word_states(self.encoder, prompts, self.cond_shape[0]).to(self.device)
 
-    @classmethod
-    def load(cls,
-        path=None, # Folder that `save` wrote; None for the package's own weights
-        encoder=None, # `SentenceEncoder`; `load_minilm()` if None
-    ): # `EmojiDiffusion`, on the CPU
-        "Read a pipeline; a file that is missing, damaged or made for another net is an error."
-        files = [o if path is None else Path(path)/f'{o}.safetensors' for o in _files]
-        config = {k: load_weights(o)[1]['config'] for k,o in zip(('net','codec'), files)}
-        return cls(encoder or load_minilm(), load_text_dit(files[0]), load_codec(files[1]), config)
+# %% ../nbs/30_flow.ipynb #c6df6f9f
+#| code-summary: "Exported: EmojiDiffusion.load and save"
+#| code-fold: true
+_files = 'emoji_flow','emoji_codec'
 
-    def save(self,
-        path, # Folder; made if it is not there
-    ):
-        "Write net and codec in half precision; the text encoder is a package of its own."
-        if self.config is None:
-            raise ValueError("config: expected the arguments of the nets, as `load` gives them")
-        for name,k in zip(_files, ('net','codec')):
-            save_weights(getattr(self, k), Path(path)/f'{name}.safetensors',
-                         config=self.config[k])
+@patch(cls_method=True)
+def load(cls:EmojiDiffusion,
+    path=None, # Folder that `save` wrote; None for the package's own weights
+    encoder=None, # `SentenceEncoder`; `load_minilm()` if None
+): # `EmojiDiffusion`, on the CPU
+    "Read a pipeline; a file that is missing, damaged or made for another net is an error."
+    files = [o if path is None else Path(path)/f'{o}.safetensors' for o in _files]
+    config = {k: load_weights(o)[1]['config'] for k,o in zip(('net','codec'), files)}
+    net,codec = load_text_dit(files[0]),load_codec(files[1])
+    return cls(encoder or load_minilm(), net, codec, config)
+
+@patch
+def save(self:EmojiDiffusion,
+    path, # Folder; made if it is not there
+):
+    "Write net and codec in half precision; the text encoder is a package of its own."
+    if self.config is None:
+        raise ValueError("config: expected the arguments of the nets, as `load` gives them")
+    for name,k in zip(_files, ('net','codec')):
+        save_weights(getattr(self, k), Path(path)/f'{name}.safetensors', config=self.config[k])

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['check']
 
-# %% ../../nbs/solutions/30_flow.ipynb #7c0fe39f
+# %% ../../nbs/solutions/30_flow.ipynb #6b38a869
 import torch
 import torch.nn.functional as F
 from ..attention import MultiHeadAttention
 from .core import Checker,Exercise,compare,dims,same
 from ..flow import TextDiTBlock,TextDiT
 
-# %% ../../nbs/solutions/30_flow.ipynb #106ec6f3
+# %% ../../nbs/solutions/30_flow.ipynb #00615135
 def _pairs(size, patch, n_ctx):
     n = (size//patch)**2
     return n*n,n*n_ctx
@@ -43,19 +43,20 @@ def _test_block(f):
     class Yours(TextDiTBlock):
         def forward(self, x, states, steer): return f(self, x, states, steer)
     net = _random(TextDiT(nz=2, size=4, n=16, n_blocks=2, n_heads=2, n_text=8))
-    x,c,cond = torch.randn(3, 2, 4, 4).double(),torch.randn(3).double(),torch.randn(3, 5, 8).double()
+    x,c,cond = (torch.randn(o).double() for o in ((3, 2, 4, 4), (3,), (3, 5, 8)))
     want = net(x, c, cond)
     for o in net.blocks: o.__class__ = Yours
     same(net(x, c, cond), want, eps=1e-9)
 
-# %% ../../nbs/solutions/30_flow.ipynb #47d51329
+# %% ../../nbs/solutions/30_flow.ipynb #e78f628f
 def _joint(attend, x, states):
     both = attend(torch.cat([x, states], 1))
     return both[:,:x.shape[1]],both[:,x.shape[1]:]
 
 def _joint_args():
     n,l,m = dims(3, 1, 6)
-    return _random(MultiHeadAttention(8, 2)),torch.randn(n, l, 8).double(),torch.randn(n, m, 8).double()
+    x,states = (torch.randn(n, o, 8).double() for o in (l, m))
+    return _random(MultiHeadAttention(8, 2)),x,states
 
 def _density(t, mean, std):
     normal = torch.distributions.Normal(mean, std)
@@ -65,11 +66,11 @@ def _density_args():
     n, = dims(hi=9)
     return torch.rand(n).double()*.98+.01,torch.randn(()).double(),torch.rand(()).double()+.3
 
-# %% ../../nbs/solutions/30_flow.ipynb #bee32167
+# %% ../../nbs/solutions/30_flow.ipynb #11972b28
 check = Checker(
     n_pairs=Exercise(compare(_pairs, _pairs_args, n=20),
-        "How many patches are there along a side, and how many in the square? Each of them asks "
-        "all of them, and then all the words."),
+        "How many patches are there along a side, and how many in the square? Each of them "
+        "asks all of them, and then all the words."),
     from_tokens=Exercise(compare(_patches, _patches_args, n=20),
         "The tokens are (n,l,features). `pixel_shuffle` wants (n,features,rows,columns). "
         "`reshape` keeps the order of the numbers in memory. Does the order have to change?"),
@@ -80,5 +81,5 @@ check = Checker(
     joint=Exercise(compare(_joint, _joint_args, n=10),
         "One call of `attend`, on a row that has all of both; then cut the row again."),
     density=Exercise(compare(_density, _density_args, n=20),
-        "If u=log(t/(1-t)) has the density N(u), then t has N(u) times the derivative of u with "
-        "respect to t."))
+        "If u=log(t/(1-t)) has the density N(u), then t has N(u) times the derivative of u "
+        "with respect to t."))
