@@ -10,6 +10,7 @@ LONG := tests/test_smoke.py tests/test_training.py
 GATES ?= $(LONG) $(filter-out $(LONG),$(wildcard tests/test_*.py))
 LESSON ?= 12
 PROMPT ?= a small red star above a large blue ring
+EMOJI  ?= red apple with a worm, 3d style
 # `make data` writes into data/ where MINIAI_DATA is not set. Tests and notebooks run in nbs/, so a relative name is made absolute here
 MINIAI_DATA ?= $(wildcard data)
 ifneq ($(MINIAI_DATA),)
@@ -55,12 +56,11 @@ test: setup ## Run all notebooks, then the gates in tests/
 	@echo "miniai: running the gates"
 	@printf '%s\n' $(GATES) | OMP_NUM_THREADS=1 xargs -P 2 -n 1 $(BIN)/python -m pytest -q
 
-demo: setup ## Draw a picture from words into demo.png; PROMPT="a red star" ARGS="--n 4 --seed 3" for others
+demo: setup ## Draw images from words: shapes into demo.png, emoji into demo_emoji.png; PROMPT="a red star" EMOJI="red apple" ARGS="--n 4 --seed 3" for others
 	@echo "miniai: drawing: $(PROMPT)"
 	@$(BIN)/miniai "$(PROMPT)" -o demo.png $(ARGS)
-
-data: setup ## Build the table of emoji, in the folder MINIAI_DATA or in data/, from four npm packages (159 MB)
-	@$(BIN)/python -c 'import sys; from miniai.emoji import fetch_emoji; sys.tracebacklimit = 0; fetch_emoji()'
+	@echo "miniai: drawing: $(EMOJI)"
+	@$(BIN)/miniai "$(EMOJI)" --model emoji -o demo_emoji.png $(ARGS) || true
 
 nbs: setup ## Run all notebooks in place, export, clean; ARGS=--slow runs the cells flagged slow too
 	@$(BIN)/nbdev_export
