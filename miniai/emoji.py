@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from .data import BACKGROUNDS,COLOURS,SHAPES,SIZES,Scene,Thing,caption,draw_scenes,open_image
+from .data import BACKGROUNDS,COLOURS,SHAPES,SIZES,Scene,Thing
+from .data import caption,draw_scenes,open_image
 
 # %% ../nbs/appendix/29x_emoji.ipynb #3ca4c2cb
-EMOJI_STYLES = dict(noto='Apache-2.0, Google Noto Emoji', fluent='MIT, Microsoft Fluent Emoji 3D',
+EMOJI_STYLES = dict(noto='Apache-2.0, Google Noto Emoji',
+                    fluent='MIT, Microsoft Fluent Emoji 3D',
                     twemoji='CC-BY-4.0, Twemoji, Twitter and contributors')
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +53,8 @@ def on_background(
         raise ValueError(f"x: expected uint8 (n,4,h,w), got {x.dtype} {tuple(x.shape)}")
     ground = torch.as_tensor(background, device=x.device)
     if ground.ndim and ground.dtype!=torch.uint8 or not ground.ndim and not 0<=background<=255:
-        raise ValueError(f"background: expected 0 to 255, or uint8 images, got {background!r:.80}")
+        raise ValueError("background: expected 0 to 255, or uint8 images, "
+                         f"got {background!r:.60}")
     alpha = x[:,3:].float()/255
     return (alpha*x[:,:3] + (1-alpha)*ground).round().to(torch.uint8)
 
@@ -86,7 +89,8 @@ def _read_emoji(file):
         raise ValueError(f"{file} is damaged or no parquet file; move it away, and build it "
                          f"again by `make data`: {e}") from None
     lacking = [o for o in _columns if o not in table.column_names]
-    if lacking: raise ValueError(f"{file}: expected the columns {_columns}, {lacking} is missing")
+    if lacking:
+        raise ValueError(f"{file}: expected the columns {_columns}, {lacking} is missing")
     rows = table.select(_columns).to_pylist()
     for i,o in enumerate(rows):
         if not o['text'] or o['style'] not in EMOJI_STYLES:
@@ -100,7 +104,7 @@ def load_emoji(
     n_drawn=2000, # Number of the drawn scenes that stand in where there is no table
     style=None, # A key of `EMOJI_STYLES`; all of them if None
 ): # `Emoji`
-    "Emoji from the folder `emoji` in `MINIAI_DATA`, or drawn scenes of one thing in their place."
+    "Emoji from the folder `emoji` in `MINIAI_DATA`, or drawn scenes in their place."
     if style is not None and style not in EMOJI_STYLES:
         raise ValueError(f"style: expected one of {list(EMOJI_STYLES)} or None, got {style!r}")
     files = _emoji_files()
@@ -172,14 +176,15 @@ def _emoji_names(folder):
         def read(name): return json.load(tar.extractfile(f'package/{name}.json'))
         licence = read('package').get('license')
         data,words,keys = read('en/data'),read('en/messages'),read('meta/groups')
-    if licence!='MIT': raise ValueError(f"{_NAMES[0]}: expected the licence MIT, got {licence!r}")
+    if licence!='MIT': raise ValueError(f"{_NAMES[0]}: expected licence MIT, got {licence!r}")
     said = {k: {o['key']: o['message'] for o in words[k]} for k in ('groups','subgroups')}
     def word(kind, i): return said[kind].get(keys[kind].get(str(i)), '')
     def note(o, of):
         tone = o.get('tone', '')
         res[_points(o['hexcode'])] = dict(
             text=o['label'], tags=list(o.get('tags', of.get('tags', []))),
-            group=word('groups', of.get('group')), subgroup=word('subgroups', of.get('subgroup')),
+            group=word('groups', of.get('group')),
+            subgroup=word('subgroups', of.get('subgroup')),
             tone='-'.join(map(str, tone)) if isinstance(tone, list) else str(tone))
     for o in data:
         note(o, o)
@@ -206,7 +211,8 @@ def _emoji_images(folder, style):
                     im.convert('RGBA').resize((64, 64), Image.LANCZOS).save(f, 'png')
                     raw = f.getvalue()
             res.append((_points(name[len(prefix):-len(suffix)]), style, name, raw))
-    if licence not in readme: raise ValueError(f"{package}: its README does not say {licence!r}")
+    if licence not in readme:
+        raise ValueError(f"{package}: its README does not say {licence!r}")
     return res
 
 # %% ../nbs/appendix/29x_emoji.ipynb #8f204e52
@@ -224,8 +230,9 @@ def build_emoji(
             raise ValueError(f"packages: expected {least:,} images of {style} or more, "
                              f"got {len(found):,}")
         images += found
-    rows = [dict(image=dict(bytes=raw, path=f'{style}-{k.lower()}.png'), **names[k], style=style,
-                 codepoints=k, licence=EMOJI_STYLES[style]) for k,style,_,raw in sorted(images)]
+    rows = [dict(image=dict(bytes=raw, path=f'{style}-{k.lower()}.png'), **names[k],
+                 style=style, codepoints=k, licence=EMOJI_STYLES[style])
+            for k,style,_,raw in sorted(images)]
     word = {'dtype': 'string', '_type': 'Value'}
     features = dict.fromkeys(rows[0], word) | dict(image={'_type': 'Image'},
                                                    tags={'feature': word, '_type': 'List'})
@@ -245,10 +252,14 @@ def build_emoji(
 #| code-summary: "Exported: fetch one package, and check that it is the published one"
 #| code-fold: true
 _SHA256 = {
-    'emoji-datasource-google': 'fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438',
-    'emoji-datasource-twitter': 'f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877',
-    '@lobehub/fluent-emoji-3d': 'c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58',
-    'emojibase-data': 'd01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a'}
+    'emoji-datasource-google':
+        'fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438',
+    'emoji-datasource-twitter':
+        'f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877',
+    '@lobehub/fluent-emoji-3d':
+        'c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58',
+    'emojibase-data':
+        'd01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a'}
 
 def _whole(path, package):
     "Is this the published file?"
@@ -259,17 +270,19 @@ def _fetch(folder, package, version):
     path,npm = _tgz(folder, package, version),shutil.which('npm')
     if _whole(path, package): return
     if npm is None:
-        raise FileNotFoundError(f"npm is not there to fetch {package}@{version}: install Node.js "
-                                f"(nodejs.org), or put {path.name} into {folder}")
+        raise FileNotFoundError(f"npm is not there to fetch {package}@{version}: install "
+                                f"Node.js (nodejs.org), or put {path.name} into {folder}")
     print(f"emoji: npm pack {package}@{version}", flush=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix='.part-') as temp:
         run = subprocess.run([npm, 'pack', f'{package}@{version}'], cwd=temp,
                              capture_output=True, text=True)
         new = Path(temp)/path.name
         if run.returncode or not new.exists():
-            raise OSError(f"npm pack {package}@{version} failed: {' '.join(run.stderr.split())[:300]}")
+            why = ' '.join(run.stderr.split())[:300]
+            raise OSError(f"npm pack {package}@{version} failed: {why}")
         if not _whole(new, package):
-            raise ValueError(f"{package}@{version} is not the published file: its sha256 differs")
+            raise ValueError(f"{package}@{version} is not the published file: "
+                             "its sha256 differs")
         os.replace(new, path)
 
 # %% ../nbs/appendix/29x_emoji.ipynb #b308dcbb
@@ -278,17 +291,18 @@ def _fetch(folder, package, version):
 def fetch_emoji(
     root=None, # Folder of data sets; that of `MINIAI_DATA` if None, or else `data`
 ): # Path of the table
-    "Fetch what is missing of four npm packages into `root/npm`, and build `root/emoji` from them."
+    "Fetch what is missing of four npm packages into `root/npm`, and build `root/emoji`."
     root = Path(root or os.environ.get('MINIAI_DATA') or 'data')
     for file in sorted((root/'emoji').glob('*.parquet')):
         print(f"emoji: {file} is there, with {len(_read_emoji(file)):,} images")
         return file
     (root/'npm').mkdir(parents=True, exist_ok=True)
-    for package,version,*_ in (*_PACKAGES.values(), _NAMES): _fetch(root/'npm', package, version)
+    for package,version,*_ in (*_PACKAGES.values(), _NAMES):
+        _fetch(root/'npm', package, version)
     print("emoji: building the table", flush=True)
     path = build_emoji(root/'npm', root/'emoji')
     counts = Counter(r['style'] for r in _read_emoji(path))
-    print(f"emoji: {sum(counts.values()):,} images in {path}; the packages in {root/'npm'} are no "
-          "longer needed. Please credit: "
+    print(f"emoji: {sum(counts.values()):,} images in {path}; the packages in {root/'npm'} "
+          "are no longer needed. Please credit: "
           + '; '.join(f'{EMOJI_STYLES[k]} ({n:,})' for k,n in counts.items()))
     return path
