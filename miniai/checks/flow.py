@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['check']
 
-# %% ../../nbs/solutions/30_flow.ipynb #6b38a869
+# %% ../../nbs/solutions/30_flow.ipynb #f1c85308
 import torch
 import torch.nn.functional as F
 from ..attention import MultiHeadAttention
 from .core import Checker,Exercise,compare,dims,same
 from ..flow import TextDiTBlock,TextDiT
 
-# %% ../../nbs/solutions/30_flow.ipynb #00615135
+# %% ../../nbs/solutions/30_flow.ipynb #c7fdaff0
 def _pairs(size, patch, n_ctx):
     n = (size//patch)**2
     return n*n,n*n_ctx
@@ -48,7 +48,7 @@ def _test_block(f):
     for o in net.blocks: o.__class__ = Yours
     same(net(x, c, cond), want, eps=1e-9)
 
-# %% ../../nbs/solutions/30_flow.ipynb #e78f628f
+# %% ../../nbs/solutions/30_flow.ipynb #54cecc40
 def _joint(attend, x, states):
     both = attend(torch.cat([x, states], 1))
     return both[:,:x.shape[1]],both[:,x.shape[1]:]
@@ -66,7 +66,7 @@ def _density_args():
     n, = dims(hi=9)
     return torch.rand(n).double()*.98+.01,torch.randn(()).double(),torch.rand(()).double()+.3
 
-# %% ../../nbs/solutions/30_flow.ipynb #11972b28
+# %% ../../nbs/solutions/30_flow.ipynb #24ce078d
 check = Checker(
     n_pairs=Exercise(compare(_pairs, _pairs_args, n=20),
         "How many patches are there along a side, and how many in the square? Each of them "
