@@ -8,7 +8,7 @@ speak of it, the nearest first; the contract. Without `--quick` the whole lesson
 the change, else it counts for nothing. It works on a copy of the project in a temporary folder, keeps what it has done in the folder
 `--log` (so that it goes on after an interruption), and writes one row for each lesson into benchmarks/results/mutation.md. Changes that
 change no behaviour are listed in tests/equivalent.json, with the reason."""
-import argparse,ast,contextlib,copy,json,os,random,re,shutil,signal,sys,tempfile,time,traceback
+import argparse,ast,collections,contextlib,copy,json,os,random,re,shutil,signal,sys,tempfile,time,traceback
 from pathlib import Path
 import pytest
 from common import lessons,module_of,nbs,root,source
@@ -131,7 +131,7 @@ def forked(f, timeout=1e9, out=None):
     while True:
         done,status = os.waitpid(pid, os.WNOHANG)
         if done: break
-        if spent()>timeout or time.time()-start>10*timeout:
+        if spent()>timeout or time.time()-start>60*timeout:
             with contextlib.suppress(ProcessLookupError): os.killpg(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             file.unlink()
@@ -305,7 +305,11 @@ def one_lesson(lesson, args, clone):
     notebook = next(f for f in lessons if f.name.startswith(lesson.zfill(2)) or module_of(f)==lesson)
     module,cells = module_of(notebook),json.loads(notebook.read_text(encoding='utf-8'))['cells']
     exported = [i for i,c in enumerate(cells) if c['cell_type']=='code' and source(c).startswith('#| exports')]
-    every = [(i, *o) for i in exported for o in changes(source(cells[i]))]
+    every,seen = [],collections.Counter()
+    for i in exported:
+        for what,*rest in changes(source(cells[i])):
+            seen[i,what] += 1
+            every.append((i, what+(f' ({n})' if (n := seen[i,what])>1 else ''), *rest))     # the same words for another place
     chosen = [o for o in every if re.search(args.only, o[1])]
     random.Random(args.seed).shuffle(chosen)
     chosen = chosen[:args.n]

@@ -298,6 +298,12 @@ def test_bad_scales():
     with pytest.raises(ValueError, match='mean: expected a finite number'): KarrasCB(.5, mean=float('nan'))
     assert c_noise(torch.tensor([1.])).item()==0.
 
+@pytest.mark.parametrize('eta,n', [(0., 0), (.5, 5), (1., 5)])
+def test_ddim_draws_no_noise_that_it_does_not_use(eta, n):
+    assert len(sigmas)==7
+    with mock.patch('miniai.ddim.randn_for', wraps=randn_for) as f: sample_ddim(shrink, torch.ones(2, 1, 4, 4), sigmas, eta=eta)
+    assert f.call_count==n
+
 # Measures
 
 def test_neighbours_that_reach_a_ball_are_three():
