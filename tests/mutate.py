@@ -359,7 +359,7 @@ def report(module, done, n_all):
     left = [code(k) for k in live if k not in same]+[f"{code(k)} (equivalent: {reasons[k.split('] ', 1)[1]]})" for k in same]
     rows[module] = f"| {module} | {n_all} | {len(done)} | {len(same)} | {hits} ({hits/max(1, tried):.0%}) | {by} | {'; '.join(left) or '-'} |"
     text = ['# Mutation', '', 'Small changes in the exported cells of a lesson, each by itself, and what noticed them: `make mutate LESSON=12`.',
-            'A change is equivalent if it changes no behaviour; the share is that of the others. A survivor is listed so that a person can judge it.', '',
+            'A change is equivalent if it changes no behaviour; the share is that of the others. A survivor that has got a test since counts as noticed; one that lives is listed.', '',
             '| module | possible changes | tried | equivalent | noticed | by what | survivors |', '|---|---|---|---|---|---|---|', *[rows[k] for k in sorted(rows)], '']
     file.write_text('\n'.join(text), encoding='utf-8')
     print(f'{module}: {hits} of {tried} noticed; wrote {file.relative_to(root)}')
