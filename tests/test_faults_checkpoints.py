@@ -588,3 +588,17 @@ def test_write_safely_looks_where_the_temporary_stands():
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as f: f.write(data)
         os.replace(f.name, path)
     assert check.passes(write_safely)
+
+def test_a_group_of_batches_that_is_cut_short_is_clipped_like_any_other():
+    class Cut(Callback):
+        order = 100
+        def after_batch(self, learn):
+            if learn.iter==1: raise CancelEpoch
+    net = nn.Linear(3, 1, bias=False)
+    before,clip = net.weight.detach().clone(),ClipCB(1e-3)
+    TrainLearner(net, DataLoaders(BatchLoader(X, Y, bs=8), None), F.mse_loss, .5, [clip, AccumulateCB(4), Cut()], optim.SGD).fit(1, valid=False)
+    assert clip.norm>.01
+    torch.testing.assert_close((net.weight-before).norm().item(), .5*1e-3, rtol=1e-2, atol=0)
+
+def test_accumulation_has_a_state_before_the_first_fit():
+    assert AccumulateCB(2).state_dict()==dict(count=0, first=None, total=0., grads=[])

@@ -1,5 +1,5 @@
-"""Faults of ddpm, ddim, schedules and karras that were found once: each test holds the right value."""
-import copy,json,os,time
+"""Faults of ddpm, ddim, schedules, karras and fid that were found once: each test holds the right value."""
+import copy,json,math,os,time
 from functools import partial
 from unittest import mock
 import numpy as np, pytest, torch
@@ -109,6 +109,14 @@ def test_generate_refuses_what_a_foreign_sampler_gives():
 def test_bad_levels(bad):
     for f in (sample_ddpm, sample_euler, sample_heun, sample_lms, sample_dpmpp_2m, sample_euler_ancestral):
         with pytest.raises(ValueError, match='sigmas: expected'): f(shrink, torch.ones(1, 1, 2, 2), bad)
+
+@pytest.mark.parametrize('bad', [dict(sigma_min=0.), dict(sigma_min=-1.), dict(sigma_min=80.), dict(sigma_max=math.inf), dict(rho=0.), dict(rho=math.inf)])
+def test_bounds_of_karras_levels(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))): karras_sigmas(4, **bad)
+
+def test_karras_levels_are_those_of_the_paper():
+    levels = karras_sigmas(3)
+    torch.testing.assert_close(levels, torch.tensor([80, ((80**(1/7)+.002**(1/7))/2)**7, .002, 0], dtype=torch.float64))
 
 # Shares and half precision
 
@@ -289,3 +297,17 @@ def test_bad_scales():
             with pytest.raises(ValueError, match='sigma_data: expected a number above 0'): f(bad)
     with pytest.raises(ValueError, match='mean: expected a finite number'): KarrasCB(.5, mean=float('nan'))
     assert c_noise(torch.tensor([1.])).item()==0.
+
+@pytest.mark.parametrize('eta,n', [(0., 0), (.5, 5), (1., 5)])
+def test_ddim_draws_no_noise_that_it_does_not_use(eta, n):
+    assert len(sigmas)==7
+    with mock.patch('miniai.ddim.randn_for', wraps=randn_for) as f: sample_ddim(shrink, torch.ones(2, 1, 4, 4), sigmas, eta=eta)
+    assert f.call_count==n
+
+# Measures
+
+def test_neighbours_that_reach_a_ball_are_three():
+    from miniai.fid import precision_recall
+    gen = torch.Generator().manual_seed(0)
+    a,b = torch.randn(40, 2, generator=gen),torch.randn(60, 2, generator=gen)+1
+    assert precision_recall(a, b)==precision_recall(a, b, k=3)!=precision_recall(a, b, k=4)

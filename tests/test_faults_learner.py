@@ -414,6 +414,14 @@ def test_no_bar_in_a_file_and_none_wider_than_the_terminal():
         lines = [o for line in shown.split('\n') for o in line.split('\r')]
         assert all(len(o)<=columns for o in lines if '|' in o or 'Epoch' in o) and any('Epo' in o for o in lines)
 
+def test_a_bar_knows_how_many_batches_there_are(monkeypatch):
+    monkeypatch.setattr(L, '_bars_seen', lambda: True)
+    progress,totals = ProgressCB(),[]
+    class Look(Callback):
+        def after_batch(self, learn): totals.append(progress.child.total)
+    tiny([progress, Look()]).fit(1)
+    assert totals==[5]*10                    # 40 rows by eight, twice
+
 # ---- optimizers
 
 @pytest.mark.parametrize('cls', [Momentum, RMSProp, Adam, AdamW])

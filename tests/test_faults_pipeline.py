@@ -315,3 +315,19 @@ def test_nobody_reads_the_output(tmp_path):
         p = subprocess.run([sys.executable, *command, 'a star', '--steps', '1', '-o', f'{k}.png'], cwd=tmp_path, stderr=subprocess.PIPE, text=True, **out)
         assert p.returncode==0 and not p.stderr and (tmp_path/f'{k}.png').is_file(), p.stderr
     os.close(w)
+
+def test_pixels_and_numbers_of_the_codec():
+    "0 is -1 and 255 is 1, both ways; what lies outside is cut off."
+    from types import SimpleNamespace
+    from miniai.stable import PipelineParts
+    parts = SimpleNamespace(device='cpu', codec=SimpleNamespace(to_latents=lambda x: x, to_pictures=lambda z: z))
+    x = torch.arange(256, dtype=torch.uint8)
+    torch.testing.assert_close(PipelineParts.latents(parts, x), torch.linspace(-1, 1, 256))
+    assert PipelineParts.pictures(parts, torch.linspace(-1, 1, 256)).equal(x)
+    assert PipelineParts.pictures(parts, torch.tensor([-1.5, 1.5])).tolist()==[0, 255]
+
+def test_a_strength_next_to_1_is_a_whole_drawing():
+    levels = karras_sigmas(6, .02, 80.)
+    for s in (.995, .9999, 1, 1.): assert strength_sigmas(levels, s).equal(levels)
+    start = (levels[0]*levels[1]).sqrt().item()
+    torch.testing.assert_close(strength_sigmas(levels, 2*math.atan(start)/math.pi)[0].item(), start)

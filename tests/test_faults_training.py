@@ -165,8 +165,8 @@ def test_fit_trains_in_training_mode_and_reports():
             return super().forward(x)
     m,ds = Noted(2, 3),t.Dataset(torch.randn(5, 2), torch.randint(0, 3, (5,)))
     out = io.StringIO()
-    with redirect_stdout(out): rows = t.fit(1, m, t.cross_entropy, t.SGD(m.parameters(), 1e-12), *t.get_dls(ds, ds, 4))
-    assert seen==[True,True,False] and out.getvalue().startswith('epoch  train_loss')
+    with redirect_stdout(out): rows = t.fit(2, m.eval(), t.cross_entropy, t.SGD(m.parameters(), 1e-12), *t.get_dls(ds, ds, 4))
+    assert seen==2*[True,True,False] and out.getvalue().startswith('epoch  train_loss')
     assert 0<=rows[0]['seconds']<60
     assert abs(rows[0]['train_loss']-rows[0]['valid_loss'])<1e-5        # by rows: batches of 4 and 1, and of 5
 
