@@ -500,7 +500,7 @@ def call_judges():
     except FileNotFoundError as e: assert 'pip install' in str(e)
     judge,im = j.load_emoji_judge(),2*torch.rand(6, 3, 64, 64)-1
     assert isinstance(judge, j.EmojiJudge) and len(judge.styles(im))==6
-    assert j.judge_loss(judge(im), torch.tensor([0, 1, 2, 0, -100, 1])).isfinite()
+    assert [o.shape for o in judge(im)]==[(6,128), (6,3)]
     f = j.judge_features(judge, im)
     same = j.same_pictures(im)
     r = j.retrieval(f, list('abcdef'), f, list('abcdef'), same)
