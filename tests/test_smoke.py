@@ -523,6 +523,25 @@ def call_emoji():
             with pytest.raises(FileNotFoundError, match='npm is not there'): e.fetch_emoji(d)
         finally: os.environ['PATH'] = path
 
+def call_judges():
+    from miniai import judges as j
+    assert j.SameConv(3, 4, 3, 2)(torch.rand(2, 3, 8, 8)).shape==(2,4,4,4)
+    assert j.InvertedResidual(4, 4)(torch.rand(2, 4, 8, 8)).shape==(2,4,8,8)
+    net = j.EfficientNetLite(7, ((3,1,1,8,1), (3,2,6,8,1))).eval()
+    assert net.features(torch.rand(2, 3, 32, 32)).shape==(2,1280)
+    try: assert j.load_efficientnet()(torch.rand(1, 3, 64, 64)).shape==(1,1000)
+    except FileNotFoundError as e: assert 'pip install' in str(e)
+    judge,im = j.load_emoji_judge(),2*torch.rand(6, 3, 64, 64)-1
+    assert isinstance(judge, j.EmojiJudge) and len(judge.styles(im))==6
+    assert [o.shape for o in judge(im)]==[(6,128), (6,3)]
+    f = j.judge_features(judge, im)
+    same = j.same_pictures(im)
+    r = j.retrieval(f, list('abcdef'), f, list('abcdef'), same)
+    assert isinstance(r, j.Retrieval) and r.top()==1 and r.found==tuple('abcdef') and torch.equal(same, torch.eye(6)>0)
+    v = j.pixel_vectors(im)
+    c = j.copies(v, v, 3)
+    assert isinstance(c, j.Copies) and c.fraction()==1 and c.nearest.tolist()==list(range(6))
+
 def call_folder():
     import tempfile
     from pathlib import Path
