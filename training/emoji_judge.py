@@ -48,7 +48,7 @@ def style_labels(emoji):
     return torch.tensor([known.index(o) if o in known else i%len(known) for i,o in enumerate(emoji.styles)])
 
 def main():
-    args = arguments('emoji_judge', epochs=45, style_epochs=16)
+    args = arguments('emoji_judge', epochs=45, style_epochs=40)
     emoji = load_emoji(n_drawn=400)
     x,styles,by_name = on_background(emoji.x),style_labels(emoji),groups(emoji)
     out = keep_out(sorted(by_name))
