@@ -35,7 +35,7 @@ def main():
     with torch.no_grad():
         codec.calibrate(norm(x[:2000])[0])
         made = torch.cat([codec.decode(codec.encode(o).mean) for o in test.split(50)]).clamp(-1, 1)
-    save_weights(codec, args.folder/'emoji_codec.safetensors', config=config, notebook='30_flow', data=f'{emoji.source}: {len(x):,} emoji without skin tones, on white',
+    save_weights(codec, args.folder/'emoji_codec.safetensors', bits=8, config=config, notebook='30_flow', data=f'{emoji.source}: {len(x):,} emoji without skin tones, on white',
                  seed=0, images=sum(map(len, losses))*bs, minutes=minutes, metrics=dict(psnr=round(psnr(made, test).item(), 2)),
                  curve=curve(torch.cat(losses), bs), **info(args))
 
