@@ -60,7 +60,7 @@ def main():
     write('emoji', rows, 'Emoji from words: how often is it what was asked for?', ('torch',), [
         f'{args.n} prompts of each kind ("NAME, STYLE"; of the colours all {len(split.colours)}) in each of {args.seeds} sets, mean and standard deviation; {args.steps} steps of '
         f'DPM-Solver++(2M), guidance {args.guidance:g}. An image is right if the nearest real emoji of that style has the right name or is the same picture; EfficientNet at '
-        f'{args.size} pixels. A copy is nearer to one training image than 0.4 times the mean distance to the next 50.'])
+        f'{args.size} pixels. A copy is nearer to one training image than 0.3 times the mean distance to the next 50.'])
 
 
 if __name__=='__main__': main()
