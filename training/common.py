@@ -6,7 +6,7 @@ Each script makes one stored set of weights (`miniai/weights/NAME.safetensors` a
     python training/scene_codec.py --few 3        # three steps of each stage on little data: does it run?
     python training/scene_codec.py --folder miniai/weights --work /tmp/codec        # put the result in its place
 """
-import argparse,platform,time,torch
+import argparse,os,platform,time,torch
 from pathlib import Path
 from miniai.checkpoint import CheckpointCB
 from miniai.conv import def_device
@@ -73,6 +73,24 @@ def train(
     print(f'{args.name}, {stage}: {n_epochs} epochs of {len(dls.train)} batches on {def_device}', flush=True)
     Learner(model, dls, loss, lr, cbs, opt_func).fit(n_epochs, valid=False)
     return record.numbers('loss'),round(clock.minutes(), 1)
+
+def in_parts(
+    args, # What `arguments` returned
+    stage, # Name of the folder that keeps them
+    n, # Parts
+    make, # `make(i)` gives part i, a tuple of tensors
+): # Tuple of tensors, all parts in one
+    "Tensors that take long to make, part by part; a part that is there is not made again."
+    folder,parts = args.work/stage,[]
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(n):
+        file = folder/f'{i:03d}.pt'
+        if not file.exists():
+            torch.save(make(i), file.with_suffix('.tmp'))
+            os.replace(file.with_suffix('.tmp'), file)
+            print(f'{args.name}, {stage}: part {i+1} of {n}', flush=True)
+        parts.append(torch.load(file, weights_only=True))
+    return tuple(torch.cat(o) for o in zip(*parts))
 
 def curve(losses, bs, n=100):
     "Pairs (images seen, mean loss), about `n` of them, for the JSON."
