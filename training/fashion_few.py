@@ -16,8 +16,8 @@ from miniai.unet import load_unet
 plans = {4: (80., 4, 6, 8), 2: (50., 7), 1: (30.,)}
 
 def main():
-    args = arguments('fashion_few', n_parts=10, epochs=20, lr=5e-4, rank=32)
-    size,bs = (64, 8) if args.few else (1024, 128)
+    args = arguments('fashion_few', n_parts=8, epochs=6, bs=64, lr=5e-4, rank=20)
+    size,bs = (64, 8) if args.few else (1024, args.bs)
     teacher,sigmas = load_unet(),karras_sigmas(12, .02, 80.)
     def paths(i):
         gen = torch.Generator().manual_seed(10**6+i)          # far from the seeds that are measured
@@ -33,7 +33,7 @@ def main():
            BatchSchedCB(partial(OneCycle, max_lr=args.lr, pct_start=.05, base_momentum=None)), ema]
     losses,minutes = train(args, 'jumps', net, (states,), F.mse_loss, args.lr, cbs, AdamW, args.epochs, bs, 0)
     change = Change.between(teacher.model.state_dict(), ema.model.state_dict(), args.rank)
-    save_weights(change, args.folder/'fashion_few.safetensors', teacher='fashion_unet', levels={k: v.tolist() for k,v in levels.items()},
+    save_weights(change, args.folder/'fashion_few.safetensors', rank=args.rank, teacher='fashion_unet', levels={k: v.tolist() for k,v in levels.items()},
                  notebook='31_few_steps', data=f'{len(states):,} paths of fashion_unet, 12 evaluations each', seed=0, images=len(losses)*bs,
                  minutes=minutes, curve=curve(losses, bs), **info(args))
 

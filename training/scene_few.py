@@ -17,11 +17,11 @@ from miniai.latents import LatentDiffusion,caption_variants,load_text,load_text_
 from miniai.optim import BatchSchedCB,OneCycle
 from miniai.resnet import AutocastCB
 
-plans = {4: (40., 4, 6, 8), 2: (28., 7), 1: (20.,)}
+plans = {4: (40., 3, 5, 7), 2: (28., 6), 1: (20.,)}
 
 def main():
-    args = arguments('scene_few', n_parts=8, guidance=2., epochs=20, lr=5e-4, rank=13)
-    size,bs = (64, 8) if args.few else (1024, 64)
+    args = arguments('scene_few', n_parts=4, guidance=2., epochs=6, bs=64, lr=5e-4, rank=13)
+    size,bs = (64, 8) if args.few else (1024, args.bs)
     (tok,text),teacher,sigmas = load_text(),load_text_unet(),karras_sigmas(12, .02, 20.)
     empty = text_states('', tok, text)
     def paths(i):
@@ -43,7 +43,7 @@ def main():
            BatchSchedCB(partial(OneCycle, max_lr=args.lr, pct_start=.05, base_momentum=None)), ema]
     losses,minutes = train(args, 'jumps', net, (states, ids), F.mse_loss, args.lr, cbs, partial(AdamW, betas=(.9, .99)), args.epochs, bs, 0)
     change = Change.between(teacher.state_dict(), ema.model.unet.state_dict(), args.rank)
-    save_weights(change, args.folder/'scene_few.safetensors', teacher='scene_unet', levels={k: v.tolist() for k,v in levels.items()},
+    save_weights(change, args.folder/'scene_few.safetensors', rank=args.rank, teacher='scene_unet', levels={k: v.tolist() for k,v in levels.items()},
                  notebook='31_few_steps', data=f'{len(states):,} guided paths of scene_unet, 12 steps each', seed=0, images=len(losses)*bs,
                  minutes=minutes, curve=curve(losses, bs), **info(args))
 
