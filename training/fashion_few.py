@@ -16,7 +16,7 @@ from miniai.unet import load_unet
 plans = {4: (80., 4, 6, 8), 2: (50., 7), 1: (30.,)}
 
 def main():
-    args = arguments('fashion_few', n_parts=8, epochs=6, bs=64, lr=5e-4, rank=20)
+    args = arguments('fashion_few', n_parts=8, epochs=4, bs=64, lr=5e-4, rank=20)
     size,bs = (64, 8) if args.few else (1024, args.bs)
     teacher,sigmas = load_unet(),karras_sigmas(12, .02, 80.)
     def paths(i):
