@@ -8,6 +8,8 @@ Each script makes one stored set of weights (`miniai/weights/NAME.safetensors` a
 """
 import argparse,os,platform,time,torch
 from pathlib import Path
+from torch import nn
+from torch.func import functional_call
 from miniai.checkpoint import CheckpointCB
 from miniai.conv import def_device
 from miniai.learner import Callback,CancelFit,DeviceCB,Learner
@@ -91,6 +93,26 @@ def in_parts(
             print(f'{args.name}, {stage}: part {i+1} of {n}', flush=True)
         parts.append(torch.load(file, weights_only=True))
     return tuple(torch.cat(o) for o in zip(*parts))
+
+class LowRank(nn.Module):
+    "A net whose weights are those of `net` plus a change in factors; only the change is trained."
+    def __init__(self,
+        net, # `nn.Module`; its weights do not move
+        change, # Tensors by name, as a `Change` has them: `name`, or `name.a` and `name.b`
+    ):
+        super().__init__()
+        self.net = net.requires_grad_(False)
+        self.change = nn.ParameterDict({k.replace('.', '/'): nn.Parameter(v.clone()) for k,v in change.items()})
+    def tensors(self): return {k.replace('/', '.'): v.detach() for k,v in self.change.items()}
+    def forward(self, *args):
+        w = {}
+        for k,v in self.change.items():
+            name = k.removesuffix('/a').replace('/', '.')
+            if k.endswith('/b'): continue
+            if k.endswith('/a'): v = v@self.change[k[:-1]+'b']
+            own = self.net.get_parameter(name)
+            w[name] = own+v.view_as(own)
+        return functional_call(self.net, w, args)
 
 def curve(losses, bs, n=100):
     "Pairs (images seen, mean loss), about `n` of them, for the JSON."

@@ -6,7 +6,7 @@ import copy,torch
 import torch.nn.functional as F
 from functools import partial
 from torch.optim import AdamW
-from common import arguments,curve,in_parts,info,train
+from common import LowRank,arguments,curve,in_parts,info,train
 from miniai.accel import ClipCB
 from miniai.data import SEEN,random_scenes
 from miniai.ddpm import EMACB,save_weights
@@ -20,7 +20,7 @@ from miniai.resnet import AutocastCB
 plans = {4: (40., 3, 5, 7), 2: (28., 6), 1: (20.,)}
 
 def main():
-    args = arguments('scene_few', n_parts=4, guidance=2., epochs=6, bs=64, lr=5e-4, rank=13)
+    args = arguments('scene_few', n_parts=4, guidance=2., epochs=4, epochs_low=3, bs=64, lr=5e-4, rank=13)
     size,bs = (64, 8) if args.few else (1024, args.bs)
     (tok,text),teacher,sigmas = load_text(),load_text_unet(),karras_sigmas(12, .02, 20.)
     empty = text_states('', tok, text)
@@ -37,12 +37,18 @@ def main():
         return torch.cat(states),ids
     states,ids = in_parts(args, 'paths', 1 if args.few else args.n_parts, paths)
     jumps,levels = plan_jumps(sigmas, plans)
-    net = LatentDiffusion(copy.deepcopy(teacher).train().requires_grad_(True), text.requires_grad_(False))
-    ema = EMACB(.995)
-    cbs = [JumpCB(sigmas, jumps, 1.), AutocastCB(n_inp=3), ClipCB(1.),
-           BatchSchedCB(partial(OneCycle, max_lr=args.lr, pct_start=.05, base_momentum=None)), ema]
-    losses,minutes = train(args, 'jumps', net, (states, ids), F.mse_loss, args.lr, cbs, partial(AdamW, betas=(.9, .99)), args.epochs, bs, 0)
+    text.requires_grad_(False)
+    def stage(name, net, lr, epochs, seed):
+        ema = EMACB(.995 if name=='jumps' else .98)
+        cbs = [JumpCB(sigmas, jumps, 1.), AutocastCB(n_inp=3), ClipCB(1.),
+               BatchSchedCB(partial(OneCycle, max_lr=lr, pct_start=.05, base_momentum=None)), ema]
+        opt = partial(AdamW, betas=(.9, .99))
+        return ema,*train(args, name, LatentDiffusion(net, text), (states, ids), F.mse_loss, lr, cbs, opt, epochs, bs, seed)
+    ema,losses,minutes = stage('jumps', copy.deepcopy(teacher).train().requires_grad_(True), args.lr, args.epochs, 0)
     change = Change.between(teacher.state_dict(), ema.model.unet.state_dict(), args.rank)
+    # what the cut has lost, the factors learn again
+    ema,more,minutes_low = stage('factors', LowRank(teacher, change.w), 2*args.lr, args.epochs_low, 1)
+    change,losses,minutes = Change(ema.model.unet.tensors()),torch.cat([losses, more]),round(minutes+minutes_low, 1)
     save_weights(change, args.folder/'scene_few.safetensors', rank=args.rank, teacher='scene_unet', levels={k: v.tolist() for k,v in levels.items()},
                  notebook='31_few_steps', data=f'{len(states):,} guided paths of scene_unet, 12 steps each', seed=0, images=len(losses)*bs,
                  minutes=minutes, curve=curve(losses, bs), **info(args))
