@@ -47,7 +47,7 @@ def main():
     ema,losses,minutes = stage('jumps', copy.deepcopy(teacher).train().requires_grad_(True), args.lr, args.epochs, 0)
     change = Change.between(teacher.state_dict(), ema.model.unet.state_dict(), args.rank)
     # what the cut has lost, the factors learn again
-    ema,more,minutes_low = stage('factors', LowRank(teacher, change.w), 2*args.lr, args.epochs_low, 1)
+    ema,more,minutes_low = stage('factors', LowRank(teacher, change.w), args.lr, args.epochs_low, 1)
     change,losses,minutes = Change(ema.model.unet.tensors()),torch.cat([losses, more]),round(minutes+minutes_low, 1)
     save_weights(change, args.folder/'scene_few.safetensors', rank=args.rank, teacher='scene_unet', levels={k: v.tolist() for k,v in levels.items()},
                  notebook='31_few_steps', data=f'{len(states):,} guided paths of scene_unet, 12 steps each', seed=0, images=len(losses)*bs,
