@@ -20,7 +20,7 @@ from miniai.resnet import AutocastCB
 plans = {4: (40., 3, 5, 7), 2: (28., 6), 1: (20.,)}
 
 def main():
-    args = arguments('scene_few', n_parts=4, guidance=2., epochs=4, epochs_low=3, bs=64, lr=5e-4, rank=13)
+    args = arguments('scene_few', n_parts=4, guidance=2., epochs=4, epochs_low=0, bs=64, lr=5e-4, rank=13)
     size,bs = (64, 8) if args.few else (1024, args.bs)
     (tok,text),teacher,sigmas = load_text(),load_text_unet(),karras_sigmas(12, .02, 20.)
     empty = text_states('', tok, text)
@@ -46,9 +46,9 @@ def main():
         return ema,*train(args, name, LatentDiffusion(net, text), (states, ids), F.mse_loss, lr, cbs, opt, epochs, bs, seed)
     ema,losses,minutes = stage('jumps', copy.deepcopy(teacher).train().requires_grad_(True), args.lr, args.epochs, 0)
     change = Change.between(teacher.state_dict(), ema.model.unet.state_dict(), args.rank)
-    # what the cut has lost, the factors learn again
-    ema,more,minutes_low = stage('factors', LowRank(teacher, change.w), args.lr, args.epochs_low, 1)
-    change,losses,minutes = Change(ema.model.unet.tensors()),torch.cat([losses, more]),round(minutes+minutes_low, 1)
+    if args.epochs_low:                                       # what the cut has lost, the factors can learn again
+        ema,more,minutes_low = stage('factors', LowRank(teacher, change.w), args.lr, args.epochs_low, 1)
+        change,losses,minutes = Change(ema.model.unet.tensors()),torch.cat([losses, more]),round(minutes+minutes_low, 1)
     save_weights(change, args.folder/'scene_few.safetensors', rank=args.rank, teacher='scene_unet', levels={k: v.tolist() for k,v in levels.items()},
                  notebook='31_few_steps', data=f'{len(states):,} guided paths of scene_unet, 12 steps each', seed=0, images=len(losses)*bs,
                  minutes=minutes, curve=curve(losses, bs), **info(args))
