@@ -11,6 +11,7 @@ from miniai.conv import def_device
 from miniai.data import get_data
 from miniai.ddim import sample_ddim,trailing_times
 from miniai.ddpm import generate,linear_schedule,load_denoiser,load_weights
+from miniai.distill import load_few
 from miniai.fid import load_feature_net
 from miniai.karras import karras_sigmas,sample_dpmpp_2m,sample_euler,sample_euler_ancestral,sample_heun,sample_lms
 from miniai.unet import load_unet
@@ -20,12 +21,13 @@ here = Path(__file__).parent
 results,board = here/'results'/'fid.jsonl',here.parent/'miniai'/'boards.json'
 samplers = {'DDIM': sample_ddim, 'Euler': sample_euler, 'ancestral Euler': sample_euler_ancestral, 'Heun': sample_heun, 'LMS': sample_lms, 'DPM-Solver++(2M)': sample_dpmpp_2m,
             'Heun, even times': sample_heun, 'DPM-Solver++(2M), even times': sample_dpmpp_2m}
-# (lesson, what it is, weights, sampler); DDIM is Euler's method on other noise levels, see `levels`
-loaders = dict(fashion_ddpm=load_denoiser, fashion_unet=load_unet)
-recipes = [('15', 'noise, DDPM', 'fashion_ddpm', 'ancestral Euler'), ('18', 'DDIM', 'fashion_ddpm', 'DDIM'),
-           ('20', 'DPM-Solver++', 'fashion_ddpm', 'DPM-Solver++(2M)'), ('21', 'UNet, preconditioned', 'fashion_unet', 'DPM-Solver++(2M)'),
-           ('21', 'the same with fresh noise', 'fashion_unet', 'ancestral Euler')]
-n,nfes = 2048,(10, 20, 50, 100)
+loaders = dict(fashion_ddpm=load_denoiser, fashion_unet=load_unet, fashion_few=lambda: load_few('fashion_few')[0])
+n,nfes,few = 2048,(10, 20, 50, 100),(1, 2, 4)
+# (lesson, what it is, weights, sampler, NFE); DDIM is Euler's method on other noise levels, see `levels`
+recipes = [('15', 'noise, DDPM', 'fashion_ddpm', 'ancestral Euler', nfes), ('18', 'DDIM', 'fashion_ddpm', 'DDIM', nfes),
+           ('20', 'DPM-Solver++', 'fashion_ddpm', 'DPM-Solver++(2M)', nfes), ('21', 'UNet, preconditioned', 'fashion_unet', 'DPM-Solver++(2M)', nfes),
+           ('21', 'the same with fresh noise', 'fashion_unet', 'ancestral Euler', nfes),
+           ('31', 'UNet of 21, few steps', 'fashion_unet', 'DPM-Solver++(2M)', few), ('31', 'its student', 'fashion_few', 'Euler', few)]
 
 
 def lines(): return [json.loads(o) for o in results.read_text().splitlines()] if results.exists() else []
@@ -50,17 +52,18 @@ def keep(row):
 def measure(net, x): return dict(fid=round(net.fid(x), 3), kid=round(net.kid(x), 5), least=round(net.class_fractions(x).min().item(), 4))
 
 
-def levels(name, steps):
-    "Noise levels of a row: those of evenly spaced (trailing) times for DDIM as lesson 18 uses it and where the name says so, Karras' for all others."
+def levels(weights, name, steps):
+    "Noise levels of a row: the student's own, those of evenly spaced (trailing) times for DDIM as lesson 18 uses it and where the name says so, Karras' for all others."
+    if weights=='fashion_few': return load_few(weights)[1][steps]
     if name=='DDIM' or name.endswith('even times'): return torch.cat([linear_schedule().sigma(trailing_times(1000, steps)), torch.zeros(1)])
     return karras_sigmas(steps, .02, 80.)
 
 
-def run(denoise, net, name, nfe, seed):
+def run(denoise, net, weights, name, nfe, seed):
     "FID, KID and the smallest fraction of a class, of `n` images; Heun takes one evaluation less than asked for if that is even."
     steps = (nfe+1)//2 if name.startswith('Heun') else nfe
     with torch.autocast(torch.device(def_device).type, torch.bfloat16):
-        x = generate(denoise, levels(name, steps), n, sampler=samplers[name], seed=seed*n, device=def_device)     # image i has the seed seed*n+i: no set shares one
+        x = generate(denoise, levels(weights, name, steps), n, sampler=samplers[name], seed=seed*n, device=def_device)     # image i has the seed seed*n+i: no set shares one
     return dict(sampler=name, calls=2*steps-1 if name.startswith('Heun') else steps, seed=seed, **measure(net, x))
 
 
@@ -95,11 +98,11 @@ def report():
 def rows():
     "The rows of the board of garments, from the stored results alone."
     res = []
-    for lesson,recipe,name,sampler in recipes:
+    for lesson,recipe,name,sampler,nfes in recipes:
         same = [o for o in done(name) if o['sampler']==sampler and 'kid' in o]
         by = {k: [o for o in same if o['calls']==k] for k in nfes}
         if not any(by.values()): continue
-        res.append(dict(lesson=lesson, recipe=recipe, **{k: {str(nfe): [o[k] for o in sorted(v, key=lambda o: o['seed'])] for nfe,v in by.items() if v} for k in ('fid','kid')}))
+        res.append(dict(lesson=lesson, recipe=recipe, **{k: {str(nfe): [o[k] for o in sorted(v, key=lambda o: o['seed'])] for nfe,v in by.items() if v} for k in ('fid','kid','least')}))
     return res
 
 
@@ -122,10 +125,11 @@ def main(weights, names, nfe, seeds, threads):
         for s in seeds:
             row = None if finished('real test images', 0, s) else floor(net, s)
             if row: keep(dict(weights=sha(name), **row))
-        for c in nfe:
+        student = name=='fashion_few'                                  # knows its own levels alone, for Euler's method
+        for c in [o for o in nfe if o in few] if student else nfe:
             for s in seeds:
-                for k in names:
-                    if not finished(k, 2*((c+1)//2)-1 if k.startswith('Heun') else c, s): keep(dict(weights=sha(name), **run(denoise, net, k, c, s)))
+                for k in ['Euler'] if student else names:
+                    if not finished(k, 2*((c+1)//2)-1 if k.startswith('Heun') else c, s): keep(dict(weights=sha(name), **run(denoise, net, name, k, c, s)))
     report()
     save_board()
 
@@ -134,7 +138,7 @@ if __name__=='__main__':
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument('--weights', nargs='*', default=list(loaders), choices=list(loaders))
     p.add_argument('--names', nargs='*', default=list(samplers), choices=list(samplers))
-    p.add_argument('--nfe', type=int, nargs='*', default=list(nfes))
+    p.add_argument('--nfe', type=int, nargs='*', default=list(few+nfes))
     p.add_argument('--seeds', type=int, nargs='*', default=[1, 2, 3])
     p.add_argument('--threads', type=int)
     main(**vars(p.parse_args()))

@@ -60,7 +60,7 @@ def _accuracy(o):
 
 def _garments(o):
     fids = {f"FID, {nfe} NFE": _mean(o['fid'][nfe]) if nfe in o['fid'] else ''
-            for nfe in ('10','20','50','100')}
+            for nfe in ('1','2','4','10','20','50','100')}
     kids = {f"KID x 1000, {nfe} NFE": _mean(o['kid'][nfe], 1000) if nfe in o['kid'] else ''
             for nfe in ('10','100')}
     return fids | kids | {'runs': max(len(v) for v in o['fid'].values())}
@@ -78,4 +78,6 @@ def show_board(
     rows = [o for o in load_board(name) if upto is None or o['lesson']<=upto]
     if not rows: raise ValueError(f"upto: the board {name!r} has no row up to lesson {upto}")
     more = _accuracy if name=='accuracy' else _garments
-    return Board([{'lesson': o['lesson'], 'recipe': o['recipe'], **more(o)} for o in rows])
+    table = [{'lesson': o['lesson'], 'recipe': o['recipe'], **more(o)} for o in rows]
+    kept = [k for k in table[0] if any(o[k]!='' for o in table)]      # not what nobody measured
+    return Board([{k: o[k] for k in kept} for o in table])

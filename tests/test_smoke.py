@@ -434,6 +434,26 @@ def call_vae():
     net = v.VAE(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), nn.Sequential(nn.Linear(2, 64), nn.Unflatten(1, (1,8,8))))
     assert v.VAELoss()(net(x.float()), x.float())>0
 
+def call_distill():
+    from miniai import distill as d
+    from miniai.karras import karras_sigmas,sample_euler
+    sigmas,z = karras_sigmas(4, .02, 80.),80*torch.randn(3, 1, 8, 8)
+    paths = d.trajectories(lambda z, sigma: z/(1+float(sigma)**2), z, sigmas)
+    assert paths.shape==(3,5,1,8,8)
+    assert d.jump_target(paths[:,0].float(), sigmas[0], paths[:,2].float(), sigmas[2]).shape==z.shape
+    jumps,levels = d.plan_jumps(sigmas, {2: (80., 2), 1: (30.,)})
+    assert isinstance(jumps[0], d.Jump) and len(levels[2])==3
+    learn = type('learn', (), dict(batch=(paths,)))
+    d.JumpCB(sigmas, jumps, .5).before_batch(learn)
+    assert [o.shape for o in learn.batch]==[z.shape, (3,), z.shape]
+    learn = type('learn', (), dict(batch=(z,), model=staticmethod(lambda z, c: 0*z)))
+    d.ConsistencyCB(.5, 10).before_batch(learn)
+    assert len(learn.batch)==3
+    denoise,levels = d.load_few()
+    assert sample_euler(denoise, levels[1][0]*torch.randn(2, 1, 28, 28), levels[1]).shape==(2,1,28,28)
+    w = nn.Linear(9, 8).state_dict()
+    assert 'weight.a' in d.Change.between(nn.Linear(9, 8).state_dict(), w, 2).w
+
 def call_latents():
     from miniai import latents as t
     from miniai.data import random_scenes

@@ -6,8 +6,10 @@ Each script makes one stored set of weights (`miniai/weights/NAME.safetensors` a
     python training/scene_codec.py --few 3        # three steps of each stage on little data: does it run?
     python training/scene_codec.py --folder miniai/weights --work /tmp/codec        # put the result in its place
 """
-import argparse,platform,time,torch
+import argparse,os,platform,time,torch
 from pathlib import Path
+from torch import nn
+from torch.func import functional_call
 from miniai.checkpoint import CheckpointCB
 from miniai.conv import def_device
 from miniai.learner import Callback,CancelFit,DeviceCB,Learner
@@ -73,6 +75,44 @@ def train(
     print(f'{args.name}, {stage}: {n_epochs} epochs of {len(dls.train)} batches on {def_device}', flush=True)
     Learner(model, dls, loss, lr, cbs, opt_func).fit(n_epochs, valid=False)
     return record.numbers('loss'),round(clock.minutes(), 1)
+
+def in_parts(
+    args, # What `arguments` returned
+    stage, # Name of the folder that keeps them
+    n, # Parts
+    make, # `make(i)` gives part i, a tuple of tensors
+): # Tuple of tensors, all parts in one
+    "Tensors that take long to make, part by part; a part that is there is not made again."
+    folder,parts = args.work/stage,[]
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(n):
+        file = folder/f'{i:03d}.pt'
+        if not file.exists():
+            torch.save(make(i), file.with_suffix('.tmp'))
+            os.replace(file.with_suffix('.tmp'), file)
+            print(f'{args.name}, {stage}: part {i+1} of {n}', flush=True)
+        parts.append(torch.load(file, weights_only=True))
+    return tuple(torch.cat(o) for o in zip(*parts))
+
+class LowRank(nn.Module):
+    "A net whose weights are those of `net` plus a change in factors; only the change is trained."
+    def __init__(self,
+        net, # `nn.Module`; its weights do not move
+        change, # Tensors by name, as a `Change` has them: `name`, or `name.a` and `name.b`
+    ):
+        super().__init__()
+        self.net = net.requires_grad_(False)
+        self.change = nn.ParameterDict({k.replace('.', '/'): nn.Parameter(v.clone()) for k,v in change.items()})
+    def tensors(self): return {k.replace('/', '.'): v.detach() for k,v in self.change.items()}
+    def forward(self, *args):
+        w = {}
+        for k,v in self.change.items():
+            name = k.removesuffix('/a').replace('/', '.')
+            if k.endswith('/b'): continue
+            if k.endswith('/a'): v = v@self.change[k[:-1]+'b']
+            own = self.net.get_parameter(name)
+            w[name] = own+v.view_as(own)
+        return functional_call(self.net, w, args)
 
 def curve(losses, bs, n=100):
     "Pairs (images seen, mean loss), about `n` of them, for the JSON."
