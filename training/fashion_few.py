@@ -38,7 +38,7 @@ def main():
     # what the cut has lost, the factors learn again
     ema,more,minutes_low = stage('factors', LowRank(teacher.model, change.w), .6*args.lr, args.epochs_low, 1)
     change,losses,minutes = Change(ema.model.tensors()),torch.cat([losses, more]),round(minutes+minutes_low, 1)
-    save_weights(change, args.folder/'fashion_few.safetensors', rank=args.rank, teacher='fashion_unet', levels={k: v.tolist() for k,v in levels.items()},
+    save_weights(change, args.folder/'fashion_few.safetensors', bits=8, rank=args.rank, teacher='fashion_unet', levels={k: v.tolist() for k,v in levels.items()},
                  notebook='31_few_steps', data=f'{len(states):,} paths of fashion_unet, 12 evaluations each', seed=0, images=len(losses)*bs,
                  minutes=minutes, curve=curve(losses, bs), **info(args))
 

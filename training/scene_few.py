@@ -49,7 +49,7 @@ def main():
     if args.epochs_low:                                       # what the cut has lost, the factors can learn again
         ema,more,minutes_low = stage('factors', LowRank(teacher, change.w), args.lr, args.epochs_low, 1)
         change,losses,minutes = Change(ema.model.unet.tensors()),torch.cat([losses, more]),round(minutes+minutes_low, 1)
-    save_weights(change, args.folder/'scene_few.safetensors', rank=args.rank, teacher='scene_unet', levels={k: v.tolist() for k,v in levels.items()},
+    save_weights(change, args.folder/'scene_few.safetensors', bits=8, rank=args.rank, teacher='scene_unet', levels={k: v.tolist() for k,v in levels.items()},
                  notebook='31_few_steps', data=f'{len(states):,} guided paths of scene_unet, 12 steps each', seed=0, images=len(losses)*bs,
                  minutes=minutes, curve=curve(losses, bs), **info(args))
 
