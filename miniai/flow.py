@@ -6,7 +6,7 @@
 __all__ = ['STYLE_WORDS', 'COLOURS_HELD_OUT', 'emoji_captions', 'Split', 'split_emoji', 'TextDiTBlock', 'TextDiT', 'word_states',
            'StatesTable', 'load_text_dit', 'EmojiDiffusion']
 
-# %% ../nbs/30_flow.ipynb #7391c631
+# %% ../nbs/30_flow.ipynb #cef4cee1
 #| code-summary: "Imports of the module: Python and PyTorch"
 #| code-fold: true
 import random,torch
@@ -16,7 +16,7 @@ from typing import NamedTuple
 from fastcore.basics import patch
 from torch import nn
 
-# %% ../nbs/30_flow.ipynb #63b83318
+# %% ../nbs/30_flow.ipynb #a2a05625
 #| code-summary: "Imports of the module: earlier lessons"
 #| code-fold: true
 from .attention import FeedForward,MultiHeadAttention,grid_positions
@@ -27,7 +27,7 @@ from .stable import StableDiffusion
 from .unet import timestep_embedding
 from .vae import load_codec
 
-# %% ../nbs/30_flow.ipynb #f9f4c01f
+# %% ../nbs/30_flow.ipynb #1bbd73f6
 #| code-summary: "Exported: the words of a style, and emoji_captions"
 #| code-fold: true
 STYLE_WORDS = dict(noto='noto style', fluent='3d style', twemoji='flat style', drawn='drawn')
@@ -49,7 +49,7 @@ def emoji_captions(
              [f'{name} in {said}']]
     return [', '.join(o) for o in parts]
 
-# %% ../nbs/30_flow.ipynb #93a0d90c
+# %% ../nbs/30_flow.ipynb #c3d7aa1c
 #| code-summary: "Exported: COLOURS_HELD_OUT, Split and split_emoji"
 #| code-fold: true
 COLOURS_HELD_OUT = ('green heart','brown heart','purple circle','yellow circle',
@@ -79,7 +79,7 @@ def split_emoji(
              for pair in zip(emoji.names, emoji.styles)]
     return Split(*(tuple(i for i,o in enumerate(kinds) if o==k) for k in range(3)))
 
-# %% ../nbs/30_flow.ipynb #5a13e8d4
+# %% ../nbs/30_flow.ipynb #b7fe9afc
 class TextDiTBlock(nn.Module):
     "A block of a diffusion transformer that also looks at words: arXiv:2310.00426."
     def __init__(self,
@@ -106,7 +106,7 @@ class TextDiTBlock(nn.Module):
         x = x + self.cross(self.norm2(x), states)
         return x + gate2*self.ff(self.norm3(x)*(1+scale2)+shift2)
 
-# %% ../nbs/30_flow.ipynb #7c87087d
+# %% ../nbs/30_flow.ipynb #653bf880
 #| code-summary: "Exported: clear errors for what does not fit, and layers that start at zero"
 #| code-fold: true
 def _waves(c, x): return timestep_embedding(c, 64).to(x.dtype)
@@ -126,7 +126,7 @@ def _check_inputs(net, x, c, cond):
         raise ValueError(f"cond: expected the states of a text per image, ({len(x)},l,"
                          f"{net.n_text}), got {tuple(cond.shape)}")
 
-# %% ../nbs/30_flow.ipynb #7646bbd8
+# %% ../nbs/30_flow.ipynb #f209f4e1
 class TextDiT(nn.Module):
     "A diffusion transformer conditioned on words: arXiv:2212.09748, 2310.00426; fresh: 0."
     def __init__(self,
@@ -168,7 +168,7 @@ class TextDiT(nn.Module):
         h = self.head(self.norm(h)*(1+scale) + shift)
         return F.pixel_shuffle(h.transpose(1, 2).unflatten(2, side), self.patch)
 
-# %% ../nbs/30_flow.ipynb #23bd902c
+# %% ../nbs/30_flow.ipynb #c2800ba2
 #| code-summary: "Exported: word_states, and StatesTable, which looks them up"
 #| code-fold: true
 @torch.no_grad()
@@ -211,7 +211,7 @@ class StatesTable:
 
     def __deepcopy__(self, memo): return self     # a moving average of a net needs no other one
 
-# %% ../nbs/30_flow.ipynb #64e3cc06
+# %% ../nbs/30_flow.ipynb #cfbd381e
 #| code-summary: "Exported: load_text_dit"
 #| code-fold: true
 def load_text_dit(
@@ -225,7 +225,7 @@ def load_text_dit(
     load_weights(path, net)
     return net.eval().requires_grad_(False)
 
-# %% ../nbs/30_flow.ipynb #02ef44da
+# %% ../nbs/30_flow.ipynb #10de0894
 #| code-summary: "Exported: EmojiDiffusion, the pipeline of lesson 28 with other parts"
 #| code-fold: true
 class EmojiDiffusion(StableDiffusion):
@@ -258,7 +258,7 @@ class EmojiDiffusion(StableDiffusion):
         "Text states (n,n_ctx,d), float32, of a str or a list of them."
         return word_states(self.encoder, prompts, self.cond_shape[0]).to(self.device)
 
-# %% ../nbs/30_flow.ipynb #9433434c
+# %% ../nbs/30_flow.ipynb #326aab49
 #| code-summary: "Exported: EmojiDiffusion.load and save"
 #| code-fold: true
 _files = 'emoji_flow','emoji_codec'
