@@ -439,7 +439,7 @@ def generate(
     return torch.cat(res)
 
 # %% ../nbs/15_ddpm.ipynb #e9c9d98d
-#| code-summary: "Exported: where weights lie, replace_file, and weights in half precision"
+#| code-summary: "Exported: where weights lie, and replace_file"
 #| code-fold: true
 _folder = Path(str(files('miniai')))/'weights'
 
@@ -470,6 +470,9 @@ def replace_file(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
+# %% ../nbs/15_ddpm.ipynb #edae2e9c
+#| code-summary: "Exported: weights in half precision, or in eight bits"
+#| code-fold: true
 def _halved(name, v):
     "A copy of a weight in half precision, on the CPU."
     if not isinstance(v, torch.Tensor):

@@ -117,6 +117,11 @@ def _check_parts(tokenizer, text, unet, codec, size):
         raise ValueError(f"unet: expected latents of {codec.nz} channels, got {nz}")
     return int(size)
 
+def _shapes(text, unet, codec, size):
+    "The shape of the latents of an image, and that of the states of a prompt."
+    side = size//codec.factor
+    return (codec.nz,side,side),(len(text.positions),unet.n_text)
+
 # %% ../nbs/28_stable_diffusion.ipynb #5b3a53af
 #| code-summary: "Exported: prompts as a list, and the words that the vocabulary lacks"
 #| code-fold: true
@@ -289,8 +294,7 @@ class PipelineParts:
         self.size = _check_parts(tokenizer, text, unet, codec, size)
         self.tokenizer,self.text,self.unet,self.codec = tokenizer,text,unet,codec
         self.config,self.denoise = config,KarrasDenoiser(unet, 1.)
-        self.shape = codec.nz,self.size//codec.factor,self.size//codec.factor
-        self.cond_shape = len(text.positions),unet.n_text         # of a prompt's states
+        self.shape,self.cond_shape = _shapes(text, unet, codec, self.size)
         for o in (text, unet, codec): o.eval().requires_grad_(False)
         codec.to(memory_format=torch.channels_last)               # faster on the CPU
         self.to(next(unet.parameters()).device)
