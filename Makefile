@@ -62,6 +62,9 @@ demo: setup ## Draw images from words: shapes into demo.png, emoji into demo_emo
 	@echo "miniai: drawing: $(EMOJI)"
 	@$(BIN)/miniai "$(EMOJI)" --model emoji -o demo_emoji.png $(ARGS) || true
 
+data: setup ## Build the table of emoji, in the folder MINIAI_DATA or in data/, from four npm packages (159 MB)
+	@$(BIN)/python -c 'import sys; from miniai.emoji import fetch_emoji; sys.tracebacklimit = 0; fetch_emoji()'
+
 nbs: setup ## Run all notebooks in place, export, clean; ARGS=--slow runs the cells flagged slow too
 	@$(BIN)/nbdev_export
 	@$(BIN)/python tests/execute.py $(ARGS) nbs/solutions/checking.ipynb $(filter-out %/checking.ipynb,$(NOTEBOOKS))

@@ -55,7 +55,7 @@ class Jump(NamedTuple):
 
 def plan_jumps(
     sigmas, # Noise levels of the trajectories, (k+1,), descending, the last one 0
-    plans, # {number of steps: (first level, places between)}, such as `{2: (50., 7), 1: (30.,)}`
+    plans, # {number of steps: (first level, places between)}: `{2: (50., 7), 1: (30.,)}`
 ): # `(jumps, levels)`: list of `Jump`, and {number of steps: its noise levels, float64}
     "Steps for students of several speeds; a first level of its own tells the net its speed."
     sigmas,jumps,levels = check_sigmas(sigmas),[],{}
@@ -88,10 +88,10 @@ class JumpCB(Callback):
     def before_batch(self, learn):
         states,*rest = learn.batch              # (n,k+1,c,h,w), and what else the net takes
         n = len(states)
-        one = torch.randint(len(self.level), (n,))                # from the CPU, on every device
+        one = torch.randint(len(self.level), (n,))            # from the CPU, on every device
         s,i,j = self.level[one],self.start[one],self.end[one]
         def at(places): return states[torch.arange(n),places.to(states.device)].float()
-        x = per_image(s/self.sigmas[i], at(i))*at(i)          # 1, but for starts of other levels
+        x = per_image(s/self.sigmas[i], at(i))*at(i)      # 1, but for starts of other levels
         x_0 = jump_target(x, s, at(j), self.sigmas[j])
         c_skip,c_out,c_in = precondition(per_image(s, x), self.sigma_data)
         c = c_noise(s).to(x)
@@ -104,7 +104,7 @@ class Change:
         w, # Tensors by name: `name`, or `name.a` and `name.b`, whose product is the change
     ): self.w = w
 
-    def state_dict(self): return self.w                       # so that `save_weights` can save it
+    def state_dict(self): return self.w                   # so that `save_weights` can save it
 
     @classmethod
     def between(cls,
@@ -148,7 +148,8 @@ def load_few(
     try: teacher,levels = info['teacher'],info['levels']
     except KeyError:
         raise ValueError(f"name: expected `teacher` and `levels` in {name}'s JSON") from None
-    denoise = KarrasDenoiser(load_text_unet(teacher), 1.) if teacher=='scene_unet' else load_unet(teacher)
+    scenes = teacher=='scene_unet'
+    denoise = KarrasDenoiser(load_text_unet(teacher), 1.) if scenes else load_unet(teacher)
     Change(w).add(denoise.model)
     return denoise,{int(k): torch.tensor(v, dtype=torch.float64) for k,v in levels.items()}
 

@@ -58,7 +58,8 @@ def _test_levels(f):
         if d: raise AssertionError(f"the two noises differ: {d}")
         x_0 = torch.zeros(50, 1, 20, 20)
         std = ((f(x_0, s, s/3)[0])/s).std().item()
-        if not .95<std<1.05: raise AssertionError(f"the noise at s has the std {std:.2f}, not 1")
+        if not .95<std<1.05:
+            raise AssertionError(f"the noise at s has the std {std:.2f}, not 1")
 
 def _test_hop(f):
     for seed,sigmas in enumerate(([3., 0.], [5., 1., 0.], [8., 2., .5, .1, 0.])):
@@ -149,5 +150,6 @@ check = Checker(
         "(64,32,3,3) is a matrix of 64 by 288. Factors are shorter if rank*(a+b) is below a*b; "
         "a single dimension counts as one row."),
     my_jumps=Exercise(_test_jumps,
-        "The state at place i has the level sigmas[i]; the student sees it at s, so multiply by "
+        "The state at place i has the level sigmas[i]; the student sees it at s, so multiply "
+        "by "
         "s/sigmas[i]. The target is that of jump_target, in the preconditioning at s."))
