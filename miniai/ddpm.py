@@ -487,7 +487,7 @@ def _packed(name, v, bits):
     "What is stored of a weight: itself in half precision, or rows of 8-bit integers, scaled."
     w = _halved(name, v)
     if bits==16 or w.ndim<2 or not w.is_floating_point(): return {name: w}
-    rows = v.detach().float().cpu().flatten(1)
+    rows = v.detach().float().cpu().contiguous().flatten(1)
     scale = rows.abs().amax(1, keepdim=True).clamp(min=1e-9)/127
     return {name: (rows/scale).round().to(torch.int8).view_as(w), f'{name}:scale': scale}
 

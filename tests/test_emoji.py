@@ -1,5 +1,5 @@
 "`make data` on four small packages and a false npm: what is whole stays, what is not is fetched again, and nothing is ever half written."
-import hashlib,io,json,os,stat,sys,tarfile
+import hashlib,io,json,stat,sys,tarfile
 import pytest
 from PIL import Image
 from common import python,root
