@@ -14,7 +14,7 @@ from miniai.vae import Codec,VAELoss,codec_error
 
 def main():
     args = arguments('emoji_codec', epochs=30, width=48, nz=8)
-    emoji = load_emoji(n_drawn=200)
+    emoji = load_emoji(n_drawn=400)
     x = on_background(emoji.x)[torch.randperm(len(emoji), generator=torch.Generator().manual_seed(0))]
     test,x = x[:little(args, 200, 8)],x[200:]                  # 200 images held out
     x = x[:little(args, len(x))]
