@@ -233,11 +233,9 @@ def _known(pipe, init, mask, strength, n):
         if not mask.any(): warnings.warn("the mask marks nothing, and nothing is drawn anew")
     return init.cpu().expand(n, *want),mask
 
-_lowest,_highest = .02,80.                         # noise levels of a whole drawing
-
-def _levels(steps, strength, init, mask):
+def _levels(pipe, steps, strength, init, mask):
     "The noise levels to visit: all of a drawing, or those that a strength leaves."
-    sigmas = karras_sigmas(steps, _lowest, _highest)
+    sigmas = pipe.levels(steps)
     if init is None: return sigmas
     if strength is None: strength = .8 if mask is None else 1
     return strength_sigmas(sigmas, strength)
@@ -317,6 +315,15 @@ class PipelineParts:
         "Latents (n,*shape), float32, of images `x`, uint8 (n,3,size,size)."
         return self.codec.to_latents(x.to(self.device).float()/127.5-1).float()
 
+    def levels(self, steps):
+        "Noise levels of a whole drawing, (steps+1,), float64, the last one 0."
+        return karras_sigmas(steps, .02, 80.)
+
+    def denoiser(self, asked, without, guidance, z=None, init=None, mask=None):
+        "What a sampler asks: guided, and outside `mask` bound to `z`, the latents of `init`."
+        guided = GuidedDenoiser(self.denoise, asked, without, guidance)
+        return guided if mask is None else Inpaint(guided, z, latent_mask(mask, self.codec.factor))
+
     def pictures(self, z):
         "Images, uint8 (n,3,size,size) on the CPU, of latents `z`, (n,*shape)."
         x = check_finite(self.codec.to_pictures(check_finite(z, 'z')), 'images')
@@ -347,17 +354,17 @@ class StableDiffusion(PipelineParts):
             out = _room(self, len(asked)*n)
             seeds,row = _seeds(seed, len(out)),torch.arange(len(out))//n        # its prompt
             init,mask = _known(self, init, mask, strength, len(out))
-            sigmas = _levels(steps, strength, init, mask)                       # 4.
+            sigmas = _levels(self, steps, strength, init, mask)                 # 4.
+            whole = sigmas[0]==self.levels(1)[0]
             if len(sigmas)==1: return init.clone()                              # strength 0
             cb = _with_bar(cb, (len(sigmas)-1)*-(-len(out)//bs), progress)
-            free = None if mask is None else latent_mask(mask, self.codec.factor)
             for k in torch.arange(len(out)).split(bs):
                 gens = _generators(seeds[k[0]:k[-1]+1])
                 x = _fresh(self, gens)*sigmas[0].item()                         # 3.
-                denoise = GuidedDenoiser(self.denoise, asked[row[k]], without[row[k]], guidance)
                 z = None if init is None else self.latents(init[k])
-                if z is not None and sigmas[0]<_highest: x = x+z
-                if mask is not None: denoise = Inpaint(denoise, z, free)
+                if z is not None and not whole: x = x+z
+                known = (None,None) if mask is None else (init[k], mask)
+                denoise = self.denoiser(asked[row[k]], without[row[k]], guidance, z, *known)
                 x = _walk(sampler, denoise, x, sigmas, cb, gens)                # 5., 6., 7.
                 out[k] = self.pictures(x)                                       # 8.
         return out if mask is None else torch.where(mask, out, init)
@@ -378,6 +385,15 @@ def load(cls:StableDiffusion,
     if path is None: return cls(*_stored())
     from miniai.folder import load_pipeline
     return load_pipeline(path, cls)
+
+@patch(cls_method=True)
+def from_pretrained(cls:StableDiffusion,
+    path, # Folder or file in the layout of diffusers, or a model's name on the hub
+    **kw, # As in `miniai.published.load_published`: `dtype`, `revision`
+): # `PublishedDiffusion`, a `StableDiffusion` with the nets of lesson 32, on the CPU
+    "A published Stable Diffusion 1.x or 2.x in our own modules: lesson 32."
+    from miniai.published import load_published
+    return load_published(path, **kw)
 
 @patch
 def save(self:StableDiffusion,
