@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['hub_token', 'hub_folder']
 
-# %% ../nbs/appendix/32x_hub.ipynb #09071bc1
+# %% ../nbs/appendix/32x_hub.ipynb #2614b317
 import difflib,errno,hashlib,io,json,math,os,queue,re,shutil,threading,time,warnings
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
-# %% ../nbs/appendix/32x_hub.ipynb #2e68d43b
+# %% ../nbs/appendix/32x_hub.ipynb #4b1c2106
 _parts = 'unet','vae','text_encoder','tokenizer','scheduler'
 _classes = 'StableDiffusionPipeline','StableDiffusionImg2ImgPipeline'
 _vocabularies = {'vocab.json','merges.txt'},{'tokenizer.json'}
@@ -40,7 +40,7 @@ def _weights(name, part, here, read, half):
 
 def _safe(file): return re.fullmatch(r'[\w-][\w.-]*\.safetensors', file, re.ASCII)
 
-# %% ../nbs/appendix/32x_hub.ipynb #48de21f0
+# %% ../nbs/appendix/32x_hub.ipynb #cce63fc6
 def _wanted(name, names, read, half):
     "Of the files `names`, those of a Stable Diffusion; ValueError if it is none or lacks some."
     if 'model_index.json' not in names:
@@ -74,7 +74,7 @@ def _json(path, name):
         raise ValueError(f"name: {Path(path).name} of {name} is damaged, it is no JSON object")
     return res
 
-# %% ../nbs/appendix/32x_hub.ipynb #75ce2cdd
+# %% ../nbs/appendix/32x_hub.ipynb #aebc7040
 def hub_token(
     path='.env', # File with a line `HF_TOKEN=...`, for when the environment has none
 ): # The token, a str, or None if there is none
@@ -98,7 +98,7 @@ def hub_token(
     values = dotenv_values(stream=io.StringIO(text), interpolate=False)
     return (values.get('HF_TOKEN') or '').strip() or None
 
-# %% ../nbs/appendix/32x_hub.ipynb #06319d21
+# %% ../nbs/appendix/32x_hub.ipynb #c0dfad99
 def _watched(items, timeout):
     "What the generator `items` yields, in a thread; TimeoutError after `timeout` s of silence."
     q,over = queue.Queue(64),threading.Event()
@@ -123,8 +123,9 @@ def _watched(items, timeout):
             yield item
     finally: over.set()
 
-# %% ../nbs/appendix/32x_hub.ipynb #409fad72
+# %% ../nbs/appendix/32x_hub.ipynb #49c4ccbc
 _tries,_longest = 4,60                                # requests, seconds of a pause
+_broken = {'NetworkError','RemoteProtocolError'}      # the connection broke off
 
 def _retry_after(headers):
     "Seconds that the hub asks us to wait, None if it does not say."
@@ -149,7 +150,7 @@ def _persist(ask, patient=True):
             if pause>=2: warnings.warn(f"the hub asks for a pause of {pause:g} s, so we wait")
             time.sleep(pause)
 
-# %% ../nbs/appendix/32x_hub.ipynb #7e5213b1
+# %% ../nbs/appendix/32x_hub.ipynb #65341b44
 _known = ('CompVis/stable-diffusion-v1-4','stable-diffusion-v1-5/stable-diffusion-v1-5',
           *(f'sd2-community/stable-diffusion-{o}' for o in ('2','2-base','2-1','2-1-base')))
 
@@ -189,7 +190,7 @@ def _refused(r, name, revision, token, tries):
                        f"({tried}): try again {when}{more}")
     return OSError(f"name: the hub answers {status} for {name} ({tried}): try again later")
 
-# %% ../nbs/appendix/32x_hub.ipynb #e25493c1
+# %% ../nbs/appendix/32x_hub.ipynb #94c13cd7
 def _explained(e, name, revision, token, timeout):
     "The exception to raise in the place of `e`: one line that says what to do."
     from huggingface_hub import constants
@@ -202,10 +203,10 @@ def _explained(e, name, revision, token, timeout):
     if 'TooManyRedirects' in kinds:
         return OSError(f"name: {hub} sends us in circles for {name}: look at HF_ENDPOINT and "
                        "at your proxy, or try again later")
-    if 'ConnectError' in kinds:
+    if kinds&{'ConnectError','ProxyError'}:
         return OSError(f"name: {hub} cannot be reached, so {name} cannot be downloaded: look "
                        "at your network, proxy and HF_ENDPOINT")
-    if 'TransportError' in kinds:
+    if kinds&_broken:
         return OSError(f"name: the connection to {hub} breaks off while {name} is downloaded: "
                        "call again, it goes on where it stopped")
     if isinstance(e, OSError) and e.errno:
@@ -216,14 +217,14 @@ def _explained(e, name, revision, token, timeout):
     return OSError(f"name: what {hub} answers for {name} is not what a hub answers "
                    f"({type(e).__name__}): look at HF_ENDPOINT and at your proxy")
 
-# %% ../nbs/appendix/32x_hub.ipynb #f0c7bd79
-def _held(path): return path.stat().st_size if path.exists() else 0
+# %% ../nbs/appendix/32x_hub.ipynb #73634e41
+def _held(path): return path.stat().st_size if path.is_file() else -1    # bytes
 
 def _append(url, part, size, headers, timeout, bar):
     "Add to the file `part` what it lacks of the `size` bytes at `url`."
     from huggingface_hub import get_session
     from huggingface_hub.utils import hf_raise_for_status
-    have = _held(part)
+    have = max(0, _held(part))
     headers = {**headers, 'Accept-Encoding': 'identity'}     # sizes are those of the file
     if have: headers['Range'] = f'bytes={have}-'
     def stream():
@@ -251,32 +252,32 @@ def _checksum(path, like):
         while o := f.read(2**20): h.update(o)
     return h.hexdigest()
 
-# %% ../nbs/appendix/32x_hub.ipynb #a51db9be
+# %% ../nbs/appendix/32x_hub.ipynb #8727ab70
 def _fetch(url, blob, size, headers, timeout, bar, what):
     "Bring `what` to `blob`, which is called like its checksum; what is there is kept."
-    part,stuck = blob.with_name(f'{blob.name}.incomplete'),0
+    part,stuck,restarts = blob.with_name(f'{blob.name}.incomplete'),0,0
     if _held(part)>size: part.unlink()
-    bar.update(_held(part))
-    while not part.exists() or _held(part)<size:
-        before = _held(part)
+    bar.update(max(0, _held(part)))
+    while (before := _held(part))<size:
         try: _persist(lambda: _append(url, part, size, headers, timeout, bar))
         except Exception as e:
             kinds = {c.__name__ for c in type(e).__mro__}
             if getattr(getattr(e, 'response', None), 'status_code', 0)==416:   # no such range
                 part.unlink(missing_ok=True)
-            elif 'TransportError' not in kinds or 'TimeoutException' in kinds: raise
+                restarts += 1
+            elif not kinds&_broken: raise
             stuck = 0 if _held(part)>before else stuck+1
-            if stuck==_tries: raise
+            if stuck==_tries or restarts==2: raise
         else: stuck = 0 if _held(part)>before else stuck+1
         if stuck==_tries: raise ValueError
-        time.sleep(stuck/4)
+        if stuck: time.sleep(stuck/4)
     if _held(part)>size or _checksum(part, blob.name)!=blob.name:
         part.unlink()
         raise OSError(f"name: {what} arrived damaged, its checksum is not the one that the hub "
                       "announced, so it is removed: call again to download it anew")
     os.replace(part, blob)
 
-# %% ../nbs/appendix/32x_hub.ipynb #cdcc9b83
+# %% ../nbs/appendix/32x_hub.ipynb #11fcb0bd
 def _link(blob, pointer):
     "Make `pointer` a link to `blob`, or the file itself where links are not allowed."
     from huggingface_hub import constants
@@ -309,7 +310,7 @@ def _note(store, revision, commit):
     temp.write_text(commit)
     os.replace(temp, path)
 
-# %% ../nbs/appendix/32x_hub.ipynb #4724b525
+# %% ../nbs/appendix/32x_hub.ipynb #8994619b
 def _check_arguments(name, revision, timeout):
     "A ValueError or TypeError for what cannot be a name, a revision or a timeout."
     for k,v in dict(name=name, revision='main' if revision is None else revision).items():
@@ -339,7 +340,7 @@ def _credential(token):
                          f"{type(token).__name__}")                      # it is not shown
     return token
 
-# %% ../nbs/appendix/32x_hub.ipynb #50f0b94b
+# %% ../nbs/appendix/32x_hub.ipynb #66630fd3
 def _listing(name, revision, token, timeout):
     "The commit of a revision, and for each file its size and checksum."
     from huggingface_hub import HfApi,constants
@@ -368,7 +369,7 @@ def _check_space(name, need, half):
                   f"{constants.HF_HUB_CACHE} has {free/1e9:.2f} GB left: make room (hf cache "
                   f"ls, hf cache rm){less}, or set HF_HOME to another disk")
 
-# %% ../nbs/appendix/32x_hub.ipynb #435a23a2
+# %% ../nbs/appendix/32x_hub.ipynb #426fe8e6
 class _Download:
     "A download of one commit into the cache; `files` has size and checksum of each file."
     def __init__(self, name, store, commit, files, headers, timeout):
@@ -380,10 +381,9 @@ class _Download:
     def lacks(self, file):
         "Bytes of a file that are still to come; None if it is there."
         size,checksum = _sound(*self.files[file])
-        if (o := self.folder/file).is_file() and o.stat().st_size==size: return None
-        blob = self.blobs/checksum
-        if blob.is_file() and _held(blob)==size: return 0
-        return max(0, size-_held(self.blobs/f'{checksum}.incomplete'))
+        if _held(self.folder/file)==size: return None
+        if _held(self.blobs/checksum)==size: return 0
+        return max(0, size-max(0, _held(self.blobs/f'{checksum}.incomplete')))
 
     def bring(self, file, bar):
         "The path of a file, which is downloaded if it is not there."
@@ -394,7 +394,7 @@ class _Download:
         blob = self.blobs/checksum
         url = f'{constants.ENDPOINT}/{self.name}/resolve/{self.commit}/{file}'
         with WeakFileLock(self.locks/f'{checksum}.lock'):   # another process may be at it
-            if not blob.is_file() or _held(blob)!=size:
+            if _held(blob)!=size:
                 blob.unlink(missing_ok=True)
                 what = f'{file} of {self.name}'
                 _fetch(url, blob, size, self.headers, self.timeout, bar, what)
@@ -414,7 +414,7 @@ class _Download:
             for file in sorted(todo, key=lambda o: self.files[o][0]): self.bring(file, bar)
         return self.folder
 
-# %% ../nbs/appendix/32x_hub.ipynb #b10fb7ca
+# %% ../nbs/appendix/32x_hub.ipynb #7b59ee77
 def hub_folder(
     name, # Model on the hub, such as 'stable-diffusion-v1-5/stable-diffusion-v1-5'
     revision=None, # Branch, tag or commit; the branch main if None
