@@ -277,7 +277,7 @@ def _fetch(url, blob, size, headers, timeout, bar, what):
                       "announced, so it is removed: call again to download it anew")
     os.replace(part, blob)
 
-# %% ../nbs/appendix/32x_hub.ipynb #11fcb0bd
+# %% ../nbs/appendix/32x_hub.ipynb #5363233e
 def _link(blob, pointer):
     "Make `pointer` a link to `blob`, or the file itself where links are not allowed."
     from huggingface_hub import constants
@@ -291,15 +291,14 @@ def _link(blob, pointer):
 def _is_commit(text): return re.fullmatch('[0-9a-f]{40}', text) is not None
 
 def _snapshot(store, name, revision, half):
-    "The folder of a revision in the cache, if all that we need is in it; else None."
+    "The folder of a revision in the cache and what we need of it; (None, []) if not all there."
     commit = revision
     with suppress(OSError,ValueError): commit = (store/'refs'/revision).read_text().strip()
     folder = store/'snapshots'/commit
-    if not _is_commit(commit) or not folder.is_dir(): return None
+    if not _is_commit(commit) or not folder.is_dir(): return None,[]
     names = {o.relative_to(folder).as_posix() for o in folder.rglob('*') if o.is_file()}
-    try: _wanted(name, names, lambda file: _json(folder/file, name), half)
-    except (ValueError,OSError): return None
-    return folder
+    try: return folder,_wanted(name, names, lambda file: _json(folder/file, name), half)
+    except (ValueError,OSError): return None,[]
 
 def _note(store, revision, commit):
     "Write down at which commit a branch is."
@@ -414,7 +413,7 @@ class _Download:
             for file in sorted(todo, key=lambda o: self.files[o][0]): self.bring(file, bar)
         return self.folder
 
-# %% ../nbs/appendix/32x_hub.ipynb #7b59ee77
+# %% ../nbs/appendix/32x_hub.ipynb #9a3c6a8c
 def hub_folder(
     name, # Model on the hub, such as 'stable-diffusion-v1-5/stable-diffusion-v1-5'
     revision=None, # Branch, tag or commit; the branch main if None
@@ -422,13 +421,14 @@ def hub_folder(
     token=None, # str; that of `hub_token`, or of `hf auth login`, if None
     timeout=10., # Seconds of silence after which we give up
 ): # Path of the folder in the cache of `huggingface_hub`
-    "Download what is needed of a Stable Diffusion 1.x or 2.x, or take it from the cache."
+    "The folder of a Stable Diffusion 1.x or 2.x, downloaded or from the cache."
     _check_arguments(name, revision, timeout)
     from huggingface_hub import constants
     revision = revision or 'main'
     store = Path(constants.HF_HUB_CACHE).expanduser()/f"models--{name.replace('/', '--')}"
-    here = _snapshot(store, name, revision, half)
-    if here and (constants.HF_HUB_OFFLINE or _is_commit(revision)): return here
+    here,held = _snapshot(store, name, revision, half)
+    exact = all(('.fp16' in o)==half for o in held if 'safetensors' in o)    # as it was asked
+    if here and (constants.HF_HUB_OFFLINE or exact and _is_commit(revision)): return here
     if constants.HF_HUB_OFFLINE:
         raise OSError(f"name: {name} is not complete in the cache {store.parent}, and "
                       "HF_HUB_OFFLINE forbids to download it: unset it, or give a folder")

@@ -49,7 +49,7 @@ class Handler(BaseHTTPRequestHandler):
         action = (hub.plan.get(('cdn ' if cdn else '')+key) or [None]).pop(0)
         if callable(action): return action(self)
         if key=='api':
-            if path!=f'/api/models/{name}/revision/main': return self.reply(404, X_Error_Code='RepoNotFound')
+            if path.removesuffix(commit) not in (f'/api/models/{name}/revision/main', f'/api/models/{name}/revision/'): return self.reply(404, X_Error_Code='RepoNotFound')
             return self.reply(200, json.dumps(hub.listing()).encode(), **{'Content-Type': 'application/json'})
         if not path.endswith((f'/{hub.commit}/{file}', f'/main/{file}')) or file not in hub.files: return self.reply(404, X_Error_Code='EntryNotFound')
         raw = hub.files[file]
@@ -209,8 +209,12 @@ def test_half_takes_16_bits_where_they_are(hub):
     half16 = unet.replace('.safe', '.fp16.safe')
     hub.files[half16] = os.urandom(150_000)
     whole(hub_folder(name, half=True), hub, without=(unet,))
-    folder = hub_folder(name)                                             # both lie side by side
-    assert (folder/unet).is_file() and (folder/half16).is_file()
+    hub.asked.clear()
+    folder = hub_folder(name, revision=commit)                            # 32 bits were not asked for before
+    assert (folder/unet).is_file() and (folder/half16).is_file()          # both lie side by side
+    assert hub.gets('cdn')==[(f'cdn {unet}', None)]
+    hub.asked.clear()
+    assert hub_folder(name, revision=commit)==folder and not hub.asked
 
 def test_shards(hub):
     one,two = (unet.replace('.safe', f'-0000{i}-of-00002.safe') for i in (1,2))
