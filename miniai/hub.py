@@ -368,7 +368,7 @@ def _check_space(name, need, half):
                   f"{constants.HF_HUB_CACHE} has {free/1e9:.2f} GB left: make room (hf cache "
                   f"ls, hf cache rm){less}, or set HF_HOME to another disk")
 
-# %% ../nbs/appendix/32x_hub.ipynb #426fe8e6
+# %% ../nbs/appendix/32x_hub.ipynb #a5be9254
 class _Download:
     "A download of one commit into the cache; `files` has size and checksum of each file."
     def __init__(self, name, store, commit, files, headers, timeout):
@@ -400,20 +400,21 @@ class _Download:
             if self.lacks(file) is not None: _link(blob, self.folder/file)
         return self.folder/file
 
-    def run(self, half):
-        "Bring all that is needed: the small files that decide first, the largest last."
-        from huggingface_hub.utils import tqdm
-        def read(file): return _json(self.bring(file, tqdm(disable=True)), self.name)
-        todo = _wanted(self.name, set(self.files), read, half)
-        todo = {o: n for o in todo if (n := self.lacks(o)) is not None}
-        _check_space(self.name, need := sum(todo.values()), half)
-        total = sum(self.files[o][0] for o in todo)
-        with tqdm(total=total, unit='B', unit_scale=True, desc=self.name,
-                  disable=None if need>1e7 else True) as bar:
-            for file in sorted(todo, key=lambda o: self.files[o][0]): self.bring(file, bar)
-        return self.folder
+# %% ../nbs/appendix/32x_hub.ipynb #549a1a19
+def _bring_all(job, half):
+    "The folder with all that is needed: the small files that decide first, the largest last."
+    from huggingface_hub.utils import tqdm
+    def read(file): return _json(job.bring(file, tqdm(disable=True)), job.name)
+    todo = _wanted(job.name, set(job.files), read, half)
+    todo = {o: n for o in todo if (n := job.lacks(o)) is not None}
+    need,total = sum(todo.values()),sum(job.files[o][0] for o in todo)
+    _check_space(job.name, need, half)
+    with tqdm(total=total, unit='B', unit_scale=True, desc=job.name,
+              disable=None if need>1e7 else True) as bar:
+        for file in sorted(todo, key=lambda o: job.files[o][0]): job.bring(file, bar)
+    return job.folder
 
-# %% ../nbs/appendix/32x_hub.ipynb #9a3c6a8c
+# %% ../nbs/appendix/32x_hub.ipynb #a7659a9e
 def hub_folder(
     name, # Model on the hub, such as 'stable-diffusion-v1-5/stable-diffusion-v1-5'
     revision=None, # Branch, tag or commit; the branch main if None
@@ -438,7 +439,7 @@ def hub_folder(
         commit,files = _persist(lambda: _listing(name, revision, secret, timeout), not here)
         headers = {'User-Agent': 'miniai'}
         if secret: headers['Authorization'] = f'Bearer {secret}'
-        folder = _Download(name, store, commit, files, headers, timeout).run(half)
+        folder = _bring_all(_Download(name, store, commit, files, headers, timeout), half)
         _note(store, revision, commit)
         return folder
     except Exception as e:
