@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['hub_token', 'hub_folder']
 
-# %% ../nbs/appendix/32x_hub.ipynb #2614b317
+# %% ../nbs/appendix/32x_hub.ipynb #7d2090d1
 import difflib,errno,hashlib,io,json,math,os,queue,re,shutil,threading,time,warnings
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 # %% ../nbs/appendix/32x_hub.ipynb #4b1c2106
 _parts = 'unet','vae','text_encoder','tokenizer','scheduler'
@@ -309,7 +310,7 @@ def _note(store, revision, commit):
     temp.write_text(commit)
     os.replace(temp, path)
 
-# %% ../nbs/appendix/32x_hub.ipynb #8994619b
+# %% ../nbs/appendix/32x_hub.ipynb #99446b2c
 def _check_arguments(name, revision, timeout):
     "A ValueError or TypeError for what cannot be a name, a revision or a timeout."
     for k,v in dict(name=name, revision='main' if revision is None else revision).items():
@@ -331,13 +332,17 @@ def _check_arguments(name, revision, timeout):
 
 def _credential(token):
     "The token to send, or False: what was given, or `hub_token`, or that of `hf auth login`."
-    from huggingface_hub import get_token
+    from huggingface_hub import constants,get_token
     if token is None: token = hub_token() or get_token() or False
     if token is False: return False
     if not isinstance(token, str) or not re.fullmatch('[!-~]{1,999}', token):
         raise ValueError("token: expected one word of ASCII signs, such as hf_..., got another "
                          f"{type(token).__name__}")                      # it is not shown
-    return token
+    url = urlsplit(constants.ENDPOINT)
+    if url.scheme=='https' or url.hostname in ('localhost','127.0.0.1','::1'): return token
+    warnings.warn("token: it is not sent, because HF_ENDPOINT does not begin with https and "
+                  "anybody on the way could read it")
+    return False
 
 # %% ../nbs/appendix/32x_hub.ipynb #66630fd3
 def _listing(name, revision, token, timeout):
