@@ -278,14 +278,14 @@ def _fetch(url, blob, size, headers, timeout, bar, what):
                       "announced, so it is removed: call again to download it anew")
     os.replace(part, blob)
 
-# %% ../nbs/appendix/32x_hub.ipynb #5363233e
+# %% ../nbs/appendix/32x_hub.ipynb #455eecce
 def _link(blob, pointer):
     "Make `pointer` a link to `blob`, or the file itself where links are not allowed."
     from huggingface_hub import constants
     pointer.parent.mkdir(parents=True, exist_ok=True)
     pointer.unlink(missing_ok=True)
     try:
-        if constants.HF_HUB_DISABLE_SYMLINKS: raise OSError
+        if getattr(constants, 'HF_HUB_DISABLE_SYMLINKS', False): raise OSError
         pointer.symlink_to(os.path.relpath(blob, pointer.parent))
     except OSError: os.replace(blob, pointer)
 
