@@ -572,6 +572,18 @@ def call_folder():
         again = f.load_pipeline(Path(d)/'mine', s.StableDiffusion)
     assert torch.equal(again('a red star', steps=1), pipe('a red star', steps=1))
 
+def call_hub():
+    import tempfile
+    from pathlib import Path
+    from miniai import hub as h
+    with tempfile.TemporaryDirectory() as d, pytest.MonkeyPatch.context() as m:
+        m.delenv('HF_TOKEN', raising=False)
+        assert h.hub_token(Path(d)/'.env') is None
+        m.setattr('huggingface_hub.constants.HF_HUB_CACHE', d)
+        m.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+        with pytest.raises(OSError, match='^name: a/b is not complete in the cache'): h.hub_folder('a/b')
+        with pytest.raises(ValueError, match='^name: expected'): h.hub_folder('../b')
+
 def call_command():
     from miniai.command import main
     with pytest.raises(SystemExit) as e: main(['a star', '--steps', '0'])
