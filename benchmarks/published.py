@@ -2,7 +2,7 @@
 peak memory. Needs diffusers, a development requirement, `pip install transformers`, and 8 GB of memory.
 
 `python published.py --threads 2 --rounds 3 --pixels 512` sets torch's threads, the rounds and the size of the image."""
-import argparse,resource,subprocess,sys,warnings
+import argparse,gc,subprocess,sys,warnings
 import torch
 from diffusers import AutoencoderKL,UNet2DConditionModel
 from transformers import CLIPTextConfig,CLIPTextModel
@@ -49,14 +49,21 @@ def peak(part, who, dtype, pixels):
     return int(out.stdout.split()[-1])
 
 
+def status(name):
+    "KiB of memory of this process: now (VmRSS), or at most so far (VmHWM)."
+    with open('/proc/self/status') as f: return next(int(o.split()[1]) for o in f if o.startswith(name))
+
+
 def one(part, who, name, pixels):
     "What `peak` runs in a process of its own."
     dtype = getattr(torch, name)
     net = theirs(part).to(dtype).requires_grad_(False)
     if who=='miniai': net = ours(part, net.state_dict())
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if who=='miniai': gc.collect()
+    before = status('VmRSS')
+    with open('/proc/self/clear_refs', 'w') as f: f.write('5')                 # the peak until now is forgotten
     with torch.no_grad(): calls(part, dtype, pixels)[who=='miniai'](net)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss-before)//1024)
+    print((status('VmHWM')-before)//1024)
 
 
 def main():

@@ -1,6 +1,7 @@
 """What every net, sampler and pipeline of the package keeps, those of later lessons too: a class or sampler that is exported and not
 listed here fails the first test."""
 import copy,importlib,inspect,random
+from functools import partial
 import numpy as np, pytest, torch, torch.nn.functional as F
 from torch import nn
 from common import exports,order,root
@@ -70,6 +71,14 @@ recipes = {
     'judges.InvertedResidual': (lambda: get('judges.InvertedResidual')(4, 4), image(4)),
     'judges.EfficientNetLite': (lambda: get('judges.EfficientNetLite')(5, ((3,1,1,8,1), (3,2,6,8,1))), image(3, 32)),
     'judges.EmojiJudge': (lambda: get('judges.EmojiJudge')((4,8,8,16), 8), image(3, 32)),
+    'published.QuickFeedForward': (lambda: get('published.QuickFeedForward')(16), lambda n, g: (states()(n, g),)),
+    'published.CLIPText': (lambda: get('published.CLIPText')(30, 8, 16, 4, 2), lambda n, g: (ids()(n, g),)),
+    'published.PublishedBlock': (lambda: get('published.PublishedBlock')(8, 16, 6, partial(nn.GroupNorm, 4), 8, {16: 4}),
+                                 with_more(image(8, 8), lambda n, g: (torch.randn(n, 6, generator=g), states(3, 8)(n, g)))),
+    'published.PublishedUNet': (lambda: get('published.PublishedUNet')((16,32), (True,False), (4,4), n_text=16, groups=8), with_more(levels(image(4, 8)), states())),
+    'published.PlaceAttention': (lambda: get('published.PlaceAttention')(16, group), image(16, 8)),
+    'published.HalfConv': (lambda: get('published.HalfConv')(4), image(4)),
+    'published.PublishedCodec': (lambda: get('published.PublishedCodec')((8,16), groups=4), image(3)),
     'latents.TextBlock': (lambda: get('latents.TextBlock')(8, 16, 6, group, 8, 4),
                           with_more(image(8, 8), lambda n, g: (torch.randn(n, 6, generator=g), states(3, 8)(n, g)))),
     'latents.TextUNet': (lambda: get('latents.TextUNet')((8,16), 4, 16, n_emb=16, norm=group), with_more(levels(image(4, 8)), states())),
@@ -80,7 +89,7 @@ recipes = {
 methods = dict(FeatureNet='features')                                # what is called, where it is not the net itself
 loss_like = {'superres.PerceptualLoss'}                           # a number for the whole batch
 fixed = {'fid.FeatureNet', 'superres.PerceptualLoss'}                  # take no gradients by design
-draws_itself = {'vae.VAE', 'vae.Codec'}                           # `forward` draws from the distribution of the latents
+draws_itself = {'vae.VAE', 'vae.Codec', 'published.PublishedCodec'}                           # `forward` draws from the distribution of the latents
 
 by_net = pytest.mark.parametrize('name', sorted(nets))
 
@@ -273,7 +282,6 @@ class Toy(nn.Module):
 
 def toy_learner(folder, n_epochs=3):
     "A small training with optimizer, schedule, metrics and checkpoints."
-    from functools import partial
     from miniai.checkpoint import CheckpointCB
     from miniai.learner import MetricsCB,TrainLearner
     from miniai.loaders import DataLoaders

@@ -492,6 +492,38 @@ def call_stable():
     made = s.PipelineParts(pipe.tokenizer, pipe.text, pipe.unet, pipe.codec)
     assert made.pictures(made.latents(before)).shape==before.shape and made.noise([1, 2]).shape==(2, *made.shape)
 
+def call_published():
+    import json,tempfile
+    from miniai import published as p
+    from miniai.schedules import scaled_linear_schedule
+    from miniai.stable import StableDiffusion
+    assert p.QuickFeedForward(4)(torch.zeros(1, 4)).shape==(1,4) and p.times_of(torch.ones(1), scaled_linear_schedule())>300
+    with tempfile.TemporaryDirectory() as tmp:
+        p.export_scenes(StableDiffusion.load(), f'{tmp}/scenes')
+        tok = p.load_tokenizer(f'{tmp}/scenes/tokenizer')
+        assert isinstance(tok, p.FilledTokenizer) and tok.n_ctx==24
+        config = dict(scheduler=dict(beta_schedule='scaled_linear', beta_start=.00085, beta_end=.012),
+            unet=dict(block_out_channels=[16,32], layers_per_block=1, cross_attention_dim=16, attention_head_dim=4, norm_num_groups=8, sample_size=8,
+                      down_block_types=['CrossAttnDownBlock2D','DownBlock2D'], up_block_types=['UpBlock2D','CrossAttnUpBlock2D']),
+            vae=dict(block_out_channels=[8,16], layers_per_block=1, norm_num_groups=4),
+            text_encoder=dict(vocab_size=len(tok), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=24))
+        text,codec = p.CLIPText(len(tok), 24, 16, 4, 2, 2),p.PublishedCodec((8,16), depth=1, groups=4)
+        unet = p.PublishedUNet((16,32), (True,False), (4,4), n_text=16, depth=1, groups=8)
+        pipe = p.PublishedDiffusion(tok, text, unet, codec, size=16, config=config)
+        p.save_published(pipe, f'{tmp}/made')
+        back = StableDiffusion.from_pretrained(f'{tmp}/made')
+        assert isinstance(back, p.PublishedDiffusion) and torch.equal(back('a red star', steps=2, amp=False), pipe('a red star', steps=2, amp=False))
+        assert p.load_published(f'{tmp}/made', torch.bfloat16, skip=1).text.skip==1
+        w = p.read_tensors([f'{tmp}/made/unet/diffusion_pytorch_model.safetensors'])
+        assert set(w)==set(p.their_weights(unet, p.unet_names(unet))) and p.their_keys('stem.bias', p.unet_names(unet))==['conv_in.bias']
+        assert p.take_weights(text, p.text_names(text), p.their_weights(text, p.text_names(text))) is text
+    assert 'quant_conv' in p.codec_names(codec).values() and len([*p.nested(unet.downs)])==3
+    assert isinstance(unet.downs[0], p.PublishedBlock) and isinstance(codec.encoder[-6], p.PlaceAttention) and isinstance(codec.encoder[2], p.HalfConv)
+    hole = p.WithImage(lambda x, c, cond: x, torch.ones(1, 1, 8, 8), torch.zeros(1, 4, 8, 8))
+    assert hole(torch.zeros(2, 4, 8, 8), None, None).shape==(2,9,8,8)
+    p.check_memory([unet])
+    with pytest.raises(MemoryError, match='GiB'): p.check_memory([unet], available=10)
+
 def call_bert():
     from miniai import bert as b
     tok = b.WordPiece(['[PAD]','[UNK]','[CLS]','[SEP]','[MASK]','a','red','star','##s'])
