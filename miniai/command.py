@@ -17,6 +17,7 @@ class _Parser(argparse.ArgumentParser):
 _samplers = 'dpmpp_2m','euler','euler_ancestral','heun','lms'
 
 _example = '"a red star above a blue ring"'
+_own = 'scenes','emoji'                                   # models in the package
 
 def _parser():
     p = _Parser('miniai', description='Draw what the words say: one or two things, with sizes, '
@@ -25,19 +26,25 @@ def _parser():
     p.add_argument('prompt', nargs='*', help=f'what to draw, such as {_example}')
     def add(name, default=None, help=''):
         p.add_argument(name, default=default, help=help.replace('#', f'default: {default}'))
-    add('--model', 'scenes', 'scenes: drawn shapes; emoji: emoji from plain English (#)')
+    add('--model', 'scenes', 'scenes: drawn shapes; emoji: emoji from plain English; or a '
+        'published Stable Diffusion, as a folder, a file, or OWNER/NAME on the hub (#)')
     add('--negative', '', 'what to keep away from')
     add('--n', '1', 'images (#)')
     add('--seed', '0', 'of the first image; the next ones count on (#)')
-    add('--steps', '30', 'steps of the sampler (#)')
-    add('--guidance', '4', 'how far to follow the words, 0 or more (#)')
-    add('--sampler', _samplers[0], f"{', '.join(_samplers)} (#)")
+    add('--steps', '30', 'steps of the sampler (#); scenes in 1, 2 or 4 are drawn by a net '
+        'trained for it, unless guidance, sampler, image or another part is given too')
+    add('--guidance', help='how far to follow the words, 0 or more (default: 4, published: 7.5)')
+    add('--sampler', help=f"{', '.join(_samplers)} (default: {_samplers[0]})")
     add('--init', help='image to begin with, a square of 64 pixels a side or more')
     add('--strength', help='how much to draw anew, 0 to 1 (default: 0.8, or 1 with a mask)')
     add('--mask', help='image as large as --init; what is white in it is drawn anew')
     add('-o', 'out.png', 'PNG file to write (#)')
-    add('--zoom', '4', 'side of the square that a pixel becomes (#)')
+    add('--zoom', help='side of the square that a pixel becomes (default: 4, published: 1)')
     add('--weights', help='folder that `StableDiffusion.save` wrote (default: the own weights)')
+    for name,meta,help in (('--lora', 'FILE[:WEIGHT]', 'change of low rank, of lesson 33'),
+                           ('--concept', 'FILE', 'learned word, of lesson 34')):
+        p.add_argument(name, metavar=meta, action='append', default=[], help=help+'; repeatable')
+    p.add_argument('--half', action='store_true', help='published model in half the memory')
     p.add_argument('--quiet', action='store_true', help='show no progress bar')
     return p
 
@@ -52,20 +59,41 @@ def _number(name, text, kind, lo, hi=math.inf):
         raise ValueError(f"{name}: expected {what}{span}, got {text!r}")
     return v
 
+def _file_and_weight(o):
+    "`(path, weight)` of a text FILE or FILE:WEIGHT; a drive letter is no file."
+    path,_,weight = o.rpartition(':')
+    try: return (path, float(weight)) if path else (o, 1.)
+    except ValueError: return o,1.
+
+def _check_model(a):
+    "A ValueError unless `--model` is one of ours, something on the disk, or a name of the hub."
+    if a.model in _own:
+        if a.half: raise ValueError("half: expected a published model in --model")
+    elif a.weights: raise ValueError("weights: expected --model scenes or emoji, to go with it")
+    elif not os.path.exists(os.path.expanduser(a.model)) and a.model.count('/')!=1:
+        raise ValueError("model: expected scenes, emoji, a folder or file that exists, or "
+                         f"OWNER/NAME on the hub, got {a.model!r}")
+    for k,paths in (('lora', [_file_and_weight(o)[0] for o in a.lora]), ('concept', a.concept)):
+        for o in paths:
+            if not os.path.exists(os.path.expanduser(o)):
+                raise ValueError(f"{k}: there is no file {o}")
+    if a.concept and a.model=='emoji':
+        raise ValueError("concept: expected a model with a text encoder of its own, got emoji")
+
 def _checked(a):
     "The numbers and words of the parsed arguments `a`, as the pipeline takes them."
     prompt = ' '.join(a.prompt)
     if not prompt.strip():
         raise ValueError(f'prompt: expected words, such as {_example}, got none')
-    if a.sampler not in _samplers:
+    if a.sampler not in (None, *_samplers):
         raise ValueError(f"sampler: expected one of {', '.join(_samplers)}, got {a.sampler!r}")
-    if a.model not in ('scenes', 'emoji'):
-        raise ValueError(f"model: expected scenes or emoji, got {a.model!r}")
+    _check_model(a)
     kw = dict(prompt=prompt, negative=a.negative)
     kw |= dict(n=_number('n', a.n, int, 1), steps=_number('steps', a.steps, int, 1, 10_000))
     kw['seed'] = _number('seed', a.seed, int, -2**63, 2**64-1)
     _number('seed, of the last image', str(kw['seed']+kw['n']-1), int, -2**63, 2**64-1)
-    kw['guidance'] = _number('guidance', a.guidance, float, 0)
+    guidance = ('4' if a.model in _own else '7.5') if a.guidance is None else a.guidance
+    kw['guidance'] = _number('guidance', guidance, float, 0)
     if a.strength is not None: kw['strength'] = _number('strength', a.strength, float, 0, 1)
     for k in ('strength','mask'):
         if getattr(a, k) is not None and a.init is None:
@@ -120,9 +148,9 @@ def _readable(name, path):
         raise ValueError(f"{name}: cannot read {path}: {why}") from None
     return path
 
-def _size_of(weights):
-    "Pixels along each side of the images of the pipeline in a folder."
-    if weights is None: return 64
+def _size_of(model, weights):
+    "Pixels along each side of the images, as far as that can be seen before loading."
+    if model not in _own or weights is None: return 64
     file = Path(weights).expanduser()/'config.json'
     if not file.is_file(): raise ValueError(f"weights: there is no pipeline in {weights}")
     try: size = json.loads(_readable('weights', file).read_text(encoding='utf-8'))['size']
@@ -207,13 +235,47 @@ def _plain():
         yield
 
 # %% ../nbs/appendix/28x_command.ipynb #5eee1314
-def _pipeline(model, weights):
-    "The pipeline of a model, with its own weights if none are given."
-    if model=='emoji':
-        from miniai.flow import EmojiDiffusion
-        return EmojiDiffusion.load(weights)
+def _few(steps):
+    "The scenes with a net that was trained for so many steps, and guidance within."
+    from miniai.distill import load_few
+    from miniai.guidance import GuidedDenoiser
     from miniai.stable import StableDiffusion
-    return StableDiffusion.load(weights)
+    pipe = StableDiffusion.load()
+    pipe.denoise,levels = load_few('scene_few')
+    pipe.unet,pipe.levels = pipe.denoise.model,levels.__getitem__
+    pipe.denoiser = lambda asked,*_: GuidedDenoiser(pipe.denoise, asked, asked, 1.)
+    _say(f"miniai: {steps} steps, so with the weights of lesson 31 (scene_few)", sys.stderr)
+    return pipe
+
+def _pipeline(a, steps):
+    "`(pipeline, sampler)` as the parsed arguments `a` want them."
+    from miniai import karras
+    from miniai.stable import StableDiffusion
+    given = a.guidance,a.sampler,a.init,a.weights,a.negative,*a.lora,*a.concept
+    if a.model=='scenes' and steps in (1, 2, 4) and not any(o not in (None, '') for o in given):
+        return _few(steps),karras.sample_euler
+    if a.model=='emoji':
+        from miniai.flow import EmojiDiffusion
+        pipe = EmojiDiffusion.load(a.weights)
+    elif a.model=='scenes': pipe = StableDiffusion.load(a.weights)
+    else:
+        import torch
+        dtype = torch.bfloat16 if a.half else torch.float32
+        pipe = StableDiffusion.from_pretrained(a.model, dtype=dtype)
+    return _extended(pipe, a),getattr(karras, f'sample_{a.sampler or _samplers[0]}')
+
+def _extended(pipe, a):
+    "The pipeline with the changes and the words that the arguments name."
+    for o in a.lora:
+        from miniai.lora import load_lora
+        from miniai.published import PublishedDiffusion,lora_names
+        path,weight = _file_and_weight(o)
+        names = lora_names(pipe.unet) if isinstance(pipe, PublishedDiffusion) else None
+        load_lora(getattr(pipe, 'unet', None) or pipe.net, path, weight, names=names)
+    for o in a.concept:
+        from miniai.personalise import load_concept
+        load_concept(pipe, o)
+    return pipe
 
 def _command(args):
     "What the command does: check, load, draw, write."
@@ -222,14 +284,15 @@ def _command(args):
         from miniai.checks.progress import progress_main
         return progress_main(words[1:])
     a = _parser().parse_args(args)
-    kw,zoom,path = _checked(a),_number('zoom', a.zoom, int, 1),_png_path(a.o)
-    _check_sheet(kw['n'], zoom, _size_of(a.weights if a.model=='scenes' else None))
+    kw,path = _checked(a),_png_path(a.o)
+    zoom = _number('zoom', a.zoom or ('4' if a.model in _own else '1'), int, 1)
+    _check_sheet(kw['n'], zoom, _size_of(a.model, a.weights if a.model=='scenes' else None))
     init,mask = _readable('init', a.init),_readable('mask', a.mask)
-    from miniai import karras
     from miniai.conv import def_device
-    pipe = _pipeline(a.model, a.weights).to(def_device)
+    pipe,sampler = _pipeline(a, kw['steps'])
+    _check_sheet(kw['n'], zoom, pipe.size)
     kw |= _given(init, mask, pipe.size)
-    x = pipe(**kw, sampler=getattr(karras, f'sample_{a.sampler}'), progress=not a.quiet)
+    x = pipe.to(def_device)(**kw, sampler=sampler, progress=not a.quiet)
     if args is None: _on_interrupt(signal.default_int_handler)
     w,h = _write_png(x, path, zoom)
     if args is None: _on_interrupt(_end)

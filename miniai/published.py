@@ -6,7 +6,7 @@
 __all__ = ['QuickFeedForward', 'CLIPText', 'text_names', 'their_keys', 'take_weights', 'PublishedBlock', 'times_of',
            'PublishedUNet', 'nested', 'unet_names', 'PlaceAttention', 'HalfConv', 'PublishedCodec', 'codec_names',
            'PublishedDiffusion', 'WithImage', 'read_tensors', 'check_memory', 'FilledTokenizer', 'load_tokenizer',
-           'load_published', 'their_weights', 'save_published', 'export_scenes']
+           'load_published', 'their_weights', 'save_published', 'lora_names', 'export_scenes']
 
 # %% ../nbs/32_published.ipynb #3fc393cf
 #| code-summary: "Imports of the module"
@@ -826,6 +826,23 @@ def save_published(
             save_file(w, folder/k/f'{_parts[k][0]}.safetensors', metadata={'format': 'pt'})
         _write_tokenizer(folder/'tokenizer', pipe.tokenizer)
     _new_folder(path, write)
+
+# %% ../nbs/32_published.ipynb #1389aeed
+#| code-summary: "Exported: lora_names"
+#| code-fold: true
+def lora_names(
+    net, # `PublishedUNet` or `CLIPText`
+): # dict: their layers to ours, `(layer, first row, last row)` where ours holds two
+    "Where the layers of diffusers' and transformers' nets are in ours, for `load_lora`."
+    out,text = {},isinstance(net, TextTransformer)
+    for k,o in (text_names if text else unet_names)(net).items():
+        pair = o if isinstance(o, tuple) else (o,)
+        for i,name in enumerate(pair):
+            m = net.get_submodule(k) if len(pair)>1 else None
+            n = 0 if m is None else m.weight.shape[0]//2
+            to = k if m is None else (k, i*n, (i+1)*n)
+            out |= {f'text_model.{name}': to, name: to} if text else {name: to}
+    return {k: v for k,v in out.items() if not k.endswith('position_embedding')}
 
 # %% ../nbs/32_published.ipynb #b2740ef9
 #| code-summary: "Exported: export_scenes"

@@ -311,3 +311,33 @@ def test_neighbours_that_reach_a_ball_are_three():
     gen = torch.Generator().manual_seed(0)
     a,b = torch.randn(40, 2, generator=gen),torch.randn(60, 2, generator=gen)+1
     assert precision_recall(a, b)==precision_recall(a, b, k=3)!=precision_recall(a, b, k=4)
+
+def _features(n, d, seed): return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)@torch.randn(d, d, generator=torch.Generator().manual_seed(9), dtype=torch.float64)+seed
+
+def test_the_fid_is_that_of_scipy():
+    from scipy.linalg import sqrtm
+    from miniai.fid import frechet_distance,stats
+    a,b = _features(40, 6, 1),_features(50, 6, 2)*1.5
+    want = ((a.mean(0)-b.mean(0))**2).sum() + a.T.cov().trace() + b.T.cov().trace() - 2*sqrtm((a.T.cov()@b.T.cov()).numpy()).real.trace()
+    assert frechet_distance(stats(a), stats(b))==pytest.approx(float(want), rel=1e-6)
+    assert frechet_distance(stats(a), stats(a))==pytest.approx(0, abs=1e-6*float(want))
+
+def test_the_kid_is_that_of_three_means():
+    from miniai.fid import kid
+    a,b = _features(12, 5, 1),_features(9, 5, 2)
+    def k(f, g): return (f@g/5+1)**3
+    def within(x): return sum(k(f, g) for i,f in enumerate(x) for j,g in enumerate(x) if i!=j)/(len(x)*(len(x)-1))
+    want = within(a) + within(b) - 2*sum(k(f, g) for f in a for g in b)/(len(a)*len(b))
+    assert float(kid(a, b))==pytest.approx(float(want), rel=1e-8)
+
+def test_precision_and_recall_by_loops_and_the_largest_k():
+    from miniai.fid import precision_recall
+    a,b = _features(8, 3, 1),_features(7, 3, 2)
+    def covered(points, centres, k):
+        def dist(f, g): return float((f-g).norm())
+        radii = [sorted(dist(c, o) for j,o in enumerate(centres) if j!=i)[k-1] for i,c in enumerate(centres)]
+        return sum(any(dist(p, c)<=r for c,r in zip(centres, radii)) for p in points)/len(points)
+    for k in (1, 3, 6):
+        precision,recall = precision_recall(a, b, k=k)
+        assert (float(precision),float(recall))==pytest.approx((covered(a, b, k), covered(b, a, k)))
+    with pytest.raises(ValueError, match='k'): precision_recall(a, b, k=7)
