@@ -33,7 +33,7 @@ def _parser():
     add('--seed', '0', 'of the first image; the next ones count on (#)')
     add('--steps', '30', 'steps of the sampler (#); scenes in 1, 2 or 4 are drawn by a net '
         'trained for it, unless guidance, sampler, image or another part is given too')
-    add('--guidance', help='how far to follow the words, 0 or more (default: 4, published: 7.5)')
+    add('--guidance', help='how far to follow the words, 0 or more (default: 4 or 7.5)')
     add('--sampler', help=f"{', '.join(_samplers)} (default: {_samplers[0]})")
     add('--init', help='image to begin with, a square of 64 pixels a side or more')
     add('--strength', help='how much to draw anew, 0 to 1 (default: 0.8, or 1 with a mask)')
@@ -43,7 +43,7 @@ def _parser():
     add('--weights', help='folder that `StableDiffusion.save` wrote (default: the own weights)')
     for name,meta,help in (('--lora', 'FILE[:WEIGHT]', 'change of low rank, of lesson 33'),
                            ('--concept', 'FILE', 'learned word, of lesson 34')):
-        p.add_argument(name, metavar=meta, action='append', default=[], help=help+'; repeatable')
+        p.add_argument(name, metavar=meta, action='append', default=[], help=help)
     p.add_argument('--half', action='store_true', help='published model in half the memory')
     p.add_argument('--quiet', action='store_true', help='show no progress bar')
     return p

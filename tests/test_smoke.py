@@ -497,7 +497,7 @@ def call_published():
     from miniai import published as p
     from miniai.schedules import scaled_linear_schedule
     from miniai.stable import StableDiffusion
-    assert p.QuickFeedForward(4)(torch.zeros(1, 4)).shape==(1,4) and p.times_of(torch.ones(1), scaled_linear_schedule())>300
+    assert p.QuickFeedForward(4)(torch.zeros(1, 4)).shape==(1,4) and p.timesteps_of(torch.ones(1), scaled_linear_schedule())>300
     with tempfile.TemporaryDirectory() as tmp:
         p.export_scenes(StableDiffusion.load(), f'{tmp}/scenes')
         tok = p.load_tokenizer(f'{tmp}/scenes/tokenizer')

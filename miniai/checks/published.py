@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['check']
 
-# %% ../../nbs/solutions/32_published.ipynb #4eb50374
-import bisect,tempfile,torch
+# %% ../../nbs/solutions/32_published.ipynb #e412a716
+import bisect,math,tempfile,torch
 from pathlib import Path
 from safetensors.torch import save_file
 from .core import Checker,Exercise,compare,difference,dims
 
-# %% ../../nbs/solutions/32_published.ipynb #9a4553fe
+# %% ../../nbs/solutions/32_published.ipynb #7bb2e25b
 def _waves(t, n):
     freqs = 10000**(-torch.arange(n//2)/(n//2))
     angles = t[:,None]*freqs
@@ -37,13 +37,13 @@ def _time_at(sigma, levels):
     if sigma<=levels[0]: return 0.
     if sigma>=levels[-1]: return len(levels)-1.
     i = bisect.bisect_right(levels, sigma)
-    return i-1 + (sigma-levels[i-1])/(levels[i]-levels[i-1])
+    return i-1 + math.log(sigma/levels[i-1])/math.log(levels[i]/levels[i-1])
 
 def _time_at_args():
     levels = (torch.rand(dims(lo=2)[0]).double()+.1).cumsum(0).tolist()
     return torch.rand(1).item()*1.4*levels[-1],levels
 
-# %% ../../nbs/solutions/32_published.ipynb #f9a7849a
+# %% ../../nbs/solutions/32_published.ipynb #3d0ba1df
 def _test_n_params(f):
     for seed in range(4):
         torch.manual_seed(seed)
@@ -59,13 +59,40 @@ def _test_two_ways(f):
     for scale in (.18215, .5):
         a,b = f(lambda x: 5*x, lambda z: z/5, scale)
         x = torch.randn(2, 3, 4, 4)
-        for name,got,want in (("to_latents", a(x), 5*x*scale), ("to_pictures", b(x), x/scale/5)):
+        for name,got,want in (("to_latents", a(x), 5*x*scale),
+                              ("to_pictures", b(x), x/scale/5)):
             d = difference(got, want, 1e-5)
             if d: raise AssertionError(f"{name}: {d}")
 
+def _first_level(n, sigmas): return (sigmas[(n-1)*(len(sigmas)//n)+1]/sigmas[-1]).item()
+
+def _first_level_args():
+    n = dims(lo=2)[0]
+    return n,torch.rand(n*dims(lo=2)[0]).cumsum(0)+.1
+
+def _test_translate(f):
+    for seed in range(4):
+        torch.manual_seed(seed)
+        n = dims()[0]
+        w = {k: torch.randn(dims()[0], n) for k in 'abcd'}
+        names = dict(x='b', y=('d','a'), z=('c',))
+        want = dict(x=w['b'], y=torch.cat([w['d'], w['a']]), z=w['c'])
+        d = difference(f(dict(w), names), want, 1e-6)
+        if d: raise AssertionError(f"names {names}: {d}")
+        for bad,what in (({k: w[k] for k in 'abc'}, "d is missing"),
+                         (w | {'e': w['a']}, "e is not used")):
+            try: f(bad, names)
+            except ValueError: continue
+            raise AssertionError(f"{what}: expected a ValueError")
+
 check = Checker(
+    first_level=Exercise(compare(_first_level, _first_level_args),
+        "The first timestep is (n-1) times the stride, and the offset."),
+    translate=Exercise(_test_translate, "Collect the names that were used, and compare sets."),
     n_params=Exercise(_test_n_params, "The product of an empty shape is 1."),
     two_ways=Exercise(_test_two_ways, "The raw latents have a standard deviation of about 5."),
-    waves=Exercise(compare(_waves, _waves_args, eps=1e-3), "Cosines first; i runs over n/2 numbers."),
-    pack=Exercise(compare(_pack, _pack_args), "A new list begins when the next tensor does not fit."),
+    waves=Exercise(compare(_waves, _waves_args, eps=1e-3),
+        "Cosines first; the i-th of n/2 frequencies is 10000**(-i/(n/2))."),
+    pack=Exercise(compare(_pack, _pack_args),
+        "A new list begins when the next tensor does not fit."),
     time_at=Exercise(compare(_time_at, _time_at_args), "bisect finds the neighbours."))
