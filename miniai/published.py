@@ -260,7 +260,7 @@ def unet_names(
     for j,m in enumerate(net.mid): out |= _block_names(m, f'mid.{j}', 'mid_block', j)
     return out
 
-# %% ../nbs/32_published.ipynb #b8a9eb6a
+# %% ../nbs/32_published.ipynb #b7814dd2
 class PlaceAttention(nn.Module):
     "Attention of the places of a feature map on each other, with one head."
     def __init__(self,
@@ -289,6 +289,7 @@ class HalfConv(nn.Conv2d):
         "Half the size."
         return super().forward(F.pad(x, (0,1,0,1)))
 
+# %% ../nbs/32_published.ipynb #ac583b9e
 class PublishedCodec(Codec):
     "The codec of Stable Diffusion at any size: diffusers' `AutoencoderKL`, arXiv:2112.10752."
     def __init__(self,
@@ -497,8 +498,8 @@ def _unet_args(config, sched):
                 no=c['out_channels'], n_text=c['cross_attention_dim'],
                 depth=c['layers_per_block'], groups=c['norm_num_groups'], sched=sched)
 
-# %% ../nbs/32_published.ipynb #9375836f
-#| code-summary: "Exported: from configs to the arguments of codec, text encoder and schedule"
+# %% ../nbs/32_published.ipynb #e1b91d51
+#| code-summary: "Exported: from a config to the arguments of the codec"
 #| code-fold: true
 def _codec_args(config):
     "The arguments of `PublishedCodec`."
@@ -522,6 +523,9 @@ def _codec_args(config):
                 depth=c['layers_per_block'], groups=c['norm_num_groups'],
                 scale=c['scaling_factor'])
 
+# %% ../nbs/32_published.ipynb #8d2a2d15
+#| code-summary: "Exported: from configs to the arguments of text encoder and schedule"
+#| code-fold: true
 def _text_args(config):
     "The arguments of `CLIPText`."
     where = 'text_encoder/config.json'
@@ -558,8 +562,8 @@ def _schedule(config):
     try: return make(n, *ends),what=='v_prediction'
     except (ValueError,TypeError) as e: raise ValueError(f"{where}: {e}") from None
 
-# %% ../nbs/32_published.ipynb #3f8610f7
-#| code-summary: "Exported: read_tensors, from one file or from shards, and never from a pickle"
+# %% ../nbs/32_published.ipynb #8c25d6c7
+#| code-summary: "Exported: the files of a part: one, or shards, and never a pickle"
 #| code-fold: true
 def _open(path):
     "A safetensors file, opened; what is cut off or something else is an error."
@@ -591,6 +595,9 @@ def _weight_files(folder, stem, half=False):
                          "which may run any program; expected .safetensors")
     raise FileNotFoundError(f"path: there is no {stem}.safetensors in {folder}")
 
+# %% ../nbs/32_published.ipynb #b4a3ff90
+#| code-summary: "Exported: read_tensors"
+#| code-fold: true
 def read_tensors(
     files, # List of paths
     dtype=None, # Of all floats; as stored if None, and then mapped from the disk
@@ -632,8 +639,8 @@ def check_memory(
                       f"and {available/2**30:.1f} GiB of memory are free"
                       + ("" if dtype.itemsize==2 else "; try dtype=torch.bfloat16"))
 
-# %% ../nbs/32_published.ipynb #b6594849
-#| code-summary: "Exported: FilledTokenizer, and load_tokenizer"
+# %% ../nbs/32_published.ipynb #e2c1eb2c
+#| code-summary: "Exported: FilledTokenizer"
 #| code-fold: true
 class FilledTokenizer(Tokenizer):
     "A `Tokenizer` that fills its rows with another id than that of the end mark."
@@ -654,6 +661,9 @@ def _mark(configs, k, default):
         if isinstance(o, str): return o
     return default
 
+# %% ../nbs/32_published.ipynb #688596c6
+#| code-summary: "Exported: load_tokenizer"
+#| code-fold: true
 def load_tokenizer(
     folder, # With `merges.txt` and `vocab.json`, or with `tokenizer.json`
     n_ctx=77, # Ids in a row, if the folder does not say
@@ -683,8 +693,8 @@ def load_tokenizer(
     tok.fill = vocab.get(_mark(configs, 'pad_token', end), tok.end)
     return tok
 
-# %% ../nbs/32_published.ipynb #fe8c4c70
-#| code-summary: "Exported: older names of weights, and load_published"
+# %% ../nbs/32_published.ipynb #8812bf99
+#| code-summary: "Exported: older names of weights, and what model_index.json must say"
 #| code-fold: true
 _older = {'query': 'to_q', 'key': 'to_k', 'value': 'to_v', 'proj_attn': 'to_out.0'}
 
@@ -715,48 +725,71 @@ def _index(folder):
             raise ValueError(f"path: {part}: expected {want}, got {got!r}")
     return index
 
-def load_published(
-    path, # Folder in diffusers' layout, a `.safetensors` file, or a model's name on the hub
-    dtype=torch.float32, # Of the parameters: float32, bfloat16 or float16
-    size=None, # Pixels along each side; what the model was trained for if None
-    skip=0, # Blocks of the text encoder to leave out at the end, `clip_skip` in diffusers
-    revision=None, # Of a model on the hub: branch, tag or commit
-): # `PublishedDiffusion`, on the CPU
-    "A published Stable Diffusion 1.x or 2.x; what does not fit is refused with one line."
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(f"dtype: expected float32, bfloat16 or float16, got {dtype}")
-    folder,half = Path(path).expanduser(),dtype!=torch.float32
-    if folder.is_file():
-        from miniai.single_file import load_single_file
-        return load_single_file(folder, dtype, size, skip)
-    if not folder.exists():
-        from miniai.hub import hub_folder
-        folder = hub_folder(str(path), revision=revision, half=half)
-    _index(folder)
-    config = {k: _json(folder/k/'config.json') for k in _parts}
-    config['scheduler'] = _json(folder/'scheduler'/'scheduler_config.json')
+# %% ../nbs/32_published.ipynb #6bdd3f59
+#| code-summary: "Exported: load_published"
+#| code-fold: true
+def _nets(config, skip):
+    "The three nets of a config, without memory, and whether the UNet predicts the velocity."
     sched,velocity = _schedule(config['scheduler'])
     with torch.device('meta'):
         try: nets = dict(unet=PublishedUNet(**_unet_args(config['unet'], sched)),
                          vae=PublishedCodec(**_codec_args(config['vae'])),
                          text_encoder=CLIPText(**_text_args(config['text_encoder']), skip=skip))
         except (ValueError,TypeError,ZeroDivisionError) as e:
-            raise ValueError(f"path: {folder}: {e}") from None
-    check_memory(nets.values(), dtype)
+            raise ValueError(f"path: {e}") from None
+    return nets,velocity
+
+def _fill(nets, folder, dtype):
+    "Give each net the weights in its folder."
     names = dict(unet=unet_names, vae=codec_names, text_encoder=text_names)
     for k,net in nets.items():
-        files = _weight_files(folder/k, _parts[k][0], half)
+        files = _weight_files(folder/k, _parts[k][0], dtype!=torch.float32)
         w = _newer_names(k, read_tensors(files, dtype))
         take_weights(net, names[k](net), w, f'path: {files[0]}')
-    text,side = nets['text_encoder'],config['unet'].get('sample_size') or 64
-    if not isinstance(side, int): raise ValueError(f"unet/config.json: sample_size: expected a "
-                                                   f"number, got {side!r}")
-    size = side*nets['vae'].factor if size is None else size
-    tok = load_tokenizer(folder/'tokenizer', len(text.positions))
-    return PublishedDiffusion(tok, text, nets['unet'], nets['vae'], velocity, size, config)
 
-# %% ../nbs/32_published.ipynb #acf0e06b
-#| code-summary: "Exported: save_published"
+def _from_folder(folder, dtype, size, skip, velocity, tokenizer):
+    "What `load_published` gives, of a folder."
+    _index(folder)
+    config = {k: _json(folder/k/'config.json') for k in _parts}
+    config['scheduler'] = _json(folder/'scheduler'/'scheduler_config.json')
+    nets,said = _nets(config, skip)
+    check_memory(nets.values(), dtype)
+    _fill(nets, folder, dtype)
+    unet,codec,text = nets.values()
+    side = config['unet'].get('sample_size') or 64
+    if not isinstance(side, int):
+        raise ValueError(f"unet/config.json: sample_size: expected a number, got {side!r}")
+    tok = load_tokenizer(tokenizer or folder/'tokenizer', len(text.positions))
+    size = side*codec.factor if size is None else size
+    velocity = said if velocity is None else bool(velocity)
+    return PublishedDiffusion(tok, text, unet, codec, velocity, size, config)
+
+# %% ../nbs/32_published.ipynb #20aea8b1
+def load_published(
+    path, # Folder in diffusers' layout, a `.safetensors` file, or a model's name on the hub
+    dtype=torch.float32, # Of the parameters: float32, bfloat16 or float16
+    size=None, # Pixels along each side; what the model was trained for if None
+    skip=0, # Blocks of the text encoder to leave out at the end, `clip_skip` in diffusers
+    velocity=None, # Does the net predict the velocity? What the files say if None
+    tokenizer=None, # Folder of the tokenizer; the model's own if None
+    revision=None, # Of a model on the hub: branch, tag or commit
+): # `PublishedDiffusion`, on the CPU
+    "A published Stable Diffusion 1.x or 2.x; what does not fit is refused with one line."
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"dtype: expected float32, bfloat16 or float16, got {dtype}")
+    folder = Path(path).expanduser()
+    if folder.is_file():
+        from miniai.single_file import load_single_file
+        return load_single_file(folder, dtype, size, skip, velocity, tokenizer)
+    if not folder.exists():
+        if folder.suffix in ('.safetensors','.ckpt'):
+            raise FileNotFoundError(f"path: there is no file {path}")
+        from miniai.hub import hub_folder
+        folder = hub_folder(str(path), revision=revision, half=dtype!=torch.float32)
+    return _from_folder(folder, dtype, size, skip, velocity, tokenizer)
+
+# %% ../nbs/32_published.ipynb #1deecf60
+#| code-summary: "Exported: the way back of take_weights, and a new folder"
 #| code-fold: true
 def their_weights(
     net, # Module of ours
@@ -784,6 +817,9 @@ def _new_folder(path, write):
         os.chmod(path, 0o755)
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
+# %% ../nbs/32_published.ipynb #087383b4
+#| code-summary: "Exported: the small files of a folder"
+#| code-fold: true
 def _write_json(path, o):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(o, indent=1)+'\n', encoding='utf-8')
@@ -808,6 +844,9 @@ def _model_index(**parts):
                 text_encoder=['transformers','CLIPTextModel'],
                 unet=['diffusers','UNet2DConditionModel']) | parts
 
+# %% ../nbs/32_published.ipynb #65ea7d48
+#| code-summary: "Exported: save_published"
+#| code-fold: true
 def save_published(
     pipe, # `PublishedDiffusion`
     path, # New or empty folder
@@ -849,8 +888,8 @@ def lora_names(
             out |= {f'text_model.{name}': to, name: to} if text else {name: to}
     return {k: v for k,v in out.items() if not k.endswith('position_embedding')}
 
-# %% ../nbs/32_published.ipynb #b2740ef9
-#| code-summary: "Exported: export_scenes"
+# %% ../nbs/32_published.ipynb #f138cb90
+#| code-summary: "Exported: a TextUNet in the terms of diffusers"
 #| code-fold: true
 def _scene_unet(net):
     "`(config, weights)` of a `TextUNet` for diffusers' class."
@@ -874,6 +913,9 @@ def _scene_unet(net):
     waves = F.pad(waves/(2*math.pi), (0, n_emb//2-n)).float()
     return config,w | {'time_embedding.linear_1.weight': wide, 'time_proj.weight': waves}
 
+# %% ../nbs/32_published.ipynb #07797c8e
+#| code-summary: "Exported: export_scenes"
+#| code-fold: true
 def export_scenes(
     pipe, # `StableDiffusion`, such as `StableDiffusion.load()`
     path, # New or empty folder
