@@ -310,7 +310,7 @@ def _refuse_others(header):
             raise ValueError(f"header: {k} is of the type {o['dtype']}: the file is quantised, "
                              "expected numbers of 16 or 32 bits")
 
-# %% ../nbs/appendix/32y_single_file.ipynb #8caf329f
+# %% ../nbs/appendix/32y_single_file.ipynb #a90f2cd2
 _starts = ((b'PK\x03\x04', 'a pickle (.ckpt), which can run any program when it is read'),
            (b'\x80', 'a pickle (.ckpt), which can run any program when it is read'),
            (b'GGUF', 'a quantised model in the format GGUF'),
@@ -333,7 +333,8 @@ def read_header(
     try:
         with safe_open(str(path), 'pt'): pass            # checks the table against the length
     except (SafetensorError,OSError,ValueError) as e:
-        why = f'it ends after {rest+8:,} bytes' if n>rest>0 or 'Incomplete' in str(e) else e
+        cut = n>rest or 'not fully covered' in str(e)
+        why = 'its length does not fit, as after a download that broke off' if cut else e
         raise ValueError(f"path: {path} is damaged, or no safetensors file: {why}") from None
     with open(path, 'rb') as f:
         f.seek(8)
@@ -454,9 +455,12 @@ def load_single_file(
     return PublishedDiffusion(tok, nets['text_encoder'], nets['unet'], nets['vae'],
                               predicts=='v_prediction', config['vae']['sample_size'], config)
 
-# %% ../nbs/appendix/32y_single_file.ipynb #36e1ac21
+# %% ../nbs/appendix/32y_single_file.ipynb #899d274c
 def _check_convention(nets, config):
     "A ValueError if a reader, who sees shapes alone, would build other nets than these."
+    n,most = len(nets['text_encoder'].blocks),config['text_encoder']['num_hidden_layers']
+    if n!=most: raise ValueError(f"pipe: expected a text encoder of {most} blocks, the most "
+                                 f"that a reader uses, got {n}")
     with torch.device('meta'): built = _build(config)
     for part,net in nets.items():
         for (k,a),b in zip(net.named_modules(), built[part].modules()):
