@@ -268,6 +268,15 @@ def test_a_model_may_be_saved_over_the_file_it_was_read_from(pipes, read, tmp_pa
     save_single_file(p, tmp_path/'m.safetensors')
     assert same(p, pipes[1]) and same(load_single_file(tmp_path/'m.safetensors', tokenizer=p.tokenizer), p)
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_a_model_in_half_precision_is_written_as_it_is(tmp_path, dtype):
+    p = make()
+    for o in (p.text, p.unet, p.codec): o.to(dtype)                   # with its scale, which a reader has in float32
+    save_single_file(p, tmp_path/'m.safetensors')
+    assert {v.dtype for v in load_file(tmp_path/'m.safetensors').values()}=={dtype}
+    again = load_single_file(tmp_path/'m.safetensors', dtype, tokenizer=p.tokenizer)
+    assert torch.equal(again.unet.stem.weight, p.unet.stem.weight) and again.codec.scale.dtype==torch.float32
+
 def test_what_the_file_says_of_itself(pipes, tmp_path):
     for p,kind,what in ((pipes[1], 'v1', 'epsilon'), (pipes[2], 'v2-512', 'epsilon'), (make(2, velocity=True, size=768), 'v2-768-v', 'v')):
         save_single_file(p, tmp_path/'m.safetensors')
