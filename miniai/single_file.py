@@ -143,7 +143,7 @@ def _in_layout(nets):
         out[k] = t[...,None,None] if re.fullmatch(conv, k) and t.ndim==2 else t
     return out
 
-# %% ../nbs/appendix/32y_single_file.ipynb #935dbe48
+# %% ../nbs/appendix/32y_single_file.ipynb #a757cdca
 _parts = {'unet': ('model.diffusion_model.','UNet'), 'vae': ('first_stage_model.','VAE'),
           'text_encoder': ('cond_stage_model.','text encoder')}
 
@@ -161,6 +161,7 @@ def _numbers(header, pattern):
 
 def _cross(attend): return 'CrossAttn' if attend else ''
 
+# %% ../nbs/appendix/32y_single_file.ipynb #c1d5e6a7
 def _unet_config(header, version):
     "The config of the UNet, from its shapes."
     p = 'model.diffusion_model.'
@@ -221,7 +222,7 @@ def _text_config(header, version):
         max_position_embeddings=shape('embeddings.position_embedding.weight', 2)[0],
         bos_token_id=n_vocab-2, eos_token_id=n_vocab-1)
 
-# %% ../nbs/appendix/32y_single_file.ipynb #bcef8132
+# %% ../nbs/appendix/32y_single_file.ipynb #2b5ef9ce
 def _noted(header):
     "`(pixels along a side, is the velocity predicted)` as noted in the file, or None."
     meta = header.get('__metadata__') or {}
@@ -231,6 +232,22 @@ def _noted(header):
     velocity = known.get(meta.get('modelspec.prediction_type'))
     return size,True if 'v_pred' in header else velocity
 
+def _check_together(unet, vae, text):
+    "A ValueError if the three parts do not fit each other."
+    nz,into = vae['latent_channels'],unet['in_channels']
+    if into not in (nz, 2*nz+1):
+        raise ValueError(f"header: expected a UNet with {nz} channels in, or {2*nz+1} for "
+                         f"inpainting, got {into}: a model that is shown something else")
+    for what,got,want in (('channels out', unet['out_channels'], nz), ('features of the text',
+                          unet['cross_attention_dim'], text['hidden_size'])):
+        if got!=want: raise ValueError(f"header: expected a UNet with {want} {what}, got {got}")
+
+def _today(k):
+    "The usual name for the older ones of some files: their text encoder lacks a `text_model.`."
+    return re.sub(r'^(cond_stage_model\.transformer\.)(embeddings|encoder|final_layer_norm)\.',
+                  r'\1text_model.\2.', k)
+
+# %% ../nbs/appendix/32y_single_file.ipynb #0703dcf0
 def single_file_config(
     header, # Table of contents, as `read_header` gives it: names to dicts with 'shape'
     size=None, # Pixels along each side; what the file or the convention says if None
@@ -261,21 +278,6 @@ def single_file_config(
         scheduler=dict(_class_name='DDIMScheduler', beta_schedule='scaled_linear',
             beta_start=.00085, beta_end=.012, num_train_timesteps=1000, steps_offset=1,
             clip_sample=False, set_alpha_to_one=False, prediction_type=what))
-
-def _check_together(unet, vae, text):
-    "A ValueError if the three parts do not fit each other."
-    nz,into = vae['latent_channels'],unet['in_channels']
-    if into not in (nz, 2*nz+1):
-        raise ValueError(f"header: expected a UNet with {nz} channels in, or {2*nz+1} for "
-                         f"inpainting, got {into}: a model that is shown something else")
-    for what,got,want in (('channels out', unet['out_channels'], nz), ('features of the text',
-                          unet['cross_attention_dim'], text['hidden_size'])):
-        if got!=want: raise ValueError(f"header: expected a UNet with {want} {what}, got {got}")
-
-def _today(k):
-    "The usual name for the older ones of some files: their text encoder lacks a `text_model.`."
-    return re.sub(r'^(cond_stage_model\.transformer\.)(embeddings|encoder|final_layer_norm)\.',
-                  r'\1text_model.\2.', k)
 
 # %% ../nbs/appendix/32y_single_file.ipynb #14eeee61
 _unused = re.compile('|'.join((
@@ -455,7 +457,7 @@ def load_single_file(
     return PublishedDiffusion(tok, nets['text_encoder'], nets['unet'], nets['vae'],
                               predicts=='v_prediction', config['vae']['sample_size'], config)
 
-# %% ../nbs/appendix/32y_single_file.ipynb #45a5b798
+# %% ../nbs/appendix/32y_single_file.ipynb #f7a2ef75
 def _check_convention(nets, config):
     "A ValueError if a reader, who sees shapes alone, would build other nets than these."
     n,most = len(nets['text_encoder'].blocks),config['text_encoder']['num_hidden_layers']
@@ -477,6 +479,7 @@ def _check_convention(nets, config):
         raise ValueError("pipe: a single file has no place for the codec's scale; expected "
                          f"1/{config['vae']['scaling_factor']}")
 
+# %% ../nbs/appendix/32y_single_file.ipynb #020b1fb1
 def save_single_file(
     pipe, # `PublishedDiffusion`; its tokenizer, and blocks that are skipped, are not stored
     path, # File to write; another file of this name is replaced
