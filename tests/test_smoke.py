@@ -616,6 +616,24 @@ def call_hub():
         with pytest.raises(OSError, match='^name: a/b is not complete in the cache'): h.hub_folder('a/b')
         with pytest.raises(ValueError, match='^name: expected'): h.hub_folder('../b')
 
+def call_single_file():
+    import tempfile
+    from pathlib import Path
+    from miniai import single_file as s
+    from miniai.clip import Tokenizer
+    from miniai.published import CLIPText,PublishedCodec,PublishedDiffusion,PublishedUNet
+    tok = Tokenizer([], 24)
+    pipe = PublishedDiffusion(tok, CLIPText(len(tok), 24, 64, 1, 1), PublishedUNet((32,64), (True,False), (8,8), n_text=64, depth=1),
+                              PublishedCodec((32,64), depth=1), size=16)
+    with tempfile.TemporaryDirectory() as d:
+        f = Path(d)/'m.safetensors'
+        s.save_single_file(pipe, f)
+        header = s.read_header(f)
+        again = s.load_single_file(f, tokenizer=tok)
+        with pytest.raises(FileNotFoundError, match='^tokenizer: there is no'): s.clip_tokenizer(Path(d)/'none')
+    assert s.ldm_name('conv_in.weight', 'unet') in header and s.single_file_config(header)['unet']['sample_size']==8
+    assert torch.equal(again.unet.stem.weight, pipe.unet.stem.weight)
+
 def call_command():
     from miniai.command import main
     with pytest.raises(SystemExit) as e: main(['a star', '--steps', '0'])
