@@ -21,11 +21,11 @@ def with_inversion(pipe, thing, where=places, **kw):
     return invert(pipe, '<it>', draw_things(sdf, colour, where), concept_captions('<it>', where), like='circle' if thing=='moon' else 'arrow', **kw)
 
 
-def with_net(pipe, where=places, prior=None, row=None, rank=None, name='<it> arrow', **kw):
+def with_net(pipe, where=places, prior=None, rank=None, name='<it> arrow', **kw):
     "DreamBooth on the fish; `prior` is the weight of what the pipeline drew itself, `rank` that of a LoRA."
     if prior is not None: kw['prior'] = PriorCB(prior_examples(pipe, kept), prior)
     if prior is not None: kw['bs'] = 8
-    add_word(pipe, '<it>', random_row(pipe) if row is None else row)
+    add_word(pipe, '<it>', random_row(pipe))
     if rank is not None:
         from miniai.lora import add_lora,lora_params
         add_lora(pipe.unet, rank)
@@ -35,39 +35,31 @@ def with_net(pipe, where=places, prior=None, row=None, rank=None, name='<it> arr
     return n
 
 
-def first_the_word(pipe, **kw):
-    row = with_inversion(copy.deepcopy(pipe), 'fish', steps=80)
-    return with_net(pipe, row=row, **kw)
-
-
-five,white = places,[(s, 'white') for s,_ in places]
+white = [(s, 'white') for s,_ in places]
 runs = {
+    'before': ('fish', lambda p: add_word(p, '<it>', random_row(p))*0),
     'inversion, moon': ('moon', lambda p: with_inversion(p, 'moon')),
-    'inversion, fish': ('fish', lambda p: with_inversion(p, 'fish')),
+    'inversion, fish': ('fish alone', lambda p: with_inversion(p, 'fish')),
     'DreamBooth': ('fish', lambda p: with_net(p)),
     'DreamBooth, prior': ('fish', lambda p: with_net(p, prior=1., lr=6e-4, steps=150)),
-    'DreamBooth, rate 1e-4': ('fish', lambda p: with_net(p, lr=1e-4)),
-    'DreamBooth, prior, no class in the caption': ('plain', lambda p: with_net(p, prior=1., lr=6e-4, steps=150, name='<it>')),
-    'DreamBooth, prior, weight 0.3': ('fish', lambda p: with_net(p, prior=.3, lr=6e-4, steps=150)),
-    **{f'inversion, moon, {k} steps': ('moon', lambda p, k=k: with_inversion(p, 'moon', steps=k)) for k in (15, 30, 60)},
-    **{f'inversion, moon, {k} image'+'s'*(k>1): ('moon', lambda p, k=k: with_inversion(p, 'moon', where=places[:k])) for k in (1, 2)},
+    **{f'LoRA, rank {r}, rate {lr:g}': ('fish', lambda p, r=r, lr=lr: with_net(p, rank=r, lr=lr)) for r,lr in ((4, .003), (4, .01), (4, .001))},
+    'LoRA, rank 4, rate 0.01, prior': ('fish', lambda p: with_net(p, rank=4, lr=.01, prior=1., steps=150)),
+    **{f'LoRA, rank {r}, rate {lr:g}': ('fish', lambda p, r=r, lr=lr: with_net(p, rank=r, lr=lr)) for r,lr in ((1, .003), (16, .003))},
     'inversion, moon, all on white, unsaid': ('moon', lambda p: invert(p, '<it>', draw_things(*things['moon'], white), ['a <it>']*5, like='circle')),
-    **{f'LoRA, rank {r}, rate {lr:g}': ('fish', lambda p, r=r, lr=lr: with_net(p, rank=r, lr=lr)) for r,lr in ((4, 1e-3), (4, 3e-3), (1, 3e-3), (16, 3e-3))},
-    'LoRA, rank 4, rate 3e-3, prior': ('fish', lambda p: with_net(p, rank=4, lr=3e-3, prior=1., steps=150)),
-    'inversion, then DreamBooth, rate 1e-4': ('fish', lambda p: first_the_word(p, lr=1e-4)),
+    'inversion, moon, 1 image': ('moon', lambda p: with_inversion(p, 'moon', where=places[:1])),
+    'inversion, moon, 30 steps': ('moon', lambda p: with_inversion(p, 'moon', steps=30)),
+    'DreamBooth, prior, no class in the caption': ('fish alone', lambda p: with_net(p, prior=1., lr=6e-4, steps=150, name='<it>')),
+    'DreamBooth, prior, weight 0.3': ('fish', lambda p: with_net(p, prior=.3, lr=6e-4, steps=150)),
+    'DreamBooth, rate 0.0001': ('fish', lambda p: with_net(p, lr=1e-4)),
 }
-
-
-def ask(pipe, prompts, seed): return pipe(prompts, steps=12, seed=seed)
 
 
 def score(pipe, kind, judge, reader):
     "All that is measured of one pipeline."
     word,thing = '<it> arrow' if kind=='fish' else '<it>',('moon', 'purple') if kind=='moon' else ('fish', 'orange')
-    if len(pipe.tokenizer.encode('<it>'))>1: raise ValueError('the pipeline lacks its word')
     row = measure(pipe, word, thing, judge, reader, random_scenes(64, seed=21, pairs=SEEN), n=36)[1]
     colours = [o for o in COLOURS if o not in ('orange','blue')]
-    x = ask(pipe, [f'a {s} {c} arrow on a {g} background' for c in colours for s in SIZES for g in BACKGROUNDS], 500)
+    x = pipe([f'a {s} {c} arrow on a {g} background' for c in colours for s in SIZES for g in BACKGROUNDS], steps=12, seed=500)
     row['arrows'] = sum(s=='arrow' for s,_ in judge.read(x))/len(x)
     x = pipe(f'a large {word} left of a large blue ring on a white background', n=24, steps=12, seed=300)
     ring = [s.relation=='left of' and s.things[1][1:]==('blue','ring') for s in reader.read(x.float()/127.5-1)]

@@ -162,7 +162,7 @@ class TextualInversion(nn.Module):
         try: return self.net[0](x, c, ids)
         finally: hook.remove()
 
-# %% ../nbs/34_personalise.ipynb #fd687ef9
+# %% ../nbs/34_personalise.ipynb #1b8f74cb
 #| code-summary: "Exported: latents and ids of images with captions, and batches without end"
 #| code-fold: true
 def _examples(pipe, images, captions):
@@ -183,7 +183,8 @@ def _examples(pipe, images, captions):
 
 def _batches(z, ids, steps, bs, seed):
     "Loaders of `steps` batches: the examples again and again, each time in another order."
-    gen,n = torch.Generator().manual_seed(seed),steps*bs
+    gen = torch.Generator().manual_seed(seed)
+    n = whole_number('steps', steps)*whole_number('bs', bs)
     k = torch.cat([torch.randperm(len(z), generator=gen) for _ in range(-(-n//len(z)))])[:n]
     def tfm(z, ids): return z,ids
     return DataLoaders.from_tensors((z[k], ids[k]), (z[:1], ids[:1]), bs=bs, tfm=tfm,
