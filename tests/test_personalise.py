@@ -51,7 +51,7 @@ def test_pickles_with_more_than_tensors_are_refused(tmp_path, mine, pipe, name, 
     same_as_before(mine, pipe)
 
 @pytest.mark.parametrize('content,match', [
-    ({}, 'found nothing'), ({'a': row, 'b': row}, 'found a, b'), ({'<it>': row[:5]}, '128 numbers'), ({'<it>': row.reshape(2, 64)}, 'one row'),
+    ({}, 'found nothing'), ({'a': row, 'b': row+1}, 'found a, b'), ({'<it>': row[:5]}, '128 numbers'), ({'<it>': row.reshape(2, 64)}, 'one row'),
     ({'<it>': torch.tensor(1.)}, 'one row'), ({'<it>': row.int()}, 'floats'), ({'<it>': row*torch.inf}, 'finite'), ({'star': row}, 'is in the vocabulary'),
     ({'two words': row}, 'without blanks'), ({'': row}, 'word: expected'), ({'...': row}, 'word: expected'), ({'<end>': row}, 'vocabulary'), ({'x'*99: row}, '64 at most')])
 def test_what_is_no_new_word_is_refused(tmp_path, mine, pipe, content, match):
@@ -66,7 +66,7 @@ def test_other_files_are_refused(tmp_path, mine):
     with pytest.raises(FileNotFoundError): load_concept(mine, tmp_path)
     (tmp_path/'x.safetensors').write_bytes(b'0'*(17<<20))
     with pytest.raises(ValueError, match='some thousand bytes'): load_concept(mine, tmp_path/'x.safetensors')
-    torch.save({'string_to_param': {'*': row, '+': row}, 'name': 'x'}, tmp_path/'two.pt')
+    torch.save({'string_to_param': {'*': row, '+': row+1}, 'name': 'x'}, tmp_path/'two.pt')
     torch.save({'string_to_param': 3, 'name': 'x'}, tmp_path/'three.pt')
     for o in ('two.pt','three.pt'):
         with pytest.raises(ValueError, match='one word and its row'): load_concept(mine, tmp_path/o)
