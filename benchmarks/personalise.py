@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from miniai.data import BACKGROUNDS,COLOURS,SEEN,SHAPES,SIZES,caption,random_scenes
 from miniai.latents import load_reader
+from miniai.lora import add_lora,all_layers,attention_layers,lora_params
 from miniai.personalise import PriorCB,ShapeJudge,add_word,concept_captions,draw_things,dreambooth,fish,invert,left_half,measure,prior_examples,random_row
 from miniai.stable import StableDiffusion
 
@@ -21,14 +22,13 @@ def with_inversion(pipe, thing, where=places, **kw):
     return invert(pipe, '<it>', draw_things(sdf, colour, where), concept_captions('<it>', where), like='circle' if thing=='moon' else 'arrow', **kw)
 
 
-def with_net(pipe, where=places, prior=None, rank=None, name='<it> arrow', **kw):
+def with_net(pipe, where=places, prior=None, rank=None, layers=attention_layers, name='<it> arrow', **kw):
     "DreamBooth on the fish; `prior` is the weight of what the pipeline drew itself, `rank` that of a LoRA."
     if prior is not None: kw['prior'] = PriorCB(prior_examples(pipe, kept), prior)
     if prior is not None: kw['bs'] = 8
     add_word(pipe, '<it>', random_row(pipe))
     if rank is not None:
-        from miniai.lora import add_lora,lora_params
-        add_lora(pipe.unet, rank)
+        add_lora(pipe.unet, rank, where=layers)
         kw['params'] = list(lora_params(pipe.unet))
     n = sum(p.numel() for p in kw.get('params') or pipe.unet.parameters())
     dreambooth(pipe, draw_things(*things['fish'], where), concept_captions(name, where), **kw)
@@ -72,9 +72,9 @@ runs = {
     'inversion, fish': ('fish alone', lambda p: with_inversion(p, 'fish')),
     'DreamBooth': ('fish', lambda p: with_net(p)),
     'DreamBooth, prior': ('fish', lambda p: with_net(p, prior=1., lr=6e-4, steps=150)),
-    **{f'LoRA, rank {r}, rate {lr:g}': ('fish', lambda p, r=r, lr=lr: with_net(p, rank=r, lr=lr)) for r,lr in ((4, .003), (4, .01), (4, .001))},
-    'LoRA, rank 4, rate 0.01, prior': ('fish', lambda p: with_net(p, rank=4, lr=.01, prior=1., steps=150)),
-    **{f'LoRA, rank {r}, rate {lr:g}': ('fish', lambda p, r=r, lr=lr: with_net(p, rank=r, lr=lr)) for r,lr in ((1, .003), (16, .003))},
+    **{f'LoRA, rank {r}, rate {lr:g}': ('fish', lambda p, r=r, lr=lr: with_net(p, rank=r, lr=lr)) for r,lr in ((4, .003), (4, .01))},
+    **{f'LoRA on all layers, rank {r}, rate {lr:g}': ('fish', lambda p, r=r, lr=lr: with_net(p, rank=r, lr=lr, layers=all_layers)) for r,lr in ((4, .003), (1, .003), (16, .003), (4, .001))},
+    'LoRA on all layers, rank 4, rate 0.003, prior': ('fish', lambda p: with_net(p, rank=4, lr=.003, prior=1., steps=150, layers=all_layers)),
     'inversion, moon, all on white, unsaid': ('moon', lambda p: invert(p, '<it>', draw_things(*things['moon'], white), ['a <it>']*5, like='circle')),
     'inversion, moon, 1 image': ('moon', lambda p: with_inversion(p, 'moon', where=places[:1])),
     'inversion, moon, 30 steps': ('moon', lambda p: with_inversion(p, 'moon', steps=30)),

@@ -190,7 +190,7 @@ def _batches(z, ids, steps, bs, seed):
     return DataLoaders.from_tensors((z[k], ids[k]), (z[:1], ids[:1]), bs=bs, tfm=tfm,
                                     generator=gen)
 
-# %% ../nbs/34_personalise.ipynb #0fe62184
+# %% ../nbs/34_personalise.ipynb #0068d69b
 def fine_tune(
     net, # Called as `net(x, c, ids)`; what of it requires a gradient is trained
     pipe, # Pipeline that the net is made of
@@ -200,7 +200,7 @@ def fine_tune(
     bs=16, # Examples per batch
     prior=None, # `PriorCB`, or None
     seed=0, # Of the order, the captions and the noise
-    task=None, # Makes latents into noisy ones and targets; None for `KarrasCB`
+    task=None, # As in `CondCB`; None for a `KarrasCB`, for nets like that of lesson 27
 ): # `Learner`, after its training
     "Train on a handful of examples, by the loss of lesson 27."
     torch.manual_seed(seed)
