@@ -22,7 +22,7 @@ def with_inversion(pipe, thing, where=places, **kw):
     return invert(pipe, '<it>', draw_things(sdf, colour, where), concept_captions('<it>', where), like='circle' if thing=='moon' else 'arrow', **kw)
 
 
-def with_net(pipe, where=places, prior=None, rank=None, layers=attention_layers, name='<it> arrow', **kw):
+def with_net(pipe, where=places, prior=None, rank=None, layers=attention_layers, name='<it> arrow', said=None, **kw):
     "DreamBooth on the fish; `prior` is the weight of what the pipeline drew itself, `rank` that of a LoRA."
     if prior is not None: kw['prior'] = PriorCB(prior_examples(pipe, kept), prior)
     if prior is not None: kw['bs'] = 8
@@ -31,7 +31,7 @@ def with_net(pipe, where=places, prior=None, rank=None, layers=attention_layers,
         add_lora(pipe.unet, rank, where=layers)
         kw['params'] = list(lora_params(pipe.unet))
     n = sum(p.numel() for p in kw.get('params') or pipe.unet.parameters())
-    dreambooth(pipe, draw_things(*things['fish'], where), concept_captions(name, where), **kw)
+    dreambooth(pipe, draw_things(*things['fish'], where), said or concept_captions(name, where), **kw)
     return n
 
 
@@ -72,16 +72,16 @@ runs = {
     'inversion, fish': ('fish alone', lambda p: with_inversion(p, 'fish')),
     'DreamBooth': ('fish', lambda p: with_net(p)),
     'DreamBooth, prior': ('fish', lambda p: with_net(p, prior=1., lr=6e-4, steps=150)),
-    **{f'LoRA, rank {r}, rate {lr:g}': ('fish', lambda p, r=r, lr=lr: with_net(p, rank=r, lr=lr)) for r,lr in ((4, .003), (4, .01))},
-    **{f'LoRA on all layers, rank {r}, rate {lr:g}': ('fish', lambda p, r=r, lr=lr: with_net(p, rank=r, lr=lr, layers=all_layers)) for r,lr in ((4, .003), (1, .003), (16, .003), (4, .001))},
-    'LoRA on all layers, rank 4, rate 0.003, prior': ('fish', lambda p: with_net(p, rank=4, lr=.003, prior=1., steps=150, layers=all_layers)),
     'inversion, moon, all on white, unsaid': ('moon', lambda p: invert(p, '<it>', draw_things(*things['moon'], white), ['a <it>']*5, like='circle')),
     'inversion, moon, 1 image': ('moon', lambda p: with_inversion(p, 'moon', where=places[:1])),
     'inversion, moon, 30 steps': ('moon', lambda p: with_inversion(p, 'moon', steps=30)),
+    'DreamBooth, all on white, unsaid': ('fish', lambda p: with_net(p, where=white, said=['a <it> arrow']*5)),
+    **{f'LoRA, rank {r}, rate {lr:g}': ('fish', lambda p, r=r, lr=lr: with_net(p, rank=r, lr=lr)) for r,lr in ((4, .003), (4, .01))},
+    **{f'LoRA on all layers, rank {r}, rate {lr:g}': ('fish', lambda p, r=r, lr=lr: with_net(p, rank=r, lr=lr, layers=all_layers)) for r,lr in ((4, .003), (1, .003), (16, .003), (4, .001))},
+    'LoRA on all layers, rank 4, rate 0.003, prior': ('fish', lambda p: with_net(p, rank=4, lr=.003, prior=1., steps=150, layers=all_layers)),
     'DreamBooth, prior, no class in the caption': ('fish alone', lambda p: with_net(p, prior=1., lr=6e-4, steps=150, name='<it>')),
     'DreamBooth, prior, weight 0.3': ('fish', lambda p: with_net(p, prior=.3, lr=6e-4, steps=150)),
     'style, DreamBooth, prior': ('style', with_style),
-    'DreamBooth, rate 0.0001': ('fish', lambda p: with_net(p, lr=1e-4)),
 }
 
 
