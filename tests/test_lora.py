@@ -141,7 +141,7 @@ def test_other_parts_of_a_file_are_left_out_with_a_warning(net, good):
     w = load(good.read_bytes())
     w |= {k.replace('unet.', 'text_encoder.'): v.clone() for k,v in w.items()}
     good.write_bytes(save(w))
-    with pytest.warns(UserWarning, match='8 tensors are for other parts than unet'): names = load_lora(net, good)
+    with pytest.warns(UserWarning, match='10 tensors are for other parts than unet'): names = load_lora(net, good)
     assert names==all_layers(net)
 
 def test_what_cannot_be_written_leaves_the_old_file(net, good):

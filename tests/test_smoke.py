@@ -466,7 +466,7 @@ def call_lora():
     assert t.attention_layers(net)==['1.q','1.kv','1.out'] and t.all_layers(net)==['0','1.q','1.kv','1.out']
     assert t.LoRA(net[0], 2)(h).shape==h.shape
     assert t.add_lora(net, 2, where=t.all_layers)==t.all_layers(net)
-    for p in t.lora_params(net): nn.init.normal_(p)
+    for p in t.lora_params(net): nn.init.normal_(p, std=.1)
     want = net(h)
     t.merge_lora(net)
     torch.testing.assert_close(net(h), want, atol=1e-5, rtol=1e-5)
