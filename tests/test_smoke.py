@@ -454,6 +454,33 @@ def call_distill():
     w = nn.Linear(9, 8).state_dict()
     assert 'weight.a' in d.Change.between(nn.Linear(9, 8).state_dict(), w, 2).w
 
+def call_lora():
+    import tempfile
+    from pathlib import Path
+    from miniai import lora as t
+    from miniai.attention import MultiHeadAttention
+    def fresh():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(8, 8), MultiHeadAttention(8, 2))
+    net,h = fresh(),torch.randn(2, 3, 8)
+    assert t.attention_layers(net)==['1.q','1.kv','1.out'] and t.all_layers(net)==['0','1.q','1.kv','1.out']
+    assert t.LoRA(net[0], 2)(h).shape==h.shape
+    assert t.add_lora(net, 2, where=t.all_layers)==t.all_layers(net)
+    for p in t.lora_params(net): nn.init.normal_(p, std=.1)
+    want = net(h)
+    t.merge_lora(net)
+    torch.testing.assert_close(net(h), want, atol=1e-5, rtol=1e-5)
+    t.unmerge_lora(net)
+    assert len(t.lora_layers(net))==4 and len(t.lora_state(net))==12
+    with tempfile.TemporaryDirectory() as folder:
+        for layout in ('peft', 'kohya'):
+            path,other = Path(folder)/f'{layout}.safetensors',fresh()
+            t.save_lora(net, path, layout)
+            t.load_lora(other, path)
+            torch.testing.assert_close(other(h), want, atol=1e-5, rtol=1e-5)
+    t.remove_lora(net)
+    torch.testing.assert_close(net(h), fresh()(h))
+
 def call_latents():
     from miniai import latents as t
     from miniai.data import random_scenes
