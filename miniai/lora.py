@@ -379,18 +379,18 @@ def _targets(net, names):
         table[k] = name,tuple(rows) or None
     return {k.replace('.', '_'): v for k,v in table.items()} | table
 
-# %% ../nbs/33_lora.ipynb #8be4106b
+# %% ../nbs/33_lora.ipynb #47477653
 #| code-summary: "Exported: puts a pair of factors on a layer"
 #| code-fold: true
-def _load(net, name, a, b, alpha, weight):
-    "A `LoRA` with these factors on the layer `name`."
-    old = _layers(net)[name]
+def _load(net, old, a, b, alpha, weight):
+    "A `LoRA` with these factors in the place of the layer `old` of the net."
     with torch.random.fork_rng([]): lora = LoRA(old, len(a), alpha)
     for o,v in ((lora.lora_A, a), (lora.lora_B, b)): o.weight.data = v.to(old.weight)
     lora.strength = weight
     _put(net, old, lora)
+    return lora
 
-# %% ../nbs/33_lora.ipynb #4ef1ef5f
+# %% ../nbs/33_lora.ipynb #5d457396
 def load_lora(
     net, # `nn.Module`, changed in place
     path, # File in the layout of peft, diffusers or kohya, or the folder that holds it
@@ -416,5 +416,5 @@ def load_lora(
         new.sort(key=lambda o: [*layers].index(o[0]))              # in the order of the net
     except ValueError as e: raise ValueError(f"path: {path.name}: {e}") from None
     if others: warnings.warn(f"{path.name}: {others} tensors are for other parts than {prefix}")
-    for k,(a,b,alpha) in new: _load(net, k, a, b, alpha, weight)
+    for k,(a,b,alpha) in new: layers[k] = _load(net, layers[k], a, b, alpha, weight)
     return [k for k,_ in new]
