@@ -19,10 +19,11 @@ def part(pipe, reader, n, seed):
     edits = scene_edits(n, seed)
     a,b = ([caption(s) for s in o] for o in (edits.source, edits.target))
     found,rows = edit_mask(pipe, edits.before, a, b),{}
-    ious = {'DiffEdit': mask_iou(found, edits.mask).mean().item(), 'DiffEdit, true mask': 1.}
+    masks = {'inversion, no mask': torch.ones_like(found), 'DiffEdit': found, 'DiffEdit, true mask': edits.mask}
+    ious = {k: mask_iou(v, edits.mask).mean().item() for k,v in masks.items()}
     images = {'codec alone': lambda: pipe.pictures(pipe.latents(edits.before))}
     for k in strengths: images[f'image-to-image, {k}'] = lambda k=k: pipe(b, init=edits.before, strength=k, steps=20)
-    for name,mask in zip(ious, (found, edits.mask)): images[name] = lambda mask=mask: diff_edit(pipe, edits.before, a, b, mask=mask)
+    for name,mask in masks.items(): images[name] = lambda mask=mask: diff_edit(pipe, edits.before, a, b, mask=mask)
     for name,f in images.items(): rows[name] = score_edits(reader, f(), edits)._asdict() | dict(iou=ious.get(name))
     return rows
 

@@ -260,7 +260,7 @@ def _given_mask(pipe, mask, n):
                          f"got {tuple(mask.shape)}")
     return mask.cpu().expand(n, *size)
 
-# %% ../nbs/35_editing.ipynb #a9c36e6f
+# %% ../nbs/35_editing.ipynb #bc41c72d
 @torch.no_grad()
 def diff_edit(
     pipe, # Pipeline such as `StableDiffusion`
@@ -271,14 +271,14 @@ def diff_edit(
     steps=20, # Of a whole drawing; by the strength fewer
     strength=.65, # How far to walk up, see `strength_sigmas`
     guidance=4., # Guidance scale on the way down
-    grow=None, # Pixels by which the mask grows before it is used; 3/4 of a latent cell if None
+    grow=None, # Pixels by which the mask grows before it is used; half a latent cell if None
     **kw, # More for `edit_mask`, such as `threshold`
 ): # Images, uint8 (n,3,size,size); outside the mask as they were, bit for bit
     "DiffEdit, arXiv:2210.11427: find the mask, invert, and draw anew inside the mask."
     x = _check_images(pipe, x)
     factor = _factor(pipe)
     if mask is None: mask = edit_mask(pipe, x, source, target, **kw)
-    grow = 3*factor//4 if grow is None else whole_number('grow', grow, 0)
+    grow = factor//2 if grow is None else whole_number('grow', grow, 0)
     mask = _grow(_given_mask(pipe, mask, len(x)), grow)
     z,sigmas = pipe.latents(x),_levels(pipe, steps, strength)
     path = inversion_path(_guided(pipe, source, len(x), 1., name='source'), z, sigmas)
