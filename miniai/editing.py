@@ -40,7 +40,7 @@ def _edit(scene, rng):
     "The scene with a thing of another colour or shape, and the number of the thing."
     i = rng.randrange(len(scene.things))
     t,others = scene.things[i],[o[1:] for o in scene.things]
-    k = rng.choice((0, 1))                                       # 0: a new colour, 1: a new shape
+    k = rng.choice((0, 1))                                   # 0: a new colour, 1: a new shape
     new = rng.choice([p for p in SEEN if p not in others and p[1-k]==t[2-k]])
     things = [Thing(t.size, *new) if j==i else o for j,o in enumerate(scene.things)]
     return scene._replace(things=tuple(things)),i

@@ -84,15 +84,15 @@ def _diff_args():
 # %% ../../nbs/solutions/35_editing.ipynb #38d7e33b
 check = Checker(
     iou=Exercise(compare(mask_iou, _masks),
-        "`(a&b).flatten(1).sum(1)` counts the pixels in both, image by image. What is 0/0 to be?"),
+        "`(a&b).flatten(1).sum(1)` counts the pixels in both, per image. What shall 0/0 be?"),
     edit_cost=Exercise(compare(_edit_cost, _edit_cost_args, n=20),
         "Each noise is asked about twice. The way up needs one answer per step; the way down "
         "two, unless the scale leaves only one."),
     way_down=Exercise(_test_down,
         "After the step from `s` to `t` the state is at level t. Which of the kept states is?"),
     clipped_mask=Exercise(compare(_clipped, _clipped_args, n=10),
-        "The mean is that of each image: `maps.mean((1, 2), keepdim=True)`. Compare the clipped "
-        "map with `threshold*ratio*mean`, and mind the map that is zero."),
+        "The mean is that of each image: `maps.mean((1, 2), keepdim=True)`. Compare the map "
+        "with `threshold*ratio*mean`, and mind the map that is zero."),
     invert_fixed=Exercise(compare(_fixed, _fixed_args, n=8, eps=1e-9),
         "`x` in the formula is the state at the lower level, and stays; only x' changes from "
         "round to round. The levels of `sigmas` descend, and you walk up."),
