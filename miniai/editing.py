@@ -120,7 +120,7 @@ def inversion_path(
     return torch.stack(states[::-1])
 
 # %% ../nbs/35_editing.ipynb #e6348b0d
-#| code-summary: "Exported: images, prompts and numbers as they should be, or a clear error"
+#| code-summary: "Exported: images and prompts as they should be, or a clear error"
 #| code-fold: true
 def _kind(o): return f"{o.dtype} {tuple(o.shape)}" if isinstance(o, torch.Tensor) else repr(o)
 
@@ -149,6 +149,9 @@ def _states(pipe, name, prompt, n):
         raise ValueError(f"{name}: expected one, or {n}, one for each image, got {len(states)}")
     return states.expand(n, *states.shape[1:])
 
+# %% ../nbs/35_editing.ipynb #9eb4c89b
+#| code-summary: "Exported: numbers in their limits, noise levels, and a guided denoiser"
+#| code-fold: true
 def _number(name, o, lo, hi=math.inf):
     "`o` as a float; an error if it is no finite number from `lo` to `hi`."
     o = o.item() if getattr(o, 'ndim', None)==0 else o

@@ -63,6 +63,7 @@ def _test_down(f):
         d = difference(got, want, 1e-9)
         if d: raise AssertionError(f"result of {len(sigmas)-1} steps: {d}")
 
+# %% ../../nbs/solutions/35_editing.ipynb #0f12abe0
 def _fixed(denoise, x, sigmas, n_iter):
     for s,up in zip(reversed(sigmas[1:].tolist()), reversed(sigmas[:-1].tolist())):
         y = x
