@@ -365,13 +365,14 @@ def borrow_attention(
     if layers not in ('cross','self','both'):
         raise ValueError(f"layers: expected 'cross', 'self' or 'both', got {layers!r}")
     def hook(m, args, kwargs, out):
-        x,cond = (*args, None)[:2]
+        asked = dict(zip(('x','cond','mask','causal'), args)) | kwargs
+        x,cond = asked['x'],asked.get('cond')
         if layers!='both' and (layers=='cross')!=(cond is not None): return out
         if len(x)!=len(rows):
             raise ValueError(f"rows: expected one for each of {len(x)} images, got {len(rows)}")
         values = m.kv(x if cond is None else cond).chunk(2, -1)[1]
         values = values.unflatten(-1, (m.n_heads,-1)).transpose(1, 2)     # (n,heads,l,d)
-        y = m.maps(x, cond)[rows]@values
+        y = m.maps(**asked)[rows]@values
         return m.out(y.transpose(1, 2).flatten(2))
     found = [m for m in net.modules() if isinstance(m, MultiHeadAttention)]
     if not found: raise ValueError("net: expected layers of MultiHeadAttention, got none")

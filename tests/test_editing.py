@@ -114,6 +114,13 @@ def test_borrowed_attention(pipe, layers):
     with e.borrow_attention(pipe.net, torch.tensor([0, 0]), layers): got = pipe.denoise(z, 1., cond)
     assert torch.allclose(got[0], want[0], atol=1e-5) and not torch.allclose(got[1], want[1], atol=1e-5)
 
+def test_borrowed_attention_keeps_masks(pipe):
+    layer = pipe.net.look.block.cross
+    x,cond,mask = torch.randn(2, 5, 8),torch.randn(2, 3, 6),torch.tensor([True, True, False]).expand(2, 1, 1, 3)
+    with e.borrow_attention(layer, torch.arange(2)):
+        for got in (layer(x, cond, mask), layer(x, cond=cond, mask=mask)): pass
+    with torch.no_grad(): assert torch.allclose(got, layer(x, cond, mask), atol=1e-5) and not torch.allclose(got, layer(x, cond), atol=1e-4)
+
 def test_scores_of_what_needs_no_reader():
     edits = e.scene_edits(4, 2)
     class Yes:
