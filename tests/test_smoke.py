@@ -698,6 +698,25 @@ def call_command():
     with pytest.raises(SystemExit) as e: main(['a star', '--steps', '0'])
     assert e.value.code==2
 
+def call_editing():
+    from miniai import editing as e
+    from miniai.data import caption
+    from miniai.karras import karras_sigmas
+    from miniai.latents import load_reader
+    from miniai.stable import StableDiffusion
+    pipe,edits = StableDiffusion.load(),e.scene_edits(2, 1)
+    assert isinstance(edits, e.SceneEdits) and isinstance(e.score_edits(load_reader(), edits.after, edits), e.EditScore)
+    a,b = ([caption(s) for s in o] for o in (edits.source, edits.target))
+    noise = e.invert(pipe, edits.before, a, steps=2)
+    assert e.draw_from(pipe, noise, a, steps=2).shape==edits.before.shape
+    mask = e.edit_mask(pipe, edits.before, a, b, n=1)
+    assert e.mask_iou(mask, edits.mask).shape==(2,) and e.diff_edit(pipe, edits.before, a, b, mask, steps=2).dtype==torch.uint8
+    z = pipe.latents(edits.before)
+    assert torch.equal(e.inversion_path(lambda x, sigma: 0*x, z, karras_sigmas(3))[-1], z)
+    found = e.imagic(pipe, edits.before[0], b[0], 1, 1, bs=2)
+    assert isinstance(found, e.Imagic) and found.between(.5).shape==found.target.shape
+    with e.borrow_attention(pipe.denoise.model, torch.arange(2)): pipe.denoise(z, 1., pipe.states(a))
+
 def call_core():
     from miniai.checks import core as c
     c.same([x[0,0,0,0], 1], (x[0,0,0,0].item(), 1.))
