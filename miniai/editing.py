@@ -161,9 +161,8 @@ def _number(name, o, lo, hi=math.inf):
     return float(o)
 
 def _levels(pipe, steps, strength=1):
-    "Noise levels of a whole drawing, or from a strength down; `pipe.levels` are their ends."
-    lowest,highest = getattr(pipe, 'levels', (.02, 80.))
-    sigmas = karras_sigmas(whole_number('steps', steps, 1, 10_000), lowest, highest)
+    "Noise levels of a whole drawing, `pipe.levels(steps)`, or from a strength down."
+    sigmas = pipe.levels(whole_number('steps', steps, 1, 10_000))
     return strength_sigmas(sigmas, _number('strength', strength, .05, 1))
 
 def _guided(pipe, prompt, n, guidance, negative='', name='prompt'):

@@ -4,7 +4,7 @@ import pytest,torch
 from torch import nn
 from miniai import editing as e
 from miniai.attention import SpatialTransformer
-from miniai.karras import KarrasDenoiser
+from miniai.karras import KarrasDenoiser,karras_sigmas
 
 class Net(nn.Module):
     "A small net that looks at words, in the place of a UNet."
@@ -16,7 +16,8 @@ class Net(nn.Module):
 
 class Pipe:
     "All that a pipeline must have to be edited with, and nothing else: 32 pixels, latents of 4x8x8, other levels."
-    size,shape,cond_shape,levels = 32,(4,8,8),(3,6),(.03,14.6)
+    size,shape,cond_shape = 32,(4,8,8),(3,6)
+    def levels(self, steps): return karras_sigmas(steps, .03, 14.6)
     def __init__(self):
         with torch.random.fork_rng():
             torch.manual_seed(0)

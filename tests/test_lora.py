@@ -1,5 +1,5 @@
 "LoRA under hostile input: damaged and foreign files, wrong arguments, and a net that must stay as it was."
-import copy,json,math,os,warnings
+import copy,json,math,os
 import pytest,torch
 from safetensors.torch import load,save
 from torch import nn

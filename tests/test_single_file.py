@@ -1,5 +1,5 @@
 "Single-file checkpoints: what is read, what is refused with which words, and that nothing is left half written."
-import json,re,struct,warnings
+import re,struct,warnings
 from importlib.util import find_spec
 from pathlib import Path
 import pytest,torch

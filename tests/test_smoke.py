@@ -520,7 +520,7 @@ def call_stable():
     assert made.pictures(made.latents(before)).shape==before.shape and made.noise([1, 2]).shape==(2, *made.shape)
 
 def call_published():
-    import json,tempfile
+    import tempfile
     from miniai import published as p
     from miniai.schedules import scaled_linear_schedule
     from miniai.stable import StableDiffusion
