@@ -36,36 +36,6 @@ def with_net(pipe, where=places, prior=None, rank=None, layers=attention_layers,
 
 
 white = [(s, 'white') for s,_ in places]
-taught = dict(star='red', square='green', heart='purple', triangle='yellow', cross='blue')
-
-
-def line(shape): return lambda p: SHAPES[shape](p).abs()-.13
-
-
-def with_style(pipe, **kw):
-    "Five things drawn as lines, none of them twice, under the word `<line>`."
-    grounds = [*BACKGROUNDS]*2
-    said = [(f'a large <line> {c} {s} on a {g} background', f'a <line> {c} {s}') for (s,c),g in zip(taught.items(), grounds)]
-    x = torch.cat([draw_things(line(s), c, [('large', g)], seed=i) for i,((s,c),g) in enumerate(zip(taught.items(), grounds))])
-    prior = PriorCB(prior_examples(pipe, kept[36:]))
-    add_word(pipe, '<line>', random_row(pipe))
-    dreambooth(pipe, x, said, lr=6e-4, steps=150, bs=8, prior=prior, **kw)
-    return sum(p.numel() for p in pipe.unet.parameters())
-
-
-def score_style(pipe, reader):
-    "Are things drawn as lines, of the right shape and colour, that were shown as lines, and that were not?"
-    new = 'moon','arrow','bar'
-    judge,row = ShapeJudge({f'{k}{s}': f for s in (*taught, *new) for k,f in (('', SHAPES[s]), ('line ', line(s)))}),{}
-    for name,shapes in (('fidelity', taught), ('unshown', new)):
-        asked = [(s, c) for s in shapes for c in COLOURS if c!=taught.get(s) and (c,s) in SEEN][:24]
-        x = pipe([f'a large <line> {c} {s} on a white background' for s,c in asked], steps=12, seed=100)
-        row[name] = sum(a==(f'line {s}', c) for a,(s,c) in zip(judge.read(x), asked))/len(asked)
-    scenes = random_scenes(64, seed=21, pairs=SEEN)
-    row['others'] = reader.score(pipe([caption(s) for s in scenes], steps=12).float()/127.5-1, scenes).whole
-    return row
-
-
 runs = {
     'before': ('fish', lambda p: add_word(p, '<it>', random_row(p))*0),
     'inversion, moon': ('moon', lambda p: with_inversion(p, 'moon')),
@@ -81,7 +51,6 @@ runs = {
     'LoRA on all layers, rank 16, rate 0.003, prior': ('fish', lambda p: with_net(p, rank=16, lr=.003, prior=1., steps=150, layers=all_layers)),
     'DreamBooth, prior, no class in the caption': ('fish alone', lambda p: with_net(p, prior=1., lr=6e-4, steps=150, name='<it>')),
     'DreamBooth, prior, weight 0.3': ('fish', lambda p: with_net(p, prior=.3, lr=6e-4, steps=150)),
-    'style, DreamBooth, prior': ('style', with_style),
 }
 
 
@@ -111,7 +80,7 @@ def main(only):
         pipe,start = copy.deepcopy(base),time.process_time()
         n = teach(pipe)
         row = dict(run=name, trained=n if isinstance(n, int) else n.numel(), seconds=round(time.process_time()-start))
-        row |= {k: round(v, 3) for k,v in (score_style(pipe, reader) if kind=='style' else score(pipe, kind, judge, reader)).items()}
+        row |= {k: round(v, 3) for k,v in score(pipe, kind, judge, reader).items()}
         print(row, flush=True)
         with out.open('a') as f: f.write(json.dumps(row)+'\n')
 
