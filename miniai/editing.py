@@ -22,7 +22,6 @@ from .data import COLOURS,SEEN,Thing,check_finite,draw_scenes,random_scenes
 from .data import whole_number
 from .ddim import invert_ddim,sample_ddim
 from .guidance import GuidedDenoiser
-from .karras import karras_sigmas
 from .stable import strength_sigmas
 
 # %% ../nbs/35_editing.ipynb #bef6cb38

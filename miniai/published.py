@@ -844,7 +844,7 @@ def _model_index(**parts):
                 text_encoder=['transformers','CLIPTextModel'],
                 unet=['diffusers','UNet2DConditionModel']) | parts
 
-# %% ../nbs/32_published.ipynb #65ea7d48
+# %% ../nbs/32_published.ipynb #ec48a2e3
 #| code-summary: "Exported: save_published"
 #| code-fold: true
 def save_published(
@@ -853,6 +853,8 @@ def save_published(
 ):
     "Write a pipeline in diffusers' layout, under a temporary name first."
     if not pipe.config: raise ValueError("pipe: expected one with the configs it was read with")
+    if len(pipe.tokenizer)!=pipe.config['text_encoder'].get('vocab_size', 49408):
+        raise ValueError("pipe: expected the words it was read with; `save_concept` keeps others")
     def write(folder):
         sched = pipe.config['scheduler'].get('_class_name', 'DDIMScheduler')
         inpaint = pipe.unet.stem.in_channels!=pipe.codec.nz
