@@ -35,7 +35,7 @@ def _test_without_alpha(f):
         d = difference(got[1]@got[0], alpha/r*(b@a), 1e-5)
         if d: raise AssertionError(f"the product, rank {r}, alpha {alpha}: {d}")
 
-# %% ../../nbs/solutions/33_lora.ipynb #b6d0be54
+# %% ../../nbs/solutions/33_lora.ipynb #5824f206
 def _test_first_factors(f):
     for i in range(3):
         torch.manual_seed(i)
@@ -50,6 +50,7 @@ def _test_first_factors(f):
         if max(o.grad.abs().max() for o in (a, b))==0:
             raise AssertionError("the gradients of both factors are zero, so nothing moves")
 
+# %% ../../nbs/solutions/33_lora.ipynb #92b6c986
 class _Products(TorchFunctionMode):
     "Notes the shapes of all products of matrices."
     def __init__(self):
