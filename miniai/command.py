@@ -264,14 +264,25 @@ def _pipeline(a, steps):
         pipe = StableDiffusion.from_pretrained(a.model, dtype=dtype)
     return _extended(pipe, a),getattr(karras, f'sample_{a.sampler or _samplers[0]}')
 
+def _for_text(path):
+    "Does a file change the text encoder too?"
+    from safetensors import safe_open
+    if os.path.isdir(path): return False
+    with safe_open(path, 'pt') as f:
+        return any(k.startswith(('text_encoder.','lora_te_')) for k in f.keys())
+
 def _extended(pipe, a):
     "The pipeline with the changes and the words that the arguments name."
     for o in a.lora:
         from miniai.lora import load_lora
         from miniai.published import PublishedDiffusion,lora_names
         path,weight = _file_and_weight(o)
-        names = lora_names(pipe.unet) if isinstance(pipe, PublishedDiffusion) else None
-        load_lora(getattr(pipe, 'unet', None) or pipe.net, path, weight, names=names)
+        if not isinstance(pipe, PublishedDiffusion):
+            load_lora(getattr(pipe, 'unet', None) or pipe.net, path, weight)
+            continue
+        load_lora(pipe.unet, path, weight, names=lora_names(pipe.unet))
+        if _for_text(path):
+            load_lora(pipe.text, path, weight, 'text_encoder', lora_names(pipe.text))
     for o in a.concept:
         from miniai.personalise import load_concept
         load_concept(pipe, o)
