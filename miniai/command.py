@@ -59,6 +59,7 @@ def _number(name, text, kind, lo, hi=math.inf):
         raise ValueError(f"{name}: expected {what}{span}, got {text!r}")
     return v
 
+# %% ../nbs/appendix/28x_command.ipynb #05be4148
 def _file_and_weight(o):
     "`(path, weight)` of a text FILE or FILE:WEIGHT; a drive letter is no file."
     path,_,weight = o.rpartition(':')
@@ -80,6 +81,7 @@ def _check_model(a):
     if a.concept and a.model=='emoji':
         raise ValueError("concept: expected a model with a text encoder of its own, got emoji")
 
+# %% ../nbs/appendix/28x_command.ipynb #78d41ebb
 def _checked(a):
     "The numbers and words of the parsed arguments `a`, as the pipeline takes them."
     prompt = ' '.join(a.prompt)
@@ -264,6 +266,7 @@ def _pipeline(a, steps):
         pipe = StableDiffusion.from_pretrained(a.model, dtype=dtype)
     return _extended(pipe, a),getattr(karras, f'sample_{a.sampler or _samplers[0]}')
 
+# %% ../nbs/appendix/28x_command.ipynb #0e611967
 def _for_text(path):
     "Does a file change the text encoder too?"
     from safetensors import safe_open
@@ -288,6 +291,7 @@ def _extended(pipe, a):
         load_concept(pipe, o)
     return pipe
 
+# %% ../nbs/appendix/28x_command.ipynb #de7c5d5b
 def _command(args):
     "What the command does: check, load, draw, write."
     words = sys.argv[1:] if args is None else args

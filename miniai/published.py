@@ -8,10 +8,11 @@ __all__ = ['QuickFeedForward', 'CLIPText', 'text_names', 'their_keys', 'take_wei
            'PublishedDiffusion', 'WithImage', 'read_tensors', 'check_memory', 'FilledTokenizer', 'load_tokenizer',
            'load_published', 'their_weights', 'save_published', 'lora_names', 'export_scenes']
 
-# %% ../nbs/32_published.ipynb #3fc393cf
+# %% ../nbs/32_published.ipynb #d806ed5d
 #| code-summary: "Imports of the module"
 #| code-fold: true
 import json,math,os,re,shutil,tempfile,torch,torch.nn.functional as F
+from fastcore.basics import patch
 from functools import partial
 from pathlib import Path
 from safetensors import SafetensorError,safe_open
@@ -86,7 +87,9 @@ def text_names(
                 f'{a}.attend.out': f'{b}.self_attn.out_proj'}
     return out
 
-# %% ../nbs/32_published.ipynb #7a818307
+# %% ../nbs/32_published.ipynb #664a36fc
+#| code-summary: "Exported: their_keys, which looks up one parameter"
+#| code-fold: true
 def their_keys(
     k, # Name of a parameter of ours, such as 'blocks.0.attend.kv.weight'
     names, # As `text_names` gives them
@@ -97,6 +100,7 @@ def their_keys(
     o = names[module]
     return [f'{a}.{kind}' for a in (o if isinstance(o, tuple) else (o,))]
 
+# %% ../nbs/32_published.ipynb #1912212b
 def take_weights(
     net, # Module of ours, with any weights or none (on the device `meta`)
     names, # Its modules' names, as `text_names` gives them
@@ -349,7 +353,7 @@ def codec_names(
                 f'{side}.{last+2}': f'{side}.conv_out'}
     return out
 
-# %% ../nbs/32_published.ipynb #038504a6
+# %% ../nbs/32_published.ipynb #f6743701
 class PublishedDiffusion(StableDiffusion):
     "The pipeline of lesson 28 with the nets of a published Stable Diffusion 1.x or 2.x."
     def __init__(self,
@@ -385,18 +389,8 @@ class PublishedDiffusion(StableDiffusion):
         net = WithImage(self.unet, *self.known(len(asked), init, mask))
         return GuidedDenoiser(type(self.denoise)(net), asked, without, guidance)
 
-    def known(self, n, init, mask):
-        "What an inpainting net is shown: the mask, 1 where it draws, and latents with a hole."
-        if mask is None:
-            init = torch.zeros(n, 3, self.size, self.size, dtype=torch.uint8)
-            mask = torch.ones(self.size, self.size, dtype=torch.bool)
-        x = (init.float()/127.5-1)*~mask                           # grey where it draws
-        z = self.codec.to_latents(x.to(self.device)).float()
-        small = F.interpolate(mask[None,None].float(), z.shape[2:])    # every eighth pixel
-        return small.to(self.device).expand(len(z), 1, *z.shape[2:]),z
-
-# %% ../nbs/32_published.ipynb #9ddc1dbf
-#| code-summary: "Exported: what an inpainting net is shown, and whether the parts fit"
+# %% ../nbs/32_published.ipynb #ba848a1a
+#| code-summary: "Exported: what an inpainting net is shown"
 #| code-fold: true
 class WithImage:
     "A net with 9 channels in, and the 5 that do not change: mask, and latents of the image."
@@ -410,6 +404,20 @@ class WithImage:
         more = self.more.to(x).repeat(len(x)//len(self.more), 1, 1, 1)
         return self.unet(torch.cat([x, more], 1), c, cond)
 
+@patch
+def known(self:PublishedDiffusion, n, init, mask):
+    "What an inpainting net is shown: the mask, 1 where it draws, and latents with a hole."
+    if mask is None:
+        init = torch.zeros(n, 3, self.size, self.size, dtype=torch.uint8)
+        mask = torch.ones(self.size, self.size, dtype=torch.bool)
+    x = (init.float()/127.5-1)*~mask                           # grey where it draws
+    z = self.codec.to_latents(x.to(self.device)).float()
+    small = F.interpolate(mask[None,None].float(), z.shape[2:])    # every eighth pixel
+    return small.to(self.device).expand(len(z), 1, *z.shape[2:]),z
+
+# %% ../nbs/32_published.ipynb #c71609f7
+#| code-summary: "Exported: whether the parts fit"
+#| code-fold: true
 def _check_pipeline(tokenizer, text, unet, codec, size):
     "The size as an int; a ValueError that names what does not go together."
     whole_number('size', size)

@@ -315,19 +315,24 @@ class PipelineParts:
         "Latents (n,*shape), float32, of images `x`, uint8 (n,3,size,size)."
         return self.codec.to_latents(x.to(self.device).float()/127.5-1).float()
 
-    def levels(self, steps):
-        "Noise levels of a whole drawing, (steps+1,), float64, the last one 0."
-        return karras_sigmas(steps, .02, 80.)
-
-    def denoiser(self, asked, without, guidance, z=None, init=None, mask=None):
-        "What a sampler asks: guided, and outside `mask` bound to `z`, the latents of `init`."
-        guided = GuidedDenoiser(self.denoise, asked, without, guidance)
-        return guided if mask is None else Inpaint(guided, z, latent_mask(mask, self.codec.factor))
-
     def pictures(self, z):
         "Images, uint8 (n,3,size,size) on the CPU, of latents `z`, (n,*shape)."
         x = check_finite(self.codec.to_pictures(check_finite(z, 'z')), 'images')
         return ((x.float()+1)*127.5).round().clamp(0, 255).byte().cpu()
+
+# %% ../nbs/28_stable_diffusion.ipynb #ae0da721
+#| code-summary: "Exported: what a pipeline with another schedule or net replaces"
+#| code-fold: true
+@patch
+def levels(self:PipelineParts, steps):
+    "Noise levels of a whole drawing, (steps+1,), float64, the last one 0."
+    return karras_sigmas(steps, .02, 80.)
+
+@patch
+def denoiser(self:PipelineParts, asked, without, guidance, z=None, init=None, mask=None):
+    "What a sampler asks: guided, and outside `mask` bound to `z`, the latents of `init`."
+    guided = GuidedDenoiser(self.denoise, asked, without, guidance)
+    return guided if mask is None else Inpaint(guided, z, latent_mask(mask, self.codec.factor))
 
 # %% ../nbs/28_stable_diffusion.ipynb #a3d80abf
 class StableDiffusion(PipelineParts):

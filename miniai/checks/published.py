@@ -43,7 +43,7 @@ def _time_at_args():
     levels = (torch.rand(dims(lo=2)[0]).double()+.1).cumsum(0).tolist()
     return torch.rand(1).item()*1.4*levels[-1],levels
 
-# %% ../../nbs/solutions/32_published.ipynb #3d0ba1df
+# %% ../../nbs/solutions/32_published.ipynb #39e658d1
 def _test_n_params(f):
     for seed in range(4):
         torch.manual_seed(seed)
@@ -64,6 +64,7 @@ def _test_two_ways(f):
             d = difference(got, want, 1e-5)
             if d: raise AssertionError(f"{name}: {d}")
 
+# %% ../../nbs/solutions/32_published.ipynb #cf47d082
 def _first_level(n, sigmas): return (sigmas[(n-1)*(len(sigmas)//n)+1]/sigmas[-1]).item()
 
 def _first_level_args():
@@ -85,6 +86,7 @@ def _test_translate(f):
             except ValueError: continue
             raise AssertionError(f"{what}: expected a ValueError")
 
+# %% ../../nbs/solutions/32_published.ipynb #9c6f6a7f
 check = Checker(
     first_level=Exercise(compare(_first_level, _first_level_args),
         "The first timestep is (n-1) times the stride, and the offset."),
