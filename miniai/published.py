@@ -862,7 +862,7 @@ def save_published(
     "Write a pipeline in diffusers' layout, under a temporary name first."
     if not pipe.config: raise ValueError("pipe: expected one with the configs it was read with")
     if len(pipe.tokenizer)!=pipe.config['text_encoder'].get('vocab_size', 49408):
-        raise ValueError("pipe: expected the words it was read with; `save_concept` keeps others")
+        raise ValueError("pipe: expected the words it was read with; see `save_concept`")
     def write(folder):
         sched = pipe.config['scheduler'].get('_class_name', 'DDIMScheduler')
         inpaint = pipe.unet.stem.in_channels!=pipe.codec.nz
