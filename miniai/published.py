@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['QuickFeedForward', 'CLIPText', 'text_names', 'their_keys', 'take_weights', 'PublishedBlock', 'timesteps_of',
-           'PublishedUNet', 'nested', 'unet_names', 'PlaceAttention', 'HalfConv', 'PublishedCodec', 'codec_names',
-           'PublishedDiffusion', 'WithImage', 'read_tensors', 'check_memory', 'FilledTokenizer', 'load_tokenizer',
-           'load_published', 'their_weights', 'save_published', 'lora_names', 'export_scenes']
+           'PublishedUNet', 'DoubleConv', 'nested', 'unet_names', 'PlaceAttention', 'HalfConv', 'PublishedCodec',
+           'codec_names', 'PublishedDiffusion', 'WithImage', 'read_tensors', 'check_memory', 'FilledTokenizer',
+           'load_tokenizer', 'load_published', 'their_weights', 'save_published', 'lora_names', 'export_scenes']
 
 # %% ../nbs/32_published.ipynb #d806ed5d
 #| code-summary: "Imports of the module"
@@ -19,7 +19,7 @@ from safetensors import SafetensorError,safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-# %% ../nbs/32_published.ipynb #1a05bfa0
+# %% ../nbs/32_published.ipynb #95597738
 #| code-summary: "Imports of the module: earlier lessons"
 #| code-fold: true
 from .attention import FeedForward,MultiHeadAttention,SpatialTransformer
@@ -31,7 +31,7 @@ from .karras import karras_sigmas
 from .latents import TextBlock,TextUNet,text_states
 from .schedules import VDenoiser,scaled_linear_schedule
 from .stable import StableDiffusion
-from .unet import EmbResBlock,UNet,timestep_embedding
+from .unet import EmbResBlock,UNet,UpConv,timestep_embedding
 from .vae import Codec
 
 # %% ../nbs/32_published.ipynb #353a549f
@@ -161,7 +161,7 @@ def timesteps_of(
     t = i-1 + ((s-levels[i-1])/(levels[i]-levels[i-1])).clamp(0, 1)
     return torch.where((t-t.round()).abs()<.01, t.round(), t)
 
-# %% ../nbs/32_published.ipynb #e2c3d5e6
+# %% ../nbs/32_published.ipynb #d5d4fd87
 class PublishedUNet(UNet):
     "The UNet of Stable Diffusion 1.x and 2.x at any size: arXiv:2112.10752."
     def __init__(self,
@@ -181,7 +181,7 @@ class PublishedUNet(UNet):
         with torch.device('cpu'):               # the schedule is no part of the weights
             self.sched = sched or scaled_linear_schedule()
         self.n_text = n_text
-        self.mid[1].attend = None
+        self.mid[1].attend,self.ups = None,_doubled(self.ups)
         for layers,kept in ((self.downs, attends), (self.ups, attends[::-1])):
             for _,level,_,m in nested(layers):
                 if isinstance(m, PublishedBlock) and not kept[level]: m.attend = None
@@ -200,9 +200,23 @@ class PublishedUNet(UNet):
     ): # (n,no,h,w), in the type of `x`: the noise or the velocity, as it was trained
         return super().forward(x.to(self.stem.weight.dtype), c, cond).to(x.dtype)
 
-# %% ../nbs/32_published.ipynb #30af0058
-#| code-summary: "Exported: the place of each layer in nested lists, and a check of the states"
+# %% ../nbs/32_published.ipynb #f4aaba3c
+#| code-summary: "Exported: doubling, the level of each layer, and a check of the states"
 #| code-fold: true
+class DoubleConv(UpConv):
+    "`UpConv` in two steps, the doubling and then the convolution: faster for wide layers."
+    def forward(self,
+        x, # (n,nf,h,w), float
+        size, # Height and width wanted
+    ): # (n,nf,*size)
+        "`x` doubled and convolved."
+        y = F.interpolate(x, size=tuple(size), mode='nearest')
+        return F.conv2d(y, self.weight, self.bias, padding=1)
+
+def _doubled(layers):
+    "The layers with `DoubleConv` for `UpConv`."
+    return nn.ModuleList(DoubleConv(m.in_channels) if isinstance(m, UpConv) else m for m in layers)
+
 def nested(
     layers, # A flat list, such as `UNet.downs`
 ): # `(i, level, j, layer)`: place in the list, level, and place within the level
@@ -293,7 +307,7 @@ class HalfConv(nn.Conv2d):
         "Half the size."
         return super().forward(F.pad(x, (0,1,0,1)))
 
-# %% ../nbs/32_published.ipynb #ac583b9e
+# %% ../nbs/32_published.ipynb #cea2b7b2
 class PublishedCodec(Codec):
     "The codec of Stable Diffusion at any size: diffusers' `AutoencoderKL`, arXiv:2112.10752."
     def __init__(self,
@@ -315,7 +329,7 @@ class PublishedCodec(Codec):
         self.encoder = nn.ModuleList([*down[:-3], *middle(), *down[-3:],
                                       nn.Conv2d(2*nz, 2*nz, 1)])
         first,*up = self.decoder
-        self.decoder = nn.ModuleList([nn.Conv2d(nz, nz, 1), first, *middle(), *up])
+        self.decoder = _doubled([nn.Conv2d(nz, nz, 1), first, *middle(), *up])
         # `Codec` divides by `self.scale` on the way in, and multiplies on the way out
         self.scale = torch.full((nz,1,1), 1/scale, device='cpu')
         self.shift = torch.zeros(nz, 1, 1, device='cpu')

@@ -14,6 +14,7 @@ def exported(test):
     return {f'{m}.{n}': getattr(mod, n) for m,mod in mods.items() for n in exports(m) if test(n, getattr(mod, n))}
 
 nets = exported(lambda n, o: isinstance(o, type) and issubclass(o, nn.Module))
+nets.pop('personalise.TextualInversion')                    # holds the nets of a pipeline without owning them: test_personalise.py
 samplers = exported(lambda n, o: inspect.isfunction(o) and n.startswith('sample_'))
 
 # How to make a small one, and the arguments of a batch of n. `rows=False`: what comes out is no batch (losses)
@@ -76,9 +77,11 @@ recipes = {
     'published.PublishedBlock': (lambda: get('published.PublishedBlock')(8, 16, 6, partial(nn.GroupNorm, 4), 8, {16: 4}),
                                  with_more(image(8, 8), lambda n, g: (torch.randn(n, 6, generator=g), states(3, 8)(n, g)))),
     'published.PublishedUNet': (lambda: get('published.PublishedUNet')((16,32), (True,False), (4,4), n_text=16, groups=8), with_more(levels(image(4, 8)), states())),
+    'published.DoubleConv': (lambda: get('published.DoubleConv')(4), with_more(image(4), lambda n, g: (32, 32))),
     'published.PlaceAttention': (lambda: get('published.PlaceAttention')(16, group), image(16, 8)),
     'published.HalfConv': (lambda: get('published.HalfConv')(4), image(4)),
     'published.PublishedCodec': (lambda: get('published.PublishedCodec')((8,16), groups=4), image(3)),
+    'lora.LoRA': (lambda: get('lora.LoRA')(nn.Linear(8, 6), 2), lambda n, g: (torch.randn(n, 8, generator=g),)),
     'latents.TextBlock': (lambda: get('latents.TextBlock')(8, 16, 6, group, 8, 4),
                           with_more(image(8, 8), lambda n, g: (torch.randn(n, 6, generator=g), states(3, 8)(n, g)))),
     'latents.TextUNet': (lambda: get('latents.TextUNet')((8,16), 4, 16, n_emb=16, norm=group), with_more(levels(image(4, 8)), states())),

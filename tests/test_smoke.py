@@ -546,6 +546,8 @@ def call_published():
         assert p.take_weights(text, p.text_names(text), p.their_weights(text, p.text_names(text))) is text
     assert 'quant_conv' in p.codec_names(codec).values() and len([*p.nested(unet.downs)])==3
     assert isinstance(unet.downs[0], p.PublishedBlock) and isinstance(codec.encoder[-6], p.PlaceAttention) and isinstance(codec.encoder[2], p.HalfConv)
+    assert p.lora_names(unet)['conv_in']=='stem'
+    assert p.DoubleConv(4)(torch.zeros(1, 4, 2, 2), (4, 4)).shape==(1,4,4,4)
     hole = p.WithImage(lambda x, c, cond: x, torch.ones(1, 1, 8, 8), torch.zeros(1, 4, 8, 8))
     assert hole(torch.zeros(2, 4, 8, 8), None, None).shape==(2,9,8,8)
     p.check_memory([unet])
