@@ -200,7 +200,7 @@ class PublishedUNet(UNet):
     ): # (n,no,h,w), in the type of `x`: the noise or the velocity, as it was trained
         return super().forward(x.to(self.stem.weight.dtype), c, cond).to(x.dtype)
 
-# %% ../nbs/32_published.ipynb #f4aaba3c
+# %% ../nbs/32_published.ipynb #283b118e
 #| code-summary: "Exported: doubling, the level of each layer, and a check of the states"
 #| code-fold: true
 class DoubleConv(UpConv):
@@ -215,7 +215,8 @@ class DoubleConv(UpConv):
 
 def _doubled(layers):
     "The layers with `DoubleConv` for `UpConv`."
-    return nn.ModuleList(DoubleConv(m.in_channels) if isinstance(m, UpConv) else m for m in layers)
+    def new(m): return DoubleConv(m.in_channels) if isinstance(m, UpConv) else m
+    return nn.ModuleList(map(new, layers))
 
 def nested(
     layers, # A flat list, such as `UNet.downs`
