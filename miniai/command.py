@@ -246,7 +246,8 @@ def _few(steps):
     pipe.denoise,levels = load_few('scene_few')
     pipe.unet,pipe.levels = pipe.denoise.model,levels.__getitem__
     pipe.denoiser = lambda asked,*_: GuidedDenoiser(pipe.denoise, asked, asked, 1.)
-    _say(f"miniai: {steps} steps, so with the weights of lesson 31 (scene_few)", sys.stderr)
+    many = "1 step" if steps==1 else f"{steps} steps"
+    _say(f"miniai: {many}, so with the weights of lesson 31 (scene_few)", sys.stderr)
     return pipe
 
 def _pipeline(a, steps):

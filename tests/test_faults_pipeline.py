@@ -312,7 +312,7 @@ def test_nobody_reads_the_output(tmp_path):
     r,w = os.pipe()
     os.close(r)
     for k,out in enumerate((dict(stdout=w), dict(preexec_fn=lambda: os.close(1)))):
-        p = subprocess.run([sys.executable, *command, 'a star', '--steps', '1', '-o', f'{k}.png'], cwd=tmp_path, stderr=subprocess.PIPE, text=True, **out)
+        p = subprocess.run([sys.executable, *command, 'a star', '--steps', '3', '-o', f'{k}.png'], cwd=tmp_path, stderr=subprocess.PIPE, text=True, **out)
         assert p.returncode==0 and not p.stderr and (tmp_path/f'{k}.png').is_file(), p.stderr
     os.close(w)
 
