@@ -469,9 +469,7 @@ def _entries(config, where, takes, fixed, free=()):
         if k in fixed:
             ok = fixed[k] if isinstance(fixed[k], tuple) else (fixed[k],)
             if v not in ok: raise ValueError(f"{where}: expected {k}={ok[0]!r}, got {v!r}")
-        elif v not in (None, False, 0, 1, 1., []):
-            raise ValueError(f"{where}: {k}={v!r} is a part that our net does not have")
-        elif v is True or v==1 and not isinstance(v, bool) and 'factor' not in k:
+        elif v not in (None, False, 0, []):
             raise ValueError(f"{where}: {k}={v!r} is a part that our net does not have")
     return {k: config.get(k, v) for k,v in takes.items()}
 
