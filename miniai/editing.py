@@ -370,7 +370,7 @@ def borrow_attention(
             raise ValueError(f"rows: expected one for each of {len(x)} images, got {len(rows)}")
         values = m.kv(x if cond is None else cond).chunk(2, -1)[1]
         values = values.unflatten(-1, (m.n_heads,-1)).transpose(1, 2)     # (n,heads,l,d)
-        y = m.maps(**asked)[rows]@values
+        y = m.maps(**asked)[rows]@values               # the maps of others, the values its own
         return m.out(y.transpose(1, 2).flatten(2))
     found = [m for m in net.modules() if isinstance(m, MultiHeadAttention)]
     if not found: raise ValueError("net: expected layers of MultiHeadAttention, got none")

@@ -250,6 +250,8 @@ def _file(path):
     return path
 
 # %% ../nbs/33_lora.ipynb #e6d7c465
+#| code-summary: "Exported: save_lora, which writes a LoRA in one of the two layouts"
+#| code-fold: true
 def save_lora(
     net, # `nn.Module` with a `LoRA`
     path, # A file that ends in .safetensors, made or replaced
@@ -391,6 +393,8 @@ def _load(net, old, a, b, alpha, weight):
     return lora
 
 # %% ../nbs/33_lora.ipynb #5d457396
+#| code-summary: "Exported: load_lora, which checks a file and puts its changes on a net"
+#| code-fold: true
 def load_lora(
     net, # `nn.Module`, changed in place
     path, # File in the layout of peft, diffusers or kohya, or the folder that holds it

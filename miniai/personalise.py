@@ -219,7 +219,7 @@ def fine_tune(
 def invert(
     pipe, # Pipeline, which gets the word; nothing else of it is changed
     word, # As in `with_word`
-    images, # What the word shall mean, uint8 (n,3,size,size), about five
+    images, # What the word is to mean, uint8 (n,3,size,size), about five
     captions, # Captions with the word, a list for each image, all of one length
     like, # A word of the vocabulary to begin at, one id
     steps=120, # Batches
