@@ -6,7 +6,7 @@
 __all__ = ['per_image', 'signal_and_noise', 'noisify', 'Schedule', 'linear_schedule', 'c_noise', 'check_images', 'check_levels',
            'SmallUNet', 'clean_images', 'eps_target', 'DDPMCB', 'EMACB', 'noise_levels', 'ask_network', 'EpsDenoiser',
            'randn_for', 'check_sigmas', 'finite_images', 'sample_ddpm', 'generate', 'replace_file', 'save_weights',
-           'fill_weights', 'load_weights', 'load_denoiser']
+           'fill_weights', 'load_weights', 'load_model', 'load_denoiser']
 
 # %% ../nbs/15_ddpm.ipynb #d109f584
 #| code-summary: "Imports of the module"
@@ -576,15 +576,26 @@ def load_weights(
     return w,info
 
 # %% ../nbs/15_ddpm.ipynb #d994ba26
-#| code-summary: "Exported: load_denoiser, with which the lesson began"
+#| code-summary: "Exported: load_model, and load_denoiser, with which the lesson began"
 #| code-fold: true
+def load_model(
+    make, # Makes the net from what the JSON calls its `config`, as `make(**config)`
+    path, # As in `load_weights`: a name of the package's own weights, or a path
+): # What `make` gives, on the CPU, in evaluation mode, its parameters frozen
+    "A net with stored weights."
+    w,info = load_weights(path)
+    if not isinstance(info.get('config'), dict):
+        raise ValueError(f"path: expected the model's arguments, `config`, in the JSON of {path}")
+    # its random start is not kept, so torch's random state is
+    try:
+        with torch.random.fork_rng([]): net = make(**info['config'])
+    except TypeError as e:
+        raise ValueError(f"path: the `config` of {path} does not fit: {e}") from None
+    fill_weights(net, w, _weights_path(path))
+    return net.eval().requires_grad_(False)
+
 def load_denoiser(
     name='fashion_ddpm', # Of the stored weights, as in `load_weights`
 ): # `EpsDenoiser`, on the CPU, in evaluation mode
     "A `SmallUNet` with stored weights, as `denoise(x, sigma)`."
-    w,info = load_weights(name)
-    if not isinstance(info.get('config'), dict):
-        raise ValueError(f"name: expected the model's arguments, `config`, in {name}'s JSON")
-    model = SmallUNet(**info['config'])
-    fill_weights(model, w, _weights_path(name))
-    return EpsDenoiser(model.eval().requires_grad_(False).to(memory_format=torch.channels_last))
+    return EpsDenoiser(load_model(SmallUNet, name).to(memory_format=torch.channels_last))

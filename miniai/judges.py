@@ -18,7 +18,7 @@ from torch import nn
 from typing import NamedTuple
 from .clip import ImageEncoder
 from .data import check_finite,whole_number
-from .ddpm import load_weights
+from .ddpm import load_model
 from .emoji import EMOJI_STYLES
 from .resnet import resnet
 
@@ -233,11 +233,7 @@ def load_emoji_judge(
     path='emoji_judge', # As in `load_weights`: a name of the package's own weights, or a path
 ): # `EmojiJudge`, on the CPU, in evaluation mode
     "An `EmojiJudge` with stored weights."
-    _,info = load_weights(path)
-    if 'config' not in info: raise ValueError(f"path: the JSON of {path} lacks `config`")
-    with torch.random.fork_rng([]): net = EmojiJudge(**info['config'])
-    load_weights(path, net)
-    return net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    return load_model(EmojiJudge, path).to(memory_format=torch.channels_last)
 
 # %% ../nbs/appendix/30x_judges.ipynb #c53f0e66
 def pixel_vectors(

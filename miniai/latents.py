@@ -23,7 +23,7 @@ from .attention import SpatialTransformer
 from .clip import ImageEncoder,TextTransformer,load_with_words
 from .data import BACKGROUNDS,COLOURS,SHAPES,SIZES,Scene,Thing,caption
 from .data import check_finite,draw_masks,draw_scenes,drop_words,whole_number
-from .ddpm import load_weights,randn_for
+from .ddpm import load_model,randn_for
 from .guidance import CondCB,GuidedDenoiser
 from .karras import sample_dpmpp_2m
 from .unet import EmbResBlock,UNet
@@ -431,23 +431,15 @@ def reader_loss(
 # %% ../nbs/27_latent_diffusion.ipynb #a7916265
 #| code-summary: "Exported: load_reader and load_text_unet, nets with stored weights"
 #| code-fold: true
-def _load(make, path):
-    "A net with stored weights, on the CPU, in evaluation mode."
-    _,info = load_weights(path)
-    if 'config' not in info: raise ValueError(f"path: the JSON of {path} lacks `config`")
-    # its random start is not kept, so torch's random state is
-    with torch.random.fork_rng([]): net = make(**info['config'])
-    load_weights(path, net)
-    return net.eval().requires_grad_(False)
-
 def load_reader(
     path='scene_reader', # As in `load_weights`: a name of the package's own weights, or a path
 ): # `Reader`, on the CPU, in evaluation mode
     "A `Reader` with stored weights."
-    return _load(lambda nfs, **rest: Reader(nfs), path).to(memory_format=torch.channels_last)
+    make = lambda nfs, **rest: Reader(nfs)
+    return load_model(make, path).to(memory_format=torch.channels_last)
 
 def load_text_unet(
     path='scene_unet', # As in `load_weights`: a name of the package's own weights, or a path
 ): # `TextUNet`, on the CPU, in evaluation mode, for `KarrasDenoiser(net, 1.)`
     "A `TextUNet` with stored weights."
-    return _load(TextUNet, path)
+    return load_model(TextUNet, path)

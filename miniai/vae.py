@@ -14,7 +14,7 @@ from typing import NamedTuple
 from fastcore.basics import patch
 from torch import nn
 from .data import check_finite
-from .ddpm import load_weights
+from .ddpm import load_model
 from .unet import EmbResBlock,UpConv
 
 # %% ../nbs/25_vae.ipynb #8a6cf7b4
@@ -243,10 +243,4 @@ def load_codec(
     name='scene_codec', # Of the stored weights, or a path, as in `load_weights`
 ): # `Codec`, on the CPU, in evaluation mode, calibrated
     "A codec with stored weights; that of the package is for scenes of 64 by 64 pixels."
-    info = load_weights(name)[1]
-    if 'config' not in info:
-        raise ValueError(f"name: {name} does not tell its model: expected `config` in its JSON")
-    # its random start is not kept, so torch's random state is
-    with torch.random.fork_rng([]): codec = Codec(**info['config'])
-    load_weights(name, codec)
-    return codec.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    return load_model(Codec, name).to(memory_format=torch.channels_last)

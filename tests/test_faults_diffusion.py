@@ -241,7 +241,9 @@ def test_weights_that_no_net_should_get(tmp_path):
         path.with_suffix('.json').write_text(text)
         with pytest.raises(ValueError, match='a.json'): load_weights(path)
     rewrite(path, good, config=5)
-    with pytest.raises(ValueError, match='name: expected the model'): load_denoiser(path)
+    with pytest.raises(ValueError, match='path: expected the model'): load_denoiser(path)
+    rewrite(path, good, config=dict(layers=3))
+    with pytest.raises(ValueError, match='`config` of .* does not fit: .*layers'): load_denoiser(path)
     torch.testing.assert_close(dict(net.state_dict()), good)                 # and nothing was loaded
 
 def test_bad_weights_leave_the_old_file(tmp_path):

@@ -1,5 +1,5 @@
 """Faults of lessons 03 to 05 and their right values: losses, optimizer, collation, workers, the random state of loaders, images."""
-import functools,io,random
+import functools,io,pickle,random
 import numpy as np, pytest, torch
 from contextlib import redirect_stdout
 from PIL import Image
@@ -156,6 +156,19 @@ def test_defaults_of_the_loader():
     assert next(iter(t.DataLoader(range(130)))).tolist()==list(range(64))
     assert len(t.BatchSampler(range(10), 4))==3
     assert [len(o) for o in t.get_dls(few, few, 1)]==[20,10]
+    assert t.DataLoader(few).n_workers==0                 # none makes a process unasked
+
+def test_account_of_a_failure_and_repr():
+    class Broken:
+        def __len__(self): return 3
+        def __getitem__(self, i):
+            if i==2: raise KeyError('no such file')
+            return i
+    account = pickle.loads(t._answer(Broken(), [0,2], t.collate))[1]
+    assert account.startswith('item 2 failed:') and 'no such file' in account
+    def bad_collate(items): raise RuntimeError('cannot stack')
+    assert pickle.loads(t._answer(Broken(), [0,1], bad_collate))[1].startswith('the batch of items [0, 1] failed:')
+    assert repr(t.ReLU())=='ReLU()' and repr(t.Sequential(t.ReLU()))=='Sequential(\n  (0): ReLU()\n)'
 
 def test_fit_trains_in_training_mode_and_reports():
     seen = []

@@ -267,6 +267,7 @@ def call_ddpm():
         d.replace_file(Path(folder)/'a.txt', lambda tmp: tmp.write_text('b'))
         assert (Path(folder)/'a.txt').read_text()=='b'
     assert d.load_denoiser()(torch.randn(2, 1, 28, 28), 1.).shape==(2,1,28,28)
+    assert not d.load_model(d.SmallUNet, 'fashion_ddpm').training
 
 def call_accel():
     import torch.nn.functional as F
