@@ -19,7 +19,7 @@ from typing import NamedTuple
 #| code-fold: true
 from .attention import MultiHeadAttention
 from .data import COLOURS,SEEN,Thing,check_finite,draw_scenes,random_scenes
-from .data import whole_number
+from .data import finite_number,whole_number
 from .ddim import invert_ddim,sample_ddim
 from .guidance import GuidedDenoiser
 from .stable import strength_sigmas
@@ -149,25 +149,17 @@ def _states(pipe, name, prompt, n):
     return states.expand(n, *states.shape[1:])
 
 # %% ../nbs/35_editing.ipynb #9eb4c89b
-#| code-summary: "Exported: numbers in their limits, noise levels, and a guided denoiser"
+#| code-summary: "Exported: noise levels, and a guided denoiser"
 #| code-fold: true
-def _number(name, o, lo, hi=math.inf):
-    "`o` as a float; an error if it is no finite number from `lo` to `hi`."
-    o = o.item() if getattr(o, 'ndim', None)==0 else o
-    if isinstance(o, bool) or not isinstance(o, (int,float)) or not lo<=o<=hi or o==math.inf:
-        want = f"{lo} or more" if hi==math.inf else f"from {lo} to {hi}"
-        raise ValueError(f"{name}: expected a number, {want}, got {o!r}")
-    return float(o)
-
 def _levels(pipe, steps, strength=1):
     "Noise levels of a whole drawing, `pipe.levels(steps)`, or from a strength down."
     sigmas = pipe.levels(whole_number('steps', steps, 1, 10_000))
-    return strength_sigmas(sigmas, _number('strength', strength, .05, 1))
+    return strength_sigmas(sigmas, finite_number('strength', strength, .05, 1))
 
 def _guided(pipe, prompt, n, guidance, negative='', name='prompt'):
     "The pipeline's denoiser for a prompt, with guidance."
     cond,uncond = _states(pipe, name, prompt, n),_states(pipe, 'negative', negative, n)
-    return GuidedDenoiser(pipe.denoise, cond, uncond, _number('guidance', guidance, 0))
+    return GuidedDenoiser(pipe.denoise, cond, uncond, finite_number('guidance', guidance, 0))
 
 # %% ../nbs/35_editing.ipynb #5c43b392
 @torch.no_grad()
@@ -234,8 +226,8 @@ def edit_mask(
     "Where two prompts disagree about an image: section 3.2, arXiv:2210.11427, decoded."
     x = _check_images(pipe, x)
     z,n = pipe.latents(x),whole_number('n', n)
-    sigma = math.tan(_number('strength', strength, .05, .99)*math.pi/2)
-    threshold = _number('threshold', threshold, 0, 1)
+    sigma = math.tan(finite_number('strength', strength, .05, .99)*math.pi/2)
+    threshold = finite_number('threshold', threshold, 0, 1)
     asked = [_states(pipe, k, o, len(x)).to(z.device)
              for k,o in dict(source=source, target=target).items()]
     total = torch.zeros(len(x), pipe.size, pipe.size)
@@ -301,7 +293,7 @@ class Imagic(NamedTuple):
     losses: tuple         # Of all steps, first of the states and then of the net
 
     def between(self, weight): # Text states (1,l,d): 0 for the image, 1 for the sentence
-        return torch.lerp(self.image, self.target, _number('weight', weight, -10, 10))
+        return torch.lerp(self.image, self.target, finite_number('weight', weight, -10, 10))
 
 def _with_own_net(pipe):
     "`pipe` with a copy of its net, which may be trained; the other parts are shared."

@@ -10,7 +10,7 @@ __all__ = ['ClassUNet', 'CondCB', 'GuidedDenoiser', 'generate_guided']
 #| code-fold: true
 import numbers,torch
 from torch import nn
-from .data import check_finite,whole_number
+from .data import check_finite,finite_number,whole_number
 from .ddpm import generate,per_image
 from .karras import sample_dpmpp_2m
 from .learner import Callback
@@ -49,18 +49,6 @@ class ClassUNet(UNet):
         _check_classes(cond, len(x), self.n_classes)
         return super()._embedding(x, c) + self.classes(cond)
 
-# %% ../nbs/24_guidance.ipynb #ffa48951
-#| code-summary: "Exported: a number with its limits checked"
-#| code-fold: true
-def _number(name, x, lo=0, hi=None):
-    "`x` as a float; a ValueError if it is no number from `lo` to `hi`, or from `lo` on."
-    if isinstance(x, torch.Tensor) and not x.ndim: x = x.item()
-    ok = isinstance(x, numbers.Real) and not isinstance(x, bool)
-    if not ok or not (lo<=x<float('inf') if hi is None else lo<=x<=hi):
-        wanted = f"{lo} or more" if hi is None else f"from {lo} to {hi}"
-        raise ValueError(f"{name}: expected a number, {wanted}, got {x!r}")
-    return float(x)
-
 # %% ../nbs/24_guidance.ipynb #d47b496f
 #| code-summary: "Exported: CondCB, which hands on the condition or drops it"
 #| code-fold: true
@@ -72,7 +60,7 @@ class CondCB(Callback):
         empty, # What stands for "no condition": a number, or a tensor like one row of them
         p=.1, # Fraction that is dropped, in [0,1]; in training only
     ):
-        p = _number('p', p, 0, 1)
+        p = finite_number('p', p, 0, 1)
         if not isinstance(empty, (numbers.Real,torch.Tensor)):
             got = type(empty).__name__
             raise ValueError(f"empty: expected a number or a tensor, got {got}")
@@ -118,7 +106,7 @@ def _check_conds(cond, uncond, scale):
     if len(cond)!=len(uncond) and 1 not in (len(cond), len(uncond)):
         raise ValueError(f"uncond: expected {len(cond)} rows, as in cond, or one for all, "
                          f"got {len(uncond)}")
-    return _number('scale', scale)
+    return finite_number('scale', scale, 0)
 
 # %% ../nbs/24_guidance.ipynb #d486b91c
 #| code-summary: "Exported: GuidedDenoiser for any conditions, with its arguments checked"

@@ -9,24 +9,18 @@ __all__ = ['LoRA', 'lora_layers', 'attention_layers', 'all_layers', 'add_lora', 
 # %% ../nbs/33_lora.ipynb #afe13eea
 #| code-summary: "Imports of the module miniai.lora"
 #| code-fold: true
-import json,math,re,torch,warnings
+import json,re,torch,warnings
 from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors,save as save_tensors
 from torch import nn
-from .data import check_finite,whole_number
+from .data import check_finite,finite_number,whole_number
 from .ddpm import replace_file
 
 # %% ../nbs/33_lora.ipynb #e4119faa
-#| code-summary: "Exported: the two factors of a layer, and checks of numbers and layers"
+#| code-summary: "Exported: the two factors of a layer, and the check of a layer"
 #| code-fold: true
 _kinds = nn.Linear,nn.Conv2d
-
-def _number(name, o):
-    "`o` as a float; an error if it is no finite number."
-    if isinstance(o, bool) or not isinstance(o, (int,float)) or not math.isfinite(o):
-        raise ValueError(f"{name}: expected a finite number, got {o!r}")
-    return float(o)
 
 def _base(layer):
     "The layer below all `LoRA`s; an error if it cannot have one."
@@ -57,7 +51,7 @@ class LoRA(nn.Module):
     ):
         super().__init__()
         self.layer,self.rank = layer,whole_number('rank', rank)
-        self.alpha = float(rank) if alpha is None else _number('alpha', alpha)
+        self.alpha = float(rank) if alpha is None else finite_number('alpha', alpha)
         self.strength,self.merged = 1.,None
         self.lora_A,self.lora_B = _factors(_base(layer), self.rank)
         nn.init.zeros_(self.lora_B.weight)
@@ -187,7 +181,7 @@ def merge_lora(
     weight=1., # Of the changes, a number; 0 for none, 1 as they were learnt
 ):
     "Add the changes to the weights; until `unmerge_lora` the factors are not used."
-    weight,loras = _number('weight', weight),[m for _,m in _some(net)]
+    weight,loras = finite_number('weight', weight),[m for _,m in _some(net)]
     if any(m.merged is not None for m in loras):
         raise ValueError("net: expected one that is not merged; call unmerge_lora first")
     for m in loras: check_finite(m.delta(), 'the change of a layer')
@@ -303,7 +297,7 @@ def _alpha(config, head, name, rank):
     if not isinstance(pattern, dict):
         raise ValueError(f"alpha_pattern: expected a JSON object, got {pattern!r}")
     ends = [v for k,v in pattern.items() if name==k or name.endswith('.'+k)]
-    alpha = _number('alpha', ends[0] if ends else said('lora_alpha', rank))
+    alpha = finite_number('alpha', ends[0] if ends else said('lora_alpha', rank))
     return alpha*rank**.5 if said('use_rslora', False) else alpha
 
 # %% ../nbs/33_lora.ipynb #ae15f9c4
@@ -363,7 +357,7 @@ def _checked(name, o, target, rows, config, head):
     if 'alpha' not in o: return a,b,_alpha(config, head, name, rank)
     if o['alpha'].numel()!=1:
         raise ValueError(f"{name}: expected one number as alpha, got {o['alpha'].numel()}")
-    return a,b,_number(f'{name}: alpha', float(o['alpha']))
+    return a,b,finite_number(f'{name}: alpha', float(o['alpha']))
 
 # %% ../nbs/33_lora.ipynb #1586a3c7
 #| code-summary: "Exported: which layer of the net each pair of factors is for"
@@ -403,7 +397,7 @@ def load_lora(
     names=None, # Where names differ: {name in the file: layer, or (layer, first, last row)}
 ): # List of str: the layers that now have a new `LoRA`
     "Put the changes of a file on a net, on top of those that it has; all is checked before."
-    weight = _number('weight', weight)
+    weight = finite_number('weight', weight)
     _check_prefix(prefix)
     path,targets,layers = _file(path),_targets(net, names),_layers(net)
     w,config = _read(path)

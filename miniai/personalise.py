@@ -10,7 +10,7 @@ __all__ = ['draw_things', 'with_word', 'token_table', 'add_word', 'concept_capti
 # %% ../nbs/34_personalise.ipynb #6dff4d4b
 #| code-summary: "Imports of the module: Python and PyTorch"
 #| code-fold: true
-import copy,io,math,regex,torch
+import copy,io,regex,torch
 import torch.nn.functional as F
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from torch import nn
 #| code-fold: true
 from .clip import Tokenizer,clean_text
 from .data import BACKGROUNDS,COLOURS,SIZES,caption,check_finite
-from .data import circle,coverage,pixel_grid,place,polygon,whole_number
+from .data import circle,coverage,finite_number,pixel_grid,place,polygon,whole_number
 from .ddpm import replace_file
 from .karras import KarrasCB
 from .latents import CaptionCB,LatentDiffusion
@@ -380,8 +380,7 @@ class PriorCB(Callback):
         examples, # `(latents, ids)` of the prior, as in `fine_tune`
         weight=1., # Of its loss, lambda, 0 or more
     ):
-        if not isinstance(weight, (int,float)) or not 0<=weight<math.inf:
-            raise ValueError(f"weight: expected a number of 0 or more, got {weight!r}")
+        weight = finite_number('weight', weight, 0)
         if len(examples[0])!=len(examples[1]) or not len(examples[0]):
             raise ValueError("examples: expected as many latents as ids, one or more, got "
                              f"{len(examples[0])} and {len(examples[1])}")

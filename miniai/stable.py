@@ -10,7 +10,7 @@ __all__ = ['strength_sigmas', 'Inpaint', 'latent_mask', 'PipelineParts', 'Stable
 #| code-fold: true
 import math,torch,torch.nn.functional as F,warnings
 from fastcore.basics import patch
-from .data import check_finite,quiet_bar,whole_number
+from .data import check_finite,finite_number,quiet_bar,whole_number
 from .ddpm import load_weights,randn_for
 from .guidance import GuidedDenoiser
 from .karras import KarrasDenoiser,karras_sigmas,sample_dpmpp_2m
@@ -91,14 +91,6 @@ def latent_mask(
 def _plain(o):
     "A Python number for one of NumPy or of a tensor without axes; anything else as it is."
     return o.item() if getattr(o, 'ndim', None)==0 and hasattr(o, 'item') else o
-
-def _between(name, o, lo, hi):
-    "`o` as a float; an error if it is no finite number from `lo` to `hi`."
-    v = _plain(o)
-    if isinstance(v, bool) or not isinstance(v, (int,float)) or not lo<=v<=hi or v==math.inf:
-        wanted = f"of {lo} or more" if hi==math.inf else f"from {lo} to {hi}"
-        raise ValueError(f"{name}: expected a number {wanted}, got {v!r}")
-    return float(v)
 
 def _check_parts(tokenizer, text, unet, codec, size):
     "The size as an int; a ValueError that names what does not go together."
@@ -247,8 +239,8 @@ def _numbers(n, steps, guidance, strength, bs):
     "The numbers of a call, checked."
     n,bs = whole_number('n', n),whole_number('bs', bs)
     steps = whole_number('steps', steps, 1, 10_000)
-    guidance = _between('guidance', guidance, 0, math.inf)
-    if strength is not None: strength = _between('strength', strength, 0, 1)
+    guidance = finite_number('guidance', guidance, 0)
+    if strength is not None: strength = finite_number('strength', strength, 0, 1)
     return n,steps,guidance,strength,bs
 
 def _generators(seeds): return [torch.Generator().manual_seed(s) for s in seeds]

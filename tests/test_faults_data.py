@@ -1,5 +1,5 @@
 "Faults that lessons 00 to 02 once had, and what is right instead; the lessons hold the shorter of these tests themselves."
-import io,os,re,struct,sys,threading,warnings,zlib
+import io,math,os,re,struct,sys,threading,warnings,zlib
 from http.server import ThreadingHTTPServer
 import numpy as np,pytest,torch
 from PIL import ExifTags,Image
@@ -285,3 +285,13 @@ def test_results_keep_one_section_per_processor(tmp_path, monkeypatch):
     assert '| 1 |' in text and 'A note.' in text and '| 3 |' in text and '| 2 |' not in text
     bench.write('x', [dict(a=4)], 'A title', where='AMD EPYC, 2 cores')
     assert '| 1 |' not in (tmp_path/'x.md').read_text() and '| 3 |' in (tmp_path/'x.md').read_text()
+
+def test_finite_number_and_its_limits():
+    for v in (2, 2., np.float32(2), np.array(2), torch.tensor(2.)): assert d.finite_number('x', v)==2. and type(d.finite_number('x', v)) is float
+    for v in (None, 'all', True, math.nan, math.inf, -math.inf, 1j, torch.ones(2), torch.tensor(True)):
+        with pytest.raises(ValueError, match='^x: expected a finite number, got'): d.finite_number('x', v)
+    for v in (-1, math.nan, math.inf):
+        with pytest.raises(ValueError, match='^x: expected a number, 0 or more, got'): d.finite_number('x', v, 0)
+    for v in (-.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match='^x: expected a number, from 0 to 1, got'): d.finite_number('x', v, 0, 1)
+    assert d.finite_number('x', 1, 0, 1)==1 and d.finite_number('x', 0, 0)==0
