@@ -21,7 +21,7 @@ from torch import nn
 #| code-fold: true
 from .attention import FeedForward,MultiHeadAttention,grid_positions
 from .bert import load_minilm
-from .ddpm import check_images,check_levels,load_weights,save_weights
+from .ddpm import check_images,check_levels,load_model,load_weights,save_weights
 from .schedules import FlowDenoiser
 from .stable import StableDiffusion
 from .unet import timestep_embedding
@@ -218,12 +218,7 @@ def load_text_dit(
     path='emoji_flow', # As in `load_weights`: a name of the package's own weights, or a path
 ): # `TextDiT`, on the CPU, in evaluation mode, for `FlowDenoiser(net)`
     "A `TextDiT` with stored weights."
-    info = load_weights(path)[1]
-    if 'config' not in info: raise ValueError(f"path: the JSON of {path} lacks `config`")
-    # its random start is not kept, so torch's random state is
-    with torch.random.fork_rng([]): net = TextDiT(**info['config'])
-    load_weights(path, net)
-    return net.eval().requires_grad_(False)
+    return load_model(TextDiT, path)
 
 # %% ../nbs/30_flow.ipynb #10de0894
 #| code-summary: "Exported: EmojiDiffusion, the pipeline of lesson 28 with other parts"
