@@ -12,12 +12,14 @@ local function find_page()
   root = here:find("/") and ".." or "."
 end
 
--- nbdev links names by the address of the published site. Private names have no heading of their own on their page.
+-- nbdev links names by the address of the published site. Private names and these have no heading of their own on their page,
+-- and so has no name of backprop.
+local bare = {["#gaussian.kl"]=true, ["#change.between"]=true, ["#emoji.rows"]=true, ["#publisheddiffusion.denoiser"]=true}
+
 local function own(target)
   if target:sub(1, #home) ~= home then return nil end
   local page, anchor = target:sub(#home+1):match("^([^#]*)(#?.*)$")
-  local bare = page == "backprop.html" or anchor == "#gaussian.kl"        -- pages and names without headings of their own
-  if bare or anchor:match("^#_") or anchor:match("%._") then anchor = "" end
+  if page == "backprop.html" or bare[anchor] or anchor:match("^#_") or anchor:match("%._") then anchor = "" end
   return root.."/"..page..anchor
 end
 
@@ -43,9 +45,11 @@ local function code(el)
   el.text = unlink(el.text)
   if el.classes:includes("cell-code") then
     local _, breaks = el.text:gsub("\n", "\n")
-    if not el.attributes["code-fold"] and breaks >= 5 and only_imports(el.text) then
-      el.attributes["code-fold"] = "true"
-      el.attributes["code-summary"] = "Imports"
+    local folded, said = el.attributes["code-fold"], el.attributes["code-summary"] or "Imports"
+    if (folded or breaks >= 5) and only_imports(el.text) then
+      el.attributes["code-fold"] = folded or "true"
+      if not said:match("[Ii]mports") then said = "Imports" end          -- the summary is the next cell's, to which they belong
+      el.attributes["code-summary"] = said
     end
   end
   return el
@@ -57,6 +61,18 @@ local function described(el)
     el.attributes["fig-alt"] = pandoc.utils.stringify(el.caption)
     return el
   end
+end
+
+-- Columns as wide as their contents need. Where lines of Markdown are long, Pandoc would make them as wide as their dashes.
+local function columns(el)
+  for i, spec in ipairs(el.colspecs) do el.colspecs[i] = {spec[1], nil} end
+  if #el.colspecs > 8 then return el end
+  return el:walk({Inlines = function(line)
+    for i = 2, #line-1 do        -- a spread stays with its sign, where that doesn't make the table too wide
+      if line[i].t == "Space" and line[i-1].t == "Str" and line[i-1].text == "±" then line[i] = pandoc.Str("\u{a0}") end
+    end
+    return line
+  end})
 end
 
 local function buttons(doc)
@@ -75,6 +91,6 @@ end
 
 return {
   {Pandoc = function(doc) find_page(); return nil end},
-  {Link = link, CodeBlock = code, Image = described},
+  {Link = link, CodeBlock = code, Image = described, Table = columns},
   {Pandoc = buttons},
 }

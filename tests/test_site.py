@@ -110,6 +110,12 @@ def test_sources_have_links(file):
     bare = [l for l in re.findall(r'^- .*(?:\n(?!- ).+)*', part, re.M) if '](' not in l and 'http' not in l]
     assert not bare, bare
 
+@by_name
+def test_formulas_are_escaped_once(file):
+    for c in cells(file, 'markdown'):
+        twice = re.search(r'.*\\\\[a-zA-Z]{2,}.*', source(c))
+        assert not twice, f"a name after two backslashes is no TeX:\n{twice[0]}"
+
 @by_lesson
 def test_first_cell_installs_where_the_package_is_missing(file):
     first = source(cells(file)[0])
@@ -125,3 +131,13 @@ def test_documentation_pass(tmp_path):
     assert 'Found cells containing imports and other code' not in run.stderr, run.stderr[-3000:]
     made = {f.relative_to(copy/'_proc').as_posix() for f in (copy/'_proc').rglob('*.ipynb')}
     assert made=={f.relative_to(nbs).as_posix() for f in notebooks}
+    links,heads = set(),set()
+    for f in (copy/'_proc').rglob('*.ipynb'):
+        for c in json.loads(f.read_text(encoding='utf-8'))['cells']:
+            said = [''.join(o.get('data', {}).get('text/markdown', '')) for o in c.get('outputs', [])]
+            text = '\n'.join([source(c), *said])
+            links |= set(re.findall(r'https://miniai\.github\.io/miniai/(?!backprop)[\w/]+\.html#([\w.]+)', text))
+            heads |= {h.strip().lower() for h in re.findall(r'^#{2,4} (.+)$', text, re.M)}
+    known = set(re.findall(r'\["#([\w.]+)"\]', (nbs/'site.lua').read_text(encoding='utf-8')))
+    dead = {o for o in links-heads-known if not re.search(r'^_|\._', o)}
+    assert links and not dead, f"linked, but without a heading; name it in `bare` of site.lua: {dead}"
