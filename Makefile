@@ -49,9 +49,9 @@ lab: setup ## Open JupyterLab on the course; ARGS="--no-browser --port 9000" are
 		--notebook-dir=nbs --LabApp.default_url=/lab/tree/index.ipynb $(ARGS)
 
 # Two processes, so one thread each. glibc would give the memory of each large tensor back and have it cleared for the next one: a tenth of the time
-test: setup ## Run all notebooks and the gates in tests/
+test: setup ## Run all notebooks and the gates in tests/; ARGS=--note notes how long each took, by which the next run orders them
 	@echo "miniai: running notebooks and gates, two at a time; data: $${MINIAI_DATA:-no folder given, the hub or drawn shapes}"
-	@MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=2147483648 $(BIN)/python tests/run.py $(NOTEBOOKS) $(GATES) --again $(AGAIN)
+	@MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=2147483648 $(BIN)/python tests/run.py $(ARGS) $(NOTEBOOKS) $(GATES) --again $(AGAIN)
 
 demo: setup ## Draw images from words: shapes into demo.png, emoji into demo_emoji.png; PROMPT="a red star" EMOJI="red apple" ARGS="--n 4 --seed 3" for others
 	@echo "miniai: drawing: $(PROMPT)"

@@ -12,6 +12,7 @@ from pathlib import Path
 root = Path(__file__).resolve().parent.parent
 times = root/'tests/times.json'
 forks = sys.platform=='linux'                          # macOS has fork, but its libraries do not bear it
+usual = dict(nbs=120, appendix=40, tests=60, solutions=10)            # seconds of those that are not in that file
 Item = namedtuple('Item', 'file again')
 # Batches after which a training without data goes on to its next epoch, in lessons that ask nothing of what their nets learn from drawn shapes;
 # whole trainings run with the data
@@ -79,8 +80,7 @@ def main():
     queue = [Item(str(Path(f)), again) for again,files in enumerate((args.files, args.again)) for f in files]
     if args.one: return run(*queue)
     known = json.loads(times.read_text(encoding='utf-8')) if times.exists() else {}
-    guess = lambda o: known.get(name(o), known.get(o.file, 1e9))      # one that is new comes first
-    queue.sort(key=guess)
+    queue.sort(key=lambda o: known.get(name(o)) or known.get(o.file) or usual.get(Path(o.file).parent.name, 60))
     if forks:
         os.environ['OMP_NUM_THREADS'] = '1'
         import matplotlib.pyplot,nbdev.test,pytest,torch              # noqa: F401
