@@ -16,7 +16,7 @@ usual = dict(nbs=120, appendix=40, tests=60, solutions=10)            # seconds 
 Item = namedtuple('Item', 'file again')
 # Batches after which a training without data goes on to its next epoch, in lessons that ask nothing of what their nets learn from drawn shapes;
 # whole trainings run with the data
-short = {'24_guidance': 150, '25_vae': 320}
+short = {'19_schedules': 40, '24_guidance': 150, '25_vae': 320}
 
 def name(item): return item.file+(' without data' if item.again else '')
 
