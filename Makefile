@@ -5,9 +5,9 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ARGS   ?=
 NOTEBOOKS ?= $(wildcard nbs/*.ipynb nbs/appendix/*.ipynb nbs/solutions/*.ipynb)
-# The longest first, so that no process works alone at the end
-LONG := tests/test_smoke.py tests/test_training.py
-GATES ?= $(LONG) $(filter-out $(LONG),$(wildcard tests/test_*.py))
+GATES ?= $(wildcard tests/test_*.py)
+# Notebooks and gates to run a second time without data, as `.ci/run` does
+AGAIN ?=
 LESSON ?= 12
 PROMPT ?= a small red star above a large blue ring
 EMOJI  ?= red apple with a worm, 3d style
@@ -48,13 +48,10 @@ lab: setup ## Open JupyterLab on the course; ARGS="--no-browser --port 9000" are
 	@$(BIN)/jupyter lab $$([ "$$(id -u)" = 0 ] && echo --allow-root) $$($(BIN)/python -c 'import webbrowser as w; w.get()' 2> /dev/null || echo --no-browser) \
 		--notebook-dir=nbs --LabApp.default_url=/lab/tree/index.ipynb $(ARGS)
 
-# Each notebook in a process of its own, as in a fresh kernel: within one, numba's simulator, threads and seeds would leak.
-# Two at a time, so one thread each; the gates likewise, a file in a process
-test: setup ## Run all notebooks, then the gates in tests/
-	@echo "miniai: running the notebooks, two at a time; data: $${MINIAI_DATA:-no folder given, the hub or drawn shapes}"
-	@printf '%s\n' $(NOTEBOOKS) | OMP_NUM_THREADS=1 xargs -P 2 -n 1 $(BIN)/nbdev_test --timing --path
-	@echo "miniai: running the gates"
-	@printf '%s\n' $(GATES) | OMP_NUM_THREADS=1 xargs -P 2 -n 1 $(BIN)/python -m pytest -q
+# Two processes, so one thread each. glibc would give the memory of each large tensor back and have it cleared for the next one: a tenth of the time
+test: setup ## Run all notebooks and the gates in tests/; ARGS=--note notes how long each took, by which the next run orders them
+	@echo "miniai: running notebooks and gates, two at a time; data: $${MINIAI_DATA:-no folder given, the hub or drawn shapes}"
+	@MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=2147483648 $(BIN)/python tests/run.py $(ARGS) $(NOTEBOOKS) $(GATES) --again $(AGAIN)
 
 demo: setup ## Draw images from words: shapes into demo.png, emoji into demo_emoji.png; PROMPT="a red star" EMOJI="red apple" ARGS="--n 4 --seed 3" for others
 	@echo "miniai: drawing: $(PROMPT)"

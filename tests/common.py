@@ -1,5 +1,6 @@
 "What the gates share: the notebooks in order, and the modules that they make."
 import ast,json,os,re,subprocess,sys
+from functools import cache
 from pathlib import Path
 
 root = Path(__file__).parent.parent
@@ -7,9 +8,16 @@ nbs = root/'nbs'
 notebooks = [f for d in (nbs, nbs/'solutions', nbs/'appendix') for f in sorted(d.glob('*.ipynb'))]
 lessons = sorted(nbs.glob('[0-9][0-9]_*.ipynb'))
 
+@cache
+def _read(file, changed): return json.loads(file.read_text(encoding='utf-8'))['cells']
+
+def all_cells(file):
+    "Cells of a notebook, which is read once; not to be changed."
+    return _read(file, file.stat().st_mtime_ns)
+
 def cells(file, kind='code'):
     "Cells of one kind."
-    return [c for c in json.loads(file.read_text(encoding='utf-8'))['cells'] if c['cell_type']==kind]
+    return [c for c in all_cells(file) if c['cell_type']==kind]
 
 def source(cell): return ''.join(cell['source'])
 

@@ -2,8 +2,8 @@
 
 The main path is what stands above "Making it robust" or, where a lesson has no such part, above "Exercises". Of it are counted the code cells
 that are open (neither folded nor hidden) and their lines (not blank, no directive), and the words of its text (a formula is one word)."""
-import json,re
-from common import lessons,source
+import re
+from common import all_cells,lessons,source
 from fold import folded
 
 kinds = 'Warm-up','Predict','Change','Extend','Find the bug','Rebuild it','Beat it','Project'
@@ -28,7 +28,7 @@ def words(text):
 
 def shape(file):
     "The figures of one lesson, a dict."
-    cells = json.loads(file.read_text(encoding='utf-8'))['cells']
+    cells = all_cells(file)
     path = main_path(cells)
     opened = [c for c in path if is_open(c)]
     n = sum(len(lines(c)) for c in opened)

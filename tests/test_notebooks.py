@@ -1,7 +1,7 @@
 "The notebooks' gate: what is committed is what a reader will see."
 import ast,json,re,sys
 import pytest
-from common import cells,exports,lessons,module_of,nbs,notebooks,order,root,source
+from common import all_cells,cells,exports,lessons,module_of,nbs,notebooks,order,root,source
 from fold import metadata
 from shape import is_open,lines,main_path,shape
 from readme import render
@@ -65,7 +65,7 @@ def test_exercises_check_themselves(file):
 
 @by_name
 def test_folded_on_the_site_is_folded_in_jupyterlab(file):
-    for c in json.loads(file.read_text(encoding='utf-8'))['cells']: assert c['metadata']==metadata(c), f"run `python tests/fold.py {file.relative_to(root)}`:\n{source(c)[:200]}"
+    for c in all_cells(file): assert c['metadata']==metadata(c), f"run `python tests/fold.py {file.relative_to(root)}`:\n{source(c)[:200]}"
 
 @by_name
 def test_a_fold_says_what_it_hides(file):
@@ -77,7 +77,7 @@ def test_lesson_can_be_finished(file):
     "At most 60 open cells and 400 open lines on the way, and never more than three cells without a word."
     s = shape(file)
     assert s['cells']<=60 and s['lines']<=400, s
-    whole = json.loads(file.read_text(encoding='utf-8'))['cells']
+    whole = all_cells(file)
     first = next(c for c in whole if is_open(c))
     assert len(lines(first))<=5, source(first)
     run = 0

@@ -735,7 +735,15 @@ def call_core():
 
 calls = {'checks.core': call_core, **{m: globals()[f'call_{m}'] for m in order if m and '.' not in m}}
 
-@pytest.mark.parametrize('module', sorted(calls))
+def names(code):
+    "All names and constants in a function's code, in what is defined within it too."
+    consts = code.co_consts
+    return {*code.co_names, *code.co_varnames, *(n for c in consts if isinstance(c, tuple) for n in c)}.union(
+        *(names(c) for c in consts if hasattr(c, 'co_names')))
+
+def reads_data(module): return bool(names(calls[module].__code__)&{'get_data','get_dataset','load_emoji'})
+
+@pytest.mark.parametrize('module', [pytest.param(m, marks=[pytest.mark.data]*reads_data(m)) for m in sorted(calls)])
 def test_calls(module):
     torch.manual_seed(0)
     calls[module]()
@@ -743,12 +751,8 @@ def test_calls(module):
 @pytest.mark.parametrize('module', sorted(calls))
 def test_no_export_is_forgotten(module):
     "Every exported name occurs in its module's call."
-    def _names(code):
-        consts = code.co_consts
-        return {*code.co_names, *code.co_varnames, *(n for c in consts if isinstance(c, tuple) for n in c)}.union(
-            *(_names(c) for c in consts if hasattr(c, 'co_names')))
-    names = _names(calls[module].__code__)
-    assert not [o for o in exports(module) if o not in names]
+    found = names(calls[module].__code__)
+    assert not [o for o in exports(module) if o not in found]
 
 @pytest.mark.parametrize('module', sorted(m for m in order if m.startswith('checks.') and m not in ('checks.core','checks.progress')))
 def test_checkers_refuse_the_stub(module, capsys):
