@@ -158,7 +158,7 @@ def test_defaults_of_the_loader():
     assert [len(o) for o in t.get_dls(few, few, 1)]==[20,10]
     assert t.DataLoader(few).n_workers==0                 # none makes a process unasked
 
-def test_account_of_a_failure_and_repr():
+def test_account_of_a_failure():
     class Broken:
         def __len__(self): return 3
         def __getitem__(self, i):
@@ -168,7 +168,15 @@ def test_account_of_a_failure_and_repr():
     assert account.startswith('item 2 failed:') and 'no such file' in account
     def bad_collate(items): raise RuntimeError('cannot stack')
     assert pickle.loads(t._answer(Broken(), [0,1], bad_collate))[1].startswith('the batch of items [0, 1] failed:')
-    assert repr(t.ReLU())=='ReLU()' and repr(t.Sequential(t.ReLU()))=='Sequential(\n  (0): ReLU()\n)'
+
+def test_repr_of_modules():
+    assert repr(t.ReLU())==t.Module.__repr__(t.ReLU())=='ReLU()' and repr(t.Sequential(t.ReLU()))=='Sequential(\n  (0): ReLU()\n)'
+
+def test_an_epoch_trains_in_training_mode():
+    m,ds = t.Sequential(t.Linear(2, 3)),t.Dataset(torch.randn(5, 2), torch.randint(0, 3, (5,)))
+    m.eval()
+    t._train_epoch(m, t.cross_entropy, t.SGD(m.parameters(), 0.), t.DataLoader(ds, 2), 'cpu')
+    assert m.training and m[0].training
 
 def test_fit_trains_in_training_mode_and_reports():
     seen = []
