@@ -175,7 +175,7 @@ def test_repr_of_modules():
 def test_an_epoch_trains_in_training_mode():
     m,ds = t.Sequential(t.Linear(2, 3)),t.Dataset(torch.randn(5, 2), torch.randint(0, 3, (5,)))
     m.eval()
-    t._train_epoch(m, t.cross_entropy, t.SGD(m.parameters(), 0.), t.DataLoader(ds, 2), 'cpu')
+    t._train_epoch(m, t.cross_entropy, t.SGD(m.parameters(), 1e-3), t.DataLoader(ds, 2), 'cpu')
     assert m.training and m[0].training
 
 def test_fit_trains_in_training_mode_and_reports():
