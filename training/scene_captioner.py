@@ -29,7 +29,7 @@ def batch(x, ids, end):
 def loss(preds, y): return F.cross_entropy(preds.flatten(0, 1), y.flatten())
 
 def main():
-    args = arguments('scene_captioner', n_scenes=30_000, epochs=10)
+    args = arguments('scene_captioner', n_scenes=30_000, epochs=4)
     bs,lr = 8 if args.few else 128,2e-3
     clip,tok = load_clip()
     size = little(args, 2000)
