@@ -40,7 +40,7 @@ class FeatureMap(ImageEncoder):
         coarse = F.interpolate(self.last(fine), scale_factor=2)
         return torch.cat([fine, coarse], 1).flatten(2).transpose(1, 2)   # -> (n,places,c)
 
-# %% ../nbs/39_captioning.ipynb #b258a5cb
+# %% ../nbs/39_captioning.ipynb #abfad874
 #| code-summary: "Exported: a clear error for what are no images, and the start from an image encoder"
 #| code-fold: true
 def _check_images(x, factor):
@@ -48,8 +48,8 @@ def _check_images(x, factor):
     good = isinstance(x, torch.Tensor) and x.ndim==4 and x.shape[1]==3 and x.is_floating_point()
     if not good or x.shape[2]%factor or x.shape[3]%factor:
         got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
-        raise ValueError(f"x: expected images (n,3,h,w) of floats, h and w multiples of {factor}, "
-                         f"got {got}")
+        raise ValueError("x: expected images (n,3,h,w) of floats, h and w multiples of "
+                         f"{factor}, got {got}")
 
 @patch
 def copy_from(self:FeatureMap,
@@ -57,10 +57,11 @@ def copy_from(self:FeatureMap,
 ): # This map
     "Begin with the weights of an image encoder."
     w = encoder.net.state_dict()
-    last = f'stage{len(list(self.net))}_1.'
+    *first,last = [k for k,_ in encoder.net.named_children() if k.startswith('st')]
     try:
+        if first!=[k for k,_ in self.net.named_children()]: raise KeyError('other stages')
         self.net.load_state_dict({k: w[k] for k in self.net.state_dict()})
-        self.last.load_state_dict({k: w[last+k] for k in self.last.state_dict()})
+        self.last.load_state_dict({k: w[f'{last}.{k}'] for k in self.last.state_dict()})
     except (KeyError,RuntimeError) as e:
         raise ValueError(f"encoder: expected one with the same channels: {e}") from e
     return self
@@ -361,7 +362,7 @@ def cider(
                 if dot: res[i] += dot/(norm(own)*norm(other))/len(ref)/n
     return res
 
-# %% ../nbs/39_captioning.ipynb #5994f112
+# %% ../nbs/39_captioning.ipynb #76e3c6dd
 @patch
 @torch.no_grad()
 def write(self:Captioner,
@@ -383,6 +384,9 @@ def write(self:Captioner,
     finally: self.train(mode)
     return texts
 
+# %% ../nbs/39_captioning.ipynb #9a9c188b
+#| code-summary: "Exported: load_captioner"
+#| code-fold: true
 def load_captioner(
     path='scene_captioner', # As in `load_weights`: a name of the package's weights, or a path
 ): # `(Captioner, Tokenizer)`, on the CPU, in evaluation mode
