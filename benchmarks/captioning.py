@@ -1,4 +1,4 @@
-"""Three decoders on the same frozen image encoder, three seeds each, and the last of them trained from nothing, its encoder too.
+"""Three decoders on the same frozen image encoder, three seeds each; the last of them also with positions, and from nothing, its encoder too.
 
 Run: `python benchmarks/captioning.py`. Each run adds a line to `benchmarks/results/captioning.jsonl`; runs that are there already are left
 out, so that it can be stopped and started again. A run takes up to a minute of one core. Lesson 39 shows the results."""
@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
-from miniai.attention import attention
+from miniai.attention import attention,grid_positions
 from miniai.captioning import Captioner,FeatureMap,caption_score,greedy_search,next_scores,references
 from miniai.clip import load_clip
 from miniai.data import COLOURS,SEEN,draw_scenes,random_scenes
@@ -39,6 +39,17 @@ class Looking(OneVector):
 
 def transformer(image, n_vocab):
     net = Captioner(n_vocab)
+    net.image = image
+    return net
+
+
+class Marked(Captioner):
+    "A `Captioner` whose places have positions."
+    def decode(self, ids, places): return super().decode(ids, places+.5*grid_positions(8, 8, places.shape[2]))
+
+
+def marked(image, n_vocab):
+    net = Marked(n_vocab)
     net.image = image
     return net
 
@@ -109,9 +120,11 @@ def main():
     clip,tok = load_clip()
     data,test = rows(n_train, 39, tok),rows(200, 391, tok)
     done = [json.loads(o) for o in out.read_text().splitlines()] if out.exists() else []
-    for seed in range(3):
-        for name,make,lr,frozen in (('one vector', OneVector, 5e-3, True), ('looks', Looking, 5e-3, True), ('transformer', transformer, 3e-3, True),
-                                    ('transformer, from nothing', transformer, 3e-3, False)):
+    kinds = dict(zip(('one vector', 'looks', 'transformer', 'transformer, places marked', 'transformer, from nothing'),
+                     ((OneVector, 5e-3, True), (Looking, 5e-3, True), (transformer, 3e-3, True), (marked, 3e-3, True), (transformer, 3e-3, False))))
+    for kind in ([k for k in kinds if 'nothing' not in k], ['transformer, from nothing']):
+        for seed,name in ((i, k) for i in range(3) for k in kind):
+            make,lr,frozen = kinds[name]
             if any((o['decoder'],o['seed'])==(name,seed) for o in done): continue
             res = {k: round(v, 4) if isinstance(v, float) else v for k,v in run(make, lr, seed, frozen, tok, clip, data, test).items()}
             line = json.dumps(dict(decoder=name, seed=seed, images=n_train, batches=n_batches, **res))
