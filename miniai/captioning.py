@@ -66,7 +66,7 @@ def copy_from(self:FeatureMap,
         raise ValueError(f"encoder: expected one with the same channels: {e}") from e
     return self
 
-# %% ../nbs/39_captioning.ipynb #ced32192
+# %% ../nbs/39_captioning.ipynb #f8216cb9
 def references(
     scene, # `Scene`
 ): # List of one or two str
@@ -74,7 +74,8 @@ def references(
     opposite = dict(zip(RELATIONS, ('right of','left of','below','above')))
     told = [scene]
     if len(scene.things)==2:
-        told.append(scene._replace(things=scene.things[::-1], relation=opposite[scene.relation]))
+        turned = scene.things[::-1]
+        told.append(scene._replace(things=turned, relation=opposite[scene.relation]))
     return [caption(s) for s in told]
 
 # %% ../nbs/39_captioning.ipynb #fc129144
@@ -97,7 +98,7 @@ def parse_caption(
     scene = Scene(things, relation, background)
     return scene if caption(scene)==text else None                   # "a" or "an"?
 
-# %% ../nbs/39_captioning.ipynb #2b4dbf7c
+# %% ../nbs/39_captioning.ipynb #feaca536
 #| code-summary: "Exported: caption_score, exact captions and right attributes"
 #| code-fold: true
 class CaptionScore(NamedTuple):
@@ -123,7 +124,8 @@ def caption_score(
         read = parse_caption(text)
         if read: row.copy_(scene_targets([read])[0,:8])
     said = want>=0
-    return CaptionScore(sum(exact)/len(exact), ((got==want)&said).sum().item()/said.sum().item())
+    attributes = ((got==want)&said).sum()/said.sum()
+    return CaptionScore(sum(exact)/len(exact), attributes.item())
 
 # %% ../nbs/39_captioning.ipynb #9c90cc91
 def next_scores(
@@ -217,7 +219,7 @@ def _check_ids(ids, n_ctx):
         raise ValueError(f"ids: expected the shape (n,l), l from 1 to {n_ctx}, got "
                          f"{tuple(ids.shape)}")
 
-# %% ../nbs/39_captioning.ipynb #4b54ca02
+# %% ../nbs/39_captioning.ipynb #c58df928
 def _pick(x, i): # Of each row those that `i` names: (n,k,...) by (n,m) -> (n,m,...)
     return x[torch.arange(len(x), device=x.device)[:,None],i]
 
@@ -235,7 +237,7 @@ def beam_search(
     _check_beams(ids, n_most, n_beams, length_penalty, early_stopping)
     (n,l),k,low = ids.shape,n_beams,-1e9
     live,total = ids[:,None].repeat(1, k, 1),torch.full((n, k), low, device=ids.device)
-    total[:,0] = 0                          # all beginnings are alike, so only one of them counts
+    total[:,0] = 0                        # all beginnings are alike, so only one of them counts
     done,best = ids.new_full((n, k, l+n_most), end),torch.full_like(total, low)
     full,hope = torch.zeros_like(best).bool(),torch.ones_like(best[:,:1]).bool()
     for t in range(1, n_most+1):
@@ -341,7 +343,7 @@ def _check_refs(texts, refs):
     if any(isinstance(o, str) or not len(o) for o in refs):
         raise ValueError("refs: expected a list of one or more texts for each text")
 
-# %% ../nbs/39_captioning.ipynb #48a0d363
+# %% ../nbs/39_captioning.ipynb #a8330fdb
 def cider(
     texts, # List of str, words with blanks between
     refs, # For each text a list of one or more str; they also say how common each n-gram is
@@ -353,7 +355,8 @@ def cider(
     for k in range(1, whole_number('n', n)+1):
         seen = Counter(g for ref in refs for g in set().union(*(_ngrams(o, k) for o in ref)))
         def weighted(text):
-            return {g: m*math.log(len(refs)/max(1, seen[g])) for g,m in _ngrams(text, k).items()}
+            counts = _ngrams(text, k)
+            return {g: m*math.log(len(refs)/max(1, seen[g])) for g,m in counts.items()}
         def norm(v): return math.sqrt(sum(o*o for o in v.values()))
         for i,(text,ref) in enumerate(zip(texts, refs)):
             own = weighted(text)

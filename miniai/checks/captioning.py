@@ -12,8 +12,10 @@ from .core import Checker,Exercise,compare,difference,dims
 from ..data import caption,random_scenes
 from ..latents import scene_targets
 
-# %% ../../nbs/solutions/39_captioning.ipynb #2b5df2f1
+# %% ../../nbs/solutions/39_captioning.ipynb #2e26ee35
 def _lowest_loss(k, n): return math.log(k)/n
+
+def _choices(): return dims(1, 1, 6)[0],dims(1, 2, 20)[0]
 
 def _break_even(a, k, b, l): return math.log(b/a)/math.log(l/k)
 
@@ -75,19 +77,21 @@ def _test_beams(f):
         d = difference(total(got), sums[0,0].item(), 1e-4)
         if d: raise AssertionError(f"{k} beams, the sum of log probabilities: {d}")
 
-# %% ../../nbs/solutions/39_captioning.ipynb #3707d349
+# %% ../../nbs/solutions/39_captioning.ipynb #2330211d
 check = Checker(
-    lowest_loss=Exercise(compare(_lowest_loss, lambda: (dims(1, 1, 6)[0], dims(1, 2, 20)[0]), n=10),
+    lowest_loss=Exercise(compare(_lowest_loss, _choices, n=10),
         "If you know everything but the choice among k, you give each caption the probability "
         "1/k; its logarithm is spread over n ids."),
     break_even=Exercise(compare(_break_even, _sums, n=10),
         "Set a/k**x equal to b/l**x and take logarithms: (l/k)**x = b/a."),
     caption_logp=Exercise(_test_caption_logp,
-        "The scores at a place are for the id *after* it: drop the last scores and the first id."),
+        "The scores at a place are for the id *after* it: drop the last scores and the "
+        "first id."),
     strict_attributes=Exercise(_test_strict,
         "scene_targets([scene])[0,:8] has -100 for what is not said. Where the scene says "
         "something, the text must, and it must not say more."),
     my_beams=Exercise(_test_beams,
         "Keep pairs (sum, ids). Continue all, sort, and look at the best 2*k: those that end "
-        "(or have reached n_most) are finished if they are among the first k; of the others the "
-        "best k go on. Stop when the best beginning's sum is below the worst of k finished."))
+        "(or have reached n_most) are finished if they are among the first k; of the others "
+        "the best k go on. Stop when the best beginning's sum is below the worst of k "
+        "finished."))
