@@ -4,9 +4,9 @@ import torch.nn.functional as F
 from functools import partial
 from torch.optim import AdamW
 from common import arguments,curve,in_parts,info,little,train
-from miniai.captioning import Captioner,references
+from miniai.captioning import Captioner,caption_score,references
 from miniai.clip import load_clip
-from miniai.data import SEEN,random_scenes
+from miniai.data import SEEN,UNSEEN,random_scenes
 from miniai.ddpm import save_weights
 from miniai.optim import BatchSchedCB,OneCycle
 from miniai.resnet import AutocastCB
@@ -26,6 +26,11 @@ def batch(x, ids, end):
     y = y[:,:(y!=end).sum(1).max()+1]
     return x,y[:,:-1],y[:,1:].masked_fill(y[:,:-1]==end, -100)
 
+def measure(net, tok, n, seed, pairs):
+    "Exact captions and right attributes of `n` new scenes."
+    scenes = random_scenes(n, seed, pairs)
+    return caption_score(net.write(to_float(draw(scenes, seed))[0], tok), scenes)
+
 def loss(preds, y): return F.cross_entropy(preds.flatten(0, 1), y.flatten())
 
 def main():
@@ -40,8 +45,11 @@ def main():
     net.image.copy_from(clip.image)
     cbs = [AutocastCB(n_inp=2), BatchSchedCB(partial(OneCycle, max_lr=lr))]
     losses,minutes = train(args, 'all', net, data, loss, lr, cbs, partial(AdamW, weight_decay=.05), args.epochs, bs, 0, partial(batch, end=tok.end))
-    save_weights(net.cpu().eval(), args.folder/'scene_captioner.safetensors', bits=8, config=config, merges=tok.merges, size=64, bs=bs, notebook='39_captioning', seed=0,
+    net.cpu().eval()
+    seen,unseen = (measure(net, tok, little(args, n), seed, pairs) for n,seed,pairs in ((1000, 55, SEEN), (200, 56, UNSEEN)))
+    save_weights(net, args.folder/'scene_captioner.safetensors', bits=8, config=config, merges=tok.merges, size=64, bs=bs, notebook='39_captioning', seed=0,
                  data=f'{len(data[0]):,} drawn scenes of 64 pixels, seen pairs only, other ones than the CLIP of lesson 26 had; each told from either side',
-                 start='the image encoder of scene_clip', pictures=bs*len(losses), minutes=minutes, curve=curve(losses, bs), **info(args))
+                 start='the image encoder of scene_clip', metrics=dict(exact=seen.exact, attributes=seen.attributes, exact_unseen_pairs=unseen.exact,
+                 attributes_unseen_pairs=unseen.attributes, of='1,000 scenes of seen pairs and 200 of unseen ones'), pictures=bs*len(losses), minutes=minutes, curve=curve(losses, bs), **info(args))
 
 if __name__=='__main__': main()
