@@ -98,7 +98,7 @@ def parse_caption(
     scene = Scene(things, relation, background)
     return scene if caption(scene)==text else None                   # "a" or "an"?
 
-# %% ../nbs/39_captioning.ipynb #feaca536
+# %% ../nbs/39_captioning.ipynb #ddb4aa7f
 #| code-summary: "Exported: caption_score, exact captions and right attributes"
 #| code-fold: true
 class CaptionScore(NamedTuple):
@@ -124,8 +124,8 @@ def caption_score(
         read = parse_caption(text)
         if read: row.copy_(scene_targets([read])[0,:8])
     said = want>=0
-    attributes = ((got==want)&said).sum()/said.sum()
-    return CaptionScore(sum(exact)/len(exact), attributes.item())
+    right = ((got==want)&said).sum().item()
+    return CaptionScore(sum(exact)/len(exact), right/said.sum().item())
 
 # %% ../nbs/39_captioning.ipynb #9c90cc91
 def next_scores(
