@@ -82,6 +82,8 @@ recipes = {
     'published.HalfConv': (lambda: get('published.HalfConv')(4), image(4)),
     'published.PublishedCodec': (lambda: get('published.PublishedCodec')((8,16), groups=4), image(3)),
     'lora.LoRA': (lambda: get('lora.LoRA')(nn.Linear(8, 6), 2), lambda n, g: (torch.randn(n, 8, generator=g),)),
+    'captioning.FeatureMap': (lambda: get('captioning.FeatureMap')((4,8,8,16)), image(3, 32)),
+    'captioning.Captioner': (lambda: get('captioning.Captioner')(30, 8, 16, 4, 1, (4,8,8,16)), with_more(image(3, 32), ids())),
     'latents.TextBlock': (lambda: get('latents.TextBlock')(8, 16, 6, group, 8, 4),
                           with_more(image(8, 8), lambda n, g: (torch.randn(n, 6, generator=g), states(3, 8)(n, g)))),
     'latents.TextUNet': (lambda: get('latents.TextUNet')((8,16), 4, 16, n_emb=16, norm=group), with_more(levels(image(4, 8)), states())),

@@ -701,6 +701,26 @@ def call_command():
     with pytest.raises(SystemExit) as e: main(['a star', '--steps', '0'])
     assert e.value.code==2
 
+def call_captioning():
+    from miniai import captioning as c
+    from miniai.clip import Tokenizer,small_clip
+    from miniai.data import caption,random_scenes
+    torch.manual_seed(0)
+    tok = Tokenizer([], 24)
+    net = c.Captioner(len(tok), n=16, n_heads=2, depth=1, nfs=(4,4,8,8)).eval()
+    assert c.FeatureMap((4,4,8,8))(torch.zeros(1, 3, 32, 32)).shape==(1,16,16)
+    images,ids = torch.rand(2, 3, 32, 32),torch.full((2, 1), tok.start)
+    with torch.no_grad(): scores = c.next_scores(net, images)
+    assert c.greedy_search(scores, ids, tok.end, 4).shape[0]==2 and c.temperature_sampling(scores, ids, tok.end, 4).shape[0]==2
+    assert c.beam_search(scores, ids, tok.end, 4, 3)[0].shape==(2,3,5) and len(net.write(images, tok))==2
+    clip = small_clip(len(tok), n=16, n_heads=2, depth=1, nfs=(4,4,8,8), n_out=8).eval()
+    assert c.rerank(clip, tok, images, [['a'], ['b']])==['a','b'] and len(c.interrogate(images, net, tok, clip, 2))==2
+    s = random_scenes(1)[0]
+    assert c.parse_caption(caption(s))==s and c.references(s)[0]==caption(s)
+    assert c.caption_score([caption(s)], [s])==c.CaptionScore(1., 1.)
+    assert c.bleu(['a b c d'], [['a b c d']])==1. and c.cider(['a', 'b'], [['a'], ['b']], 1)==[1., 1.]
+    assert isinstance(c.load_captioner()[0], c.Captioner)
+
 def call_editing():
     from miniai import editing as e
     from miniai.data import caption
