@@ -78,6 +78,8 @@ def name_at(tree, line):
     for o in tree.body:
         if o.lineno-len(getattr(o, 'decorator_list', []))<=line<=o.end_lineno:
             name = getattr(o, 'name', None) or next((n.id for n in ast.walk(o) if isinstance(n, ast.Name)), '')
+            if any(getattr(d, 'id', '')=='patch' for d in getattr(o, 'decorator_list', [])) and (arg := o.args.args[0]).annotation:
+                return ast.unparse(arg.annotation),name                     # a method that is patched into its class
             return name,next((b.name for b in getattr(o, 'body', []) if isinstance(o, ast.ClassDef) and hasattr(b, 'name') and b.lineno<=line<=b.end_lineno), '')
     return '',''
 
