@@ -7,18 +7,21 @@ __all__ = ['minimax', 'non_saturating', 'wasserstein', 'relativistic', 'gaussian
            'GANLoss', 'GAN', 'wasserstein_1d', 'squared_slopes', 'clip_weights', 'wgan_gp', 'r1_r2', 'MappingNetwork',
            'ModulatedConv', 'StyleBlock', 'StyleGenerator', 'Discriminator', 'truncate', 'load_gan']
 
-# %% ../nbs/36_gan.ipynb #babbb1a9
+# %% ../nbs/36_gan.ipynb #208cf156
 #| code-summary: "Imports of the module miniai.gan"
 #| code-fold: true
 import copy,math,torch,torch.nn.functional as F
 from contextlib import nullcontext
+from fastcore.basics import patch
 from functools import partial
 from typing import NamedTuple
 from torch import nn
 from .data import whole_number
 from .ddpm import load_weights
 
-# %% ../nbs/36_gan.ipynb #a0066849
+# %% ../nbs/36_gan.ipynb #a5563622
+#| code-summary: "Exported: gaussian_ring"
+#| code-fold: true
 def gaussian_ring(
     n, # How many points
     k=25, # Heaps on the circle
@@ -32,7 +35,9 @@ def gaussian_ring(
     centres = radius*torch.stack([angle.cos(), angle.sin()], 1)
     return centres + std*torch.randn(n, 2, generator=generator)
 
-# %% ../nbs/36_gan.ipynb #a46b7b79
+# %% ../nbs/36_gan.ipynb #257b2294
+#| code-summary: "Exported: count_modes"
+#| code-fold: true
 class Modes(NamedTuple):
     "How many heaps were found, and the fraction of points that lie in one."
     found: int
@@ -76,7 +81,9 @@ class GANLoss(NamedTuple):
 minimax = GANLoss(bce_d, lambda real, fake: -F.softplus(fake).mean())
 non_saturating = GANLoss(bce_d, lambda real, fake: F.softplus(-fake).mean())
 
-# %% ../nbs/36_gan.ipynb #1389e8cb
+# %% ../nbs/36_gan.ipynb #d7db28c9
+#| code-summary: "Exported: GAN, its nets, optimizers and settings"
+#| code-fold: true
 class GAN:
     "Generator and discriminator, trained in turn: algorithm 1, arXiv:1406.2661."
     def __init__(self,
@@ -106,11 +113,6 @@ class GAN:
         return torch.autocast(x.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
     def seen(self, x): return x if self.augment is None else self.augment(x)
-
-# %% ../nbs/36_gan.ipynb #402dc0d2
-#| code-summary: "Moves `cls` and the methods below into place: what `fc.patch` does"
-#| code-fold: true
-from fastcore.basics import patch
 
 # %% ../nbs/36_gan.ipynb #4c65aed6
 @patch
@@ -166,7 +168,9 @@ def step(self:GAN,
     fake = self.fakes(len(x), *y)
     self.step_g(fake, self.step_d(x, fake, *y), *y)
 
-# %% ../nbs/36_gan.ipynb #53f51f41
+# %% ../nbs/36_gan.ipynb #fec78a5e
+#| code-summary: "Exported: wasserstein_1d"
+#| code-fold: true
 def wasserstein_1d(
     a, # Numbers, (n,)
     b, # As many numbers
@@ -320,7 +324,9 @@ class StyleGenerator(nn.Module):
     def forward(self, z, y): # Noise (n,nz), classes (n,); images (n,1,28,28)
         return self.synthesise(self.mapping(z, y)[:,None].expand(-1, 5, -1))
 
-# %% ../nbs/36_gan.ipynb #80b59008
+# %% ../nbs/36_gan.ipynb #e26215a8
+#| code-summary: "Exported: Discriminator"
+#| code-fold: true
 class _Residual(nn.Module):
     def __init__(self, n):
         super().__init__()
@@ -354,7 +360,9 @@ class Discriminator(nn.Module):
         h = self.net(x).to(self.out.weight.dtype)
         return self.out(h)[:,0]+(h*self.embed(y)).sum(1)/h.shape[1]**.5
 
-# %% ../nbs/36_gan.ipynb #fe24640a
+# %% ../nbs/36_gan.ipynb #e2adc784
+#| code-summary: "Exported: mean_w, draw and truncate"
+#| code-fold: true
 @patch
 @torch.no_grad()
 def mean_w(self:StyleGenerator,
@@ -395,7 +403,9 @@ def truncate(
     if not math.isfinite(psi): raise ValueError(f"psi: expected a finite number, got {psi}")
     return mean + psi*(w-mean)
 
-# %% ../nbs/36_gan.ipynb #e84245f7
+# %% ../nbs/36_gan.ipynb #06150d01
+#| code-summary: "Exported: load_gan"
+#| code-fold: true
 def load_gan(
     name='fashion_gan', # Of the stored weights, as in `load_weights`
 ): # `StyleGenerator`, on the CPU, in evaluation mode
