@@ -59,9 +59,10 @@ variants = {
     'flipped labels, 5%': dict(loss=flipped), 'Gaussian initial weights': dict(init=gaussian_init), 'noise on what D sees': dict(augment=jitter),
     'Wasserstein, clipped': dict(loss=wasserstein, clip=.1, n_d=3), 'Wasserstein, gradient penalty': dict(loss=wasserstein, penalty=partial(wgan_gp, weight=1.), n_d=3),
     'relativistic': dict(loss=relativistic), 'relativistic, R1 and R2': dict(loss=relativistic, penalty=partial(r1_r2, gamma=.1)),
-    'the same, falling rates': dict(loss=relativistic, penalty=partial(r1_r2, gamma=.1), fall=True),
+    'relativistic, R1 and R2, falling rates': dict(loss=relativistic, penalty=partial(r1_r2, gamma=.1), fall=True),
     'the basis, falling rates': dict(fall=True),
-    '250 points, the basis': dict(n_points=250), '250 points, noise on what D sees': dict(n_points=250, augment=jitter)}
+    '250 points, the basis': dict(n_points=250), '250 points, noise on what D sees': dict(n_points=250, augment=jitter),
+    'relativistic, R1 and R2, equal rates': dict(loss=relativistic, penalty=partial(r1_r2, gamma=.1), lr=slow)}
 
 
 def ring(seed, loss=non_saturating, lr=fast, init=None, clip=None, n_d=1, fall=False, n_points=None, n_steps=600, bs=128, **kw):
@@ -144,7 +145,7 @@ def known(name, nfe, seed):
 
 
 @torch.no_grad()
-def triangle(seeds, nfes, n=500):
+def triangle(seeds, nfes, names, n=500):
     data,net,gan = get_data('fashion_mnist'),load_feature_net(),load_weights('fashion_gan')[1]['sha256'][:8]
     def key(o): return o['name'],o['nfe'],o['seed'],o.get('weights')
     done = {key(o) for o in lines() if o['part']=='triangle'}
@@ -154,7 +155,7 @@ def triangle(seeds, nfes, n=500):
         real = net.features(data.x_valid[chosen].float()/127.5-1)
         for (name,nfe),prepare in made.items():
             weights = gan if name.startswith('GAN') else None
-            if nfe>max(nfes) or (name, nfe, seed, weights) in done: continue
+            if nfe not in nfes or names and name.split(' ')[0].rstrip(',') not in names or (name, nfe, seed, weights) in done: continue
             with torch.enable_grad(): draw = prepare(seed)
             with torch.autocast('cpu', torch.bfloat16):
                 draw(50, 0)
@@ -195,8 +196,9 @@ if __name__=='__main__':
     p.add_argument('--part', nargs='*', default=['ring','triangle'])
     p.add_argument('--seeds', type=int, nargs='*', default=[1, 2, 3])
     p.add_argument('--nfes', type=int, nargs='*', default=[1, 2, 4, 10, 20, 50])
+    p.add_argument('--names', nargs='*', choices=['VAE','GAN','student','diffusion'], help='which generators; all if not given')
     args = p.parse_args()
     torch.set_num_threads(1)
     if 'ring' in args.part: rings(args.seeds)
-    if 'triangle' in args.part: triangle(args.seeds, args.nfes)
+    if 'triangle' in args.part: triangle(args.seeds, args.nfes, args.names)
     report()
