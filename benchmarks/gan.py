@@ -62,7 +62,8 @@ variants = {
     'relativistic, R1 and R2, falling rates': dict(loss=relativistic, penalty=partial(r1_r2, gamma=.1), fall=True),
     'the basis, falling rates': dict(fall=True),
     '250 points, the basis': dict(n_points=250), '250 points, noise on what D sees': dict(n_points=250, augment=jitter),
-    'relativistic, R1 and R2, equal rates': dict(loss=relativistic, penalty=partial(r1_r2, gamma=.1), lr=slow)}
+    'relativistic, R1 and R2, equal rates': dict(loss=relativistic, penalty=partial(r1_r2, gamma=.1), lr=slow),
+    'three steps of D': dict(n_d=3), 'relativistic, R1 and R2, three steps of D': dict(loss=relativistic, penalty=partial(r1_r2, gamma=.1), n_d=3)}
 
 
 def ring(seed, loss=non_saturating, lr=fast, init=None, clip=None, n_d=1, fall=False, n_points=None, n_steps=600, bs=128, **kw):

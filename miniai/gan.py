@@ -81,7 +81,7 @@ class GANLoss(NamedTuple):
 minimax = GANLoss(bce_d, lambda real, fake: -F.softplus(fake).mean())
 non_saturating = GANLoss(bce_d, lambda real, fake: F.softplus(-fake).mean())
 
-# %% ../nbs/36_gan.ipynb #d7db28c9
+# %% ../nbs/36_gan.ipynb #ada0a4e6
 #| code-summary: "Exported: GAN, its nets, optimizers and settings"
 #| code-fold: true
 class GAN:
@@ -99,9 +99,11 @@ class GAN:
         augment=None, # What the discriminator sees instead of `x`, differentiable
         bf16=False, # Products in bfloat16?
     ):
-        if len(lr)!=2: raise ValueError(f"lr: expected two, for generator and discriminator, got {lr!r}")
+        if len(lr)!=2:
+            raise ValueError(f"lr: expected two, for generator and discriminator, got {lr!r}")
         if not 0<=ema<1: raise ValueError(f"ema: expected a number in [0,1), got {ema}")
-        if not isinstance(loss, GANLoss): raise TypeError(f"loss: expected a GANLoss, got {loss!r}")
+        if not isinstance(loss, GANLoss):
+            raise TypeError(f"loss: expected a GANLoss, got {loss!r}")
         self.g,self.d,self.nz,self.loss = g,d,whole_number('nz', nz),loss
         self.opt_g = torch.optim.Adam(g.parameters(), lr[0], betas)
         self.opt_d = torch.optim.Adam(d.parameters(), lr[1], betas)
@@ -360,7 +362,7 @@ class Discriminator(nn.Module):
         h = self.net(x).to(self.out.weight.dtype)
         return self.out(h)[:,0]+(h*self.embed(y)).sum(1)/h.shape[1]**.5
 
-# %% ../nbs/36_gan.ipynb #e2adc784
+# %% ../nbs/36_gan.ipynb #17197e22
 #| code-summary: "Exported: mean_w, draw and truncate"
 #| code-fold: true
 @patch
@@ -386,7 +388,7 @@ def draw(self:StyleGenerator,
     "Images of these classes, from one network evaluation each."
     if y.ndim!=1 or y.is_floating_point() or len(y) and not 0<=y.min()<=y.max()<self.n_classes:
         raise ValueError(f"y: expected classes (n,) from 0 to {self.n_classes-1}, got "
-                         f"{tuple(y.shape)}, {y.dtype}, {y.tolist()[:3]}")
+                         f"{tuple(y.shape)}, {y.dtype}, {y.flatten()[:3].tolist()}")
     z = torch.randn(len(y), self.nz, generator=generator)
     z,y = z.to(self.const.device),y.to(self.const.device)
     w = self.mapping(z, y)

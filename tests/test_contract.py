@@ -151,7 +151,7 @@ def test_a_batch_of_two_is_two_singles(name):
 
 @by_net
 def test_encoding_does_not_depend_on_neighbours(name):
-    if name not in draws_itself: pytest.skip('has no distribution')
+    if name not in draws_itself-{'gan.StyleGenerator'}: pytest.skip('has no distribution')
     net,args = make(name).eval(),batch(name, 2)
     for i in range(2): torch.testing.assert_close(net.encode(args[0])[0][i:i+1], net.encode(args[0][i:i+1])[0], rtol=1e-4, atol=1e-5)
 
