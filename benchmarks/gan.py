@@ -125,12 +125,12 @@ def generators(x):
     def vae(seed):
         model = train_vae(x, seed)
         return lambda n, seed: model.decode(torch.randn(n, 16, generator=torch.Generator().manual_seed(seed))).clamp(-1, 1)
-    def gan(psi):
+    def gan(seed):
         g = load_gan()
-        return lambda seed: lambda n, seed: g.draw(torch.arange(n)%10, psi, torch.Generator().manual_seed(seed))
+        return lambda n, seed: g.draw(torch.arange(n)%10, generator=torch.Generator().manual_seed(seed))
     few,levels = load_few('fashion_few')
     unet = load_unet()
-    res = {('VAE of 25', 1): vae, ('GAN', 1): gan(1.), ('GAN, psi 0.7', 1): gan(.7)}
+    res = {('VAE of 25', 1): vae, ('GAN', 1): gan}
     for k in (1, 2, 4): res['student of 31', k] = lambda seed, k=k: diffusion(few, levels[k], sample_euler)
     for k in (4, 10, 20, 50): res['diffusion of 21', k] = lambda seed, k=k: diffusion(unet, karras_sigmas(k, .02, 80.), sample_dpmpp_2m)
     return res
@@ -155,8 +155,8 @@ def triangle(seeds, nfes, names, n=500):
         chosen = torch.randperm(len(data.x_valid), generator=torch.Generator().manual_seed(seed))[:n]
         real = net.features(data.x_valid[chosen].float()/127.5-1)
         for (name,nfe),prepare in made.items():
-            weights = gan if name.startswith('GAN') else None
-            if nfe not in nfes or names and name.split(' ')[0].rstrip(',') not in names or (name, nfe, seed, weights) in done: continue
+            weights = gan if name=='GAN' else None
+            if nfe not in nfes or names and name.split(' ')[0] not in names or (name, nfe, seed, weights) in done: continue
             with torch.enable_grad(): draw = prepare(seed)
             with torch.autocast('cpu', torch.bfloat16):
                 draw(50, 0)
