@@ -31,7 +31,7 @@ def measure(net, g, n):
     return round(net.fid(x), 2),round(net.class_fractions(x).min().item(), 4)
 
 def main():
-    args = arguments('fashion_gan', steps=6000, fall=1500)
+    args = arguments('fashion_gan', steps=2900, fall=500)
     data,bs,lr,gamma,every = get_data('fashion_mnist'),64,1e-3,.5,8
     if args.few: args.steps,args.fall,bs = args.few,1,8
     n = little(args, len(data.x_train))
