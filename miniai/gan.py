@@ -7,13 +7,12 @@ __all__ = ['minimax', 'non_saturating', 'wasserstein', 'relativistic', 'gaussian
            'GANLoss', 'GAN', 'wasserstein_1d', 'squared_slopes', 'clip_weights', 'wgan_gp', 'r1_r2', 'MappingNetwork',
            'ModulatedConv', 'StyleBlock', 'StyleGenerator', 'Discriminator', 'truncate', 'load_gan']
 
-# %% ../nbs/36_gan.ipynb #208cf156
+# %% ../nbs/36_gan.ipynb #b495fde6
 #| code-summary: "Imports of the module miniai.gan"
 #| code-fold: true
 import copy,math,torch,torch.nn.functional as F
 from contextlib import nullcontext
 from fastcore.basics import patch
-from functools import partial
 from typing import NamedTuple
 from torch import nn
 from .data import whole_number
