@@ -67,7 +67,7 @@ variants = {
 
 
 def ring(seed, loss=non_saturating, lr=fast, init=None, clip=None, n_d=1, fall=False, n_points=None, n_steps=600, bs=128, **kw):
-    "Heaps found and fraction of good points, of the last weights and of their average."
+    "Modes found and fraction of good points, of the last weights and of their average."
     torch.manual_seed(seed)
     g,d = mlp(8, 2),nn.Sequential(mlp(2, 1), nn.Flatten(0))
     if init: init(g),init(d)
@@ -183,7 +183,7 @@ def report():
         for name,nfe in dict.fromkeys((o['name'], o.get('nfe')) for o in rows):
             same = sorted((o for o in rows if (o['name'], o.get('nfe'))==(name, nfe)), key=lambda o: o['seed'])
             if part=='ring':
-                text = f"heaps {said(same, 'found', 0)} (averaged weights {said(same, 'found_ema', 0)}); good {said(same, 'good', 2)} ({said(same, 'good_ema', 2)})"
+                text = f"modes {said(same, 'found', 0)} (averaged weights {said(same, 'found_ema', 0)}); good {said(same, 'good', 2)} ({said(same, 'good_ema', 2)})"
             else:
                 text = f"FID {said(same, 'fid', 1)}; precision {said(same, 'precision', 2)}; recall {said(same, 'recall', 2)}; images per CPU second {said(same, 'per_second', 0)}"
             table.append({'part': part, 'what': name+(f', {nfe} NFE' if nfe else ''), 'three seeds': text})

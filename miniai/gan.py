@@ -18,14 +18,14 @@ from torch import nn
 from .data import whole_number
 from .ddpm import load_weights
 
-# %% ../nbs/36_gan.ipynb #a5563622
+# %% ../nbs/36_gan.ipynb #81779b1d
 #| code-summary: "Exported: gaussian_ring"
 #| code-fold: true
 def gaussian_ring(
     n, # How many points
-    k=25, # Heaps on the circle
+    k=25, # Modes on the circle
     radius=2., # Of the circle
-    std=.05, # Standard deviation of a heap
+    std=.05, # Standard deviation of a mode
     generator=None, # `torch.Generator`; torch's own if None
 ): # Points, (n,2), float32
     "Draw points from `k` equal Gaussians whose centres lie evenly on a circle."
@@ -34,21 +34,21 @@ def gaussian_ring(
     centres = radius*torch.stack([angle.cos(), angle.sin()], 1)
     return centres + std*torch.randn(n, 2, generator=generator)
 
-# %% ../nbs/36_gan.ipynb #257b2294
+# %% ../nbs/36_gan.ipynb #b489b595
 #| code-summary: "Exported: count_modes"
 #| code-fold: true
 class Modes(NamedTuple):
-    "How many heaps were found, and the fraction of points that lie in one."
+    "How many modes were found, and the fraction of points that lie in one."
     found: int
     good: float
 
 def count_modes(
     x, # Points, (n,2), float
-    k=25, # Heaps on the circle
+    k=25, # Modes on the circle
     radius=2., # Of the circle
-    std=.05, # Standard deviation of a heap
+    std=.05, # Standard deviation of a mode
 ): # `Modes`
-    "Heaps with a fifth or more of their points within three standard deviations."
+    "Modes with a fifth or more of their points within three standard deviations."
     if x.ndim!=2 or x.shape[1]!=2 or not len(x):
         raise ValueError(f"x: expected points (n,2), got {tuple(x.shape)}")
     angle = 2*math.pi/whole_number('k', k)*torch.arange(k)
