@@ -455,6 +455,32 @@ def call_distill():
     w = nn.Linear(9, 8).state_dict()
     assert 'weight.a' in d.Change.between(nn.Linear(9, 8).state_dict(), w, 2).w
 
+def call_gan():
+    from miniai import gan as t
+    pts = t.gaussian_ring(500)
+    m = t.count_modes(pts)
+    assert isinstance(m, t.Modes) and m.found==25 and m.good>.95
+    a,b = torch.randn(6),torch.randn(6)
+    assert t.wasserstein_1d(a, a)==0 and t.bce_d(a, b, .1, .1)>0
+    def nets(): return nn.Linear(3, 2),nn.Sequential(nn.Linear(2, 1), nn.Flatten(0))
+    for loss in (t.minimax, t.non_saturating, t.wasserstein, t.relativistic):
+        assert isinstance(loss, t.GANLoss) and loss.d(a, b).ndim==loss.g(a, b).ndim==0
+        for penalty in (None, t.r1_r2, t.wgan_gp):
+            g = t.GAN(*nets(), 3, loss, penalty=penalty, every=2, augment=lambda o: o+.1)
+            for _ in range(3): g.step(pts[:8])
+            assert g.n==3 and all(p.isfinite().all() for p in g.average.parameters())
+    t.clip_weights(g.d, .01)
+    assert t.squared_slopes(g.d, pts[:4]).max()<=2.1e-4
+    small,d,y = t.StyleGenerator(8, 6, (4,4), 3),t.Discriminator((4,4), 5, 3),torch.tensor([0,2])
+    game = t.GAN(small, d, 8, t.relativistic, penalty=t.r1_r2)
+    game.step(torch.rand(2, 1, 28, 28), y)
+    assert small.draw(y, .5).shape==(2,1,28,28) and small.mean_w(3).shape==(3,6)
+    assert t.MappingNetwork(4, 6, 3)(torch.randn(2, 4), y).shape==(2,6)
+    assert t.ModulatedConv(2, 3, 6)(torch.rand(2, 2, 5, 5), torch.rand(2, 6)).shape==(2,3,5,5)
+    assert t.StyleBlock(2, 3, 6)(torch.rand(2, 2, 5, 5), torch.rand(2, 6), torch.rand(2, 1, 5, 5)).shape==(2,3,5,5)
+    assert torch.equal(t.truncate(a, b, 0.), b)
+    assert t.load_gan().draw(torch.tensor([3])).shape==(1,1,28,28)
+
 def call_lora():
     import tempfile
     from pathlib import Path
