@@ -22,8 +22,8 @@ def batch(tokens, y): # Drops a class in ten
     return tokens,torch.where(torch.rand(len(y))<.1, 10, y),tokens
 
 def main():
-    args = arguments('fashion_pixels', n_images=60_000, lr=3e-3)
-    data,bs = get_data('fashion_mnist'),8 if args.few else 32
+    args = arguments('fashion_pixels', n_images=40_000, lr=3e-3)
+    data,bs = get_data('fashion_mnist'),8 if args.few else 16
     x = small(data.x_train)
     palette = Palette(greys(x))
     rows = torch.arange(little(args, args.n_images))%len(x)
