@@ -50,7 +50,7 @@ class Palette:
         _check_tokens(tokens, len(self.levels))
         return self.levels[tokens].unflatten(1, (-1, _row(tokens, w))).movedim(-1, 1)
 
-# %% ../nbs/37_autoregressive.ipynb #f6b1b116
+# %% ../nbs/37_autoregressive.ipynb #d4e70ef8
 #| code-summary: "Exported: checks of tokens, and of the length of a row"
 #| code-fold: true
 def _check_tokens(tokens, k, name='tokens'):
@@ -64,10 +64,12 @@ def _check_tokens(tokens, k, name='tokens'):
                          f"{tokens.max()}")
 
 def _row(tokens, w):
-    "The length of a row; a ValueError if the tokens don't fill whole rows."
+    "The length of a row; a ValueError if the tokens don't fill whole rows, or a square."
     n = tokens.shape[1]
-    w = math.isqrt(n) if w is None else whole_number('w', w)
-    if not w or n%w: raise ValueError(f"w: expected whole rows of {n} tokens, got rows of {w}")
+    if w is None:
+        w = math.isqrt(n)
+        if not n or w*w!=n: raise ValueError(f"w: expected one, as {n} tokens fill no square")
+    if n%whole_number('w', w): raise ValueError(f"w: expected a divisor of {n}, got {w}")
     return w
 
 # %% ../nbs/37_autoregressive.ipynb #c90beac5
@@ -175,7 +177,7 @@ class KVCache:
         if i==len(self.k)-1: self.length = end
         return self.k[i,:,:,:end],self.v[i,:,:,:end]
 
-# %% ../nbs/37_autoregressive.ipynb #e1d9e002
+# %% ../nbs/37_autoregressive.ipynb #a8f0e1e1
 def _cached_block(b, h, cache, i):
     "A `TransformerBlock` for new places `h`, (n,m,n), that may look at those of the cache."
     q,k,v = b.attend._heads(b.norm1(h), None)
@@ -194,8 +196,11 @@ def step(self:ImageGPT,
     cond=None, # As in `forward`; only at the first step
 ): # Logits of the token after the last one, (n,n_tokens)
     "What comes next, with the earlier places from the cache."
-    if cache.length==0: h = self.embed(tokens, cond)
-    else: h = self.tokens(tokens) + self.positions[cache.length:cache.length+tokens.shape[1]]
+    start,end = cache.length,cache.length+tokens.shape[1]
+    if start==0: h = self.embed(tokens, cond)
+    elif end>len(self.positions) or start==end:
+        raise ValueError(f"tokens: expected 1 to {len(self.positions)-start} more, got {end-start}")
+    else: h = self.tokens(tokens) + self.positions[start:end]
     for i,b in enumerate(self.blocks): h = _cached_block(b, h, cache, i)
     return self.head(self.norm(h[:,-1]))
 
@@ -277,7 +282,7 @@ def generate_tokens(
         out[rows] = done
     return out
 
-# %% ../nbs/37_autoregressive.ipynb #52760f52
+# %% ../nbs/37_autoregressive.ipynb #41176085
 #| code-summary: "Exported: checks of the arguments of generate_tokens"
 #| code-fold: true
 def _check_generate(net, n, cond, scale, prefix, knobs):
@@ -288,7 +293,7 @@ def _check_generate(net, n, cond, scale, prefix, knobs):
     _check_choice(**dict(dict(temperature=1., top_k=None, top_p=None), **knobs))
     given = cond if cond is not None else prefix
     if n is None and given is None: raise ValueError("n: expected a number of images, got None")
-    n = len(given) if n is None else whole_number('n', n, 0)
+    n = len(given) if n is None else whole_number('n', n)
     if prefix is None: prefix = torch.zeros(n, 0, dtype=torch.long)
     if len(prefix)!=n: raise ValueError(f"prefix: expected {n} rows, got {len(prefix)}")
     checked = _check_gpt(net, prefix.cpu(), None if cond is None else cond.cpu())

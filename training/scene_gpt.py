@@ -19,7 +19,7 @@ def main():
     tokens, = in_parts(args, 'few' if args.few else 'tokens', n, part)
     scenes = [s for i in range(n) for s in random_scenes(each, 500+i, SEEN)]
     words,nothing = tok([caption(s) for s in scenes]),len(tok)
-    config = dict(n_tokens=len(codec.quantizer.codes), length=64, n_cond=len(tok)+1, cond_length=tok.n_ctx, n=80, n_heads=4, depth=3)
+    config = dict(n_tokens=len(codec.quantizer.codes), length=64, n_cond=len(tok)+1, cond_length=tok.n_ctx, n=78, n_heads=3, depth=3)
     torch.manual_seed(0)
     net,ema = ImageGPT(**config),EMACB(.998)
     def batch(t, w): return t,torch.where(torch.rand(len(w), 1)<.1, nothing, w),t     # no words in one of ten
