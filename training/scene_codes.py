@@ -41,7 +41,7 @@ def error(preds, x): return codec_error(preds, x, .1)
 def vq_error(preds, x): return codec_error(preds[0], x, .1)+preds[1]
 
 def main():
-    args = arguments('scene_codes', n_scenes=16_000, first=1, epochs=3)
+    args = arguments('scene_codes', n_scenes=16_000, first=1, epochs=1, last=9_600)
     bs,lr,n = 8 if args.few else 32,3e-3,little(args, args.n_scenes)
     def part(i): return (draw(random_scenes(n//8, 500+i, SEEN), 500+i),)
     x, = in_parts(args, 'few' if args.few else 'scenes', 8, part)
@@ -52,18 +52,18 @@ def main():
     a,minutes_a = train(args, 'plain', Plain(codec), (x,), error, lr, cbs(), AdamW, args.first, bs, 0, batch)
     codec.start(batch(x[:little(args, 1000)])[0], generator=torch.Generator().manual_seed(0))
     b,minutes_b = train(args, 'codes', codec, (x,), vq_error, lr, cbs(RestartCB()), AdamW, args.epochs, bs, 0, batch)
+    c,minutes_c = train(args, 'last', codec, (x[-little(args, args.last):],), vq_error, lr, cbs(RestartCB()), AdamW, 1, bs, 1, batch)
     codec.cpu().eval()
     n = little(args, 500)
     scenes = random_scenes(n, 41, UNSEEN)
     x = batch(draw(scenes, 41))[0]
     ids = codec.to_tokens(x)
-    y = codec.to_pictures(codec.from_tokens(ids)) if False else codec.from_tokens(ids)
+    y = codec.from_tokens(ids)
     score,mse = load_reader().score(y, scenes),(x-y).square().mean().item()/4
     used = ids.unique().numel()
-    print(score, mse, used)
     save_weights(codec, args.folder/'scene_codes.safetensors', bits=8, config=config, notebook='37_autoregressive',
-                 data=f'{little(args, args.n_scenes):,} drawn scenes of 64 pixels, seen pairs only', seed=0, images=(len(a)+len(b))*bs, minutes=round(minutes_a+minutes_b, 1),
+                 data=f'{little(args, args.n_scenes):,} drawn scenes of 64 pixels, seen pairs only', seed=0, images=(len(a)+len(b)+len(c))*bs, minutes=round(minutes_a+minutes_b+minutes_c, 1),
                  metrics=dict(attributes_right=score.attributes, whole_right=score.whole, mse=mse, codes_used=used, of=f'{n:,} scenes of unseen pairs'),
-                 curve=curve(torch.cat([a, b]), bs), **info(args))
+                 curve=curve(torch.cat([a, b, c]), bs), **info(args))
 
 if __name__=='__main__': main()

@@ -12,14 +12,14 @@ from miniai.resnet import AutocastCB
 from scenes import draw,to_float
 
 def main():
-    args = arguments('scene_gpt', n_scenes=32_000, epochs=3)
+    args = arguments('scene_gpt', n_scenes=16_000, epochs=3)
     bs,lr,each,codec,tok = 8 if args.few else 32,3e-3,64 if args.few else 2000,load_vq_codec(),load_text()[0]
     def part(i): return (codec.to_tokens(to_float(draw(random_scenes(each, 500+i, SEEN), 500+i))[0]),)
     n = little(args, args.n_scenes)//each
     tokens, = in_parts(args, 'few' if args.few else 'tokens', n, part)
     scenes = [s for i in range(n) for s in random_scenes(each, 500+i, SEEN)]
     words,nothing = tok([caption(s) for s in scenes]),len(tok)
-    config = dict(n_tokens=len(codec.quantizer.codes), length=64, n_cond=len(tok)+1, cond_length=tok.n_ctx, n=78, n_heads=3, depth=3)
+    config = dict(n_tokens=len(codec.quantizer.codes), length=64, n_cond=len(tok)+1, cond_length=tok.n_ctx, n=72, n_heads=3, depth=3)
     torch.manual_seed(0)
     net,ema = ImageGPT(**config),EMACB(.998)
     def batch(t, w): return t,torch.where(torch.rand(len(w), 1)<.1, nothing, w),t     # no words in one of ten
