@@ -137,7 +137,9 @@ def next_token_loss(
         raise ValueError(f"logits: expected {(*tokens.shape, 'k')}, got {tuple(logits.shape)}")
     return F.cross_entropy(logits.transpose(1, 2), tokens)     # (n,l,k) -> (n,k,l)
 
-# %% ../nbs/37_autoregressive.ipynb #2a7fc160
+# %% ../nbs/37_autoregressive.ipynb #f0f111fe
+#| code-summary: "Exported: token_bits, what each token costs"
+#| code-fold: true
 @torch.no_grad()
 def token_bits(
     net, # `ImageGPT`
@@ -177,7 +179,7 @@ class KVCache:
         if i==len(self.k)-1: self.length = end
         return self.k[i,:,:,:end],self.v[i,:,:,:end]
 
-# %% ../nbs/37_autoregressive.ipynb #a8f0e1e1
+# %% ../nbs/37_autoregressive.ipynb #8ee03dae
 def _cached_block(b, h, cache, i):
     "A `TransformerBlock` for new places `h`, (n,m,n), that may look at those of the cache."
     q,k,v = b.attend._heads(b.norm1(h), None)
@@ -199,12 +201,13 @@ def step(self:ImageGPT,
     start,end = cache.length,cache.length+tokens.shape[1]
     if start==0: h = self.embed(tokens, cond)
     elif end>len(self.positions) or start==end:
-        raise ValueError(f"tokens: expected 1 to {len(self.positions)-start} more, got {end-start}")
+        left = len(self.positions)-start
+        raise ValueError(f"tokens: expected 1 to {left} more, got {end-start}")
     else: h = self.tokens(tokens) + self.positions[start:end]
     for i,b in enumerate(self.blocks): h = _cached_block(b, h, cache, i)
     return self.head(self.norm(h[:,-1]))
 
-# %% ../nbs/37_autoregressive.ipynb #c4802698
+# %% ../nbs/37_autoregressive.ipynb #8bd293a4
 def token_probs(
     logits, # (...,k), float
     temperature=1., # 0 or more; 0 takes the most probable
@@ -219,7 +222,7 @@ def token_probs(
     keep = torch.ones_like(p, dtype=torch.bool)
     if top_k is not None: keep[...,top_k:] = False
     p = p*keep/(p*keep).sum(-1, keepdim=True)
-    if top_p is not None: p = p*(p.cumsum(-1)-p<top_p)      # what stands before it is too little
+    if top_p is not None: p = p*(p.cumsum(-1)-p<top_p)      # those before it are too few
     return torch.zeros_like(p).scatter(-1, order, p/p.sum(-1, keepdim=True))
 
 # %% ../nbs/37_autoregressive.ipynb #63b33644
@@ -254,7 +257,7 @@ def _draw(p, u):
     c = p.cumsum(-1)
     return (c<=u[:,None]*c[:,-1:]).sum(-1).clamp(max=p.shape[-1]-1)
 
-# %% ../nbs/37_autoregressive.ipynb #239324fc
+# %% ../nbs/37_autoregressive.ipynb #69c1579f
 @torch.no_grad()
 def generate_tokens(
     net, # `ImageGPT`, in evaluation mode
@@ -268,7 +271,8 @@ def generate_tokens(
 ): # (n,length), int64
     "Draw images token by token, eq. 1 of Image GPT, with a cache of keys and values."
     n,cond,prefix = _check_generate(net, n, cond, scale, prefix, knobs)
-    device,gen = net.positions.device,torch.Generator().manual_seed(whole_number('seed', seed, 0))
+    device,seed = net.positions.device,whole_number('seed', seed, 0)
+    gen = torch.Generator().manual_seed(seed)
     u = torch.rand(n, net.length, dtype=torch.float64, generator=gen).to(device)
     out = torch.empty(n, net.length, dtype=torch.long, device=device)
     for rows in torch.arange(n, device=device).split(whole_number('bs', bs)):
@@ -282,14 +286,15 @@ def generate_tokens(
         out[rows] = done
     return out
 
-# %% ../nbs/37_autoregressive.ipynb #41176085
+# %% ../nbs/37_autoregressive.ipynb #dedaed05
 #| code-summary: "Exported: checks of the arguments of generate_tokens"
 #| code-fold: true
 def _check_generate(net, n, cond, scale, prefix, knobs):
     "`(n, cond, prefix)`, checked; the prefix with no places where there is none."
     _number('scale', scale, 0)
     unknown = [k for k in knobs if k not in ('temperature', 'top_k', 'top_p')]
-    if unknown: raise TypeError(f"knobs: expected temperature, top_k or top_p, got {unknown[0]!r}")
+    if unknown:
+        raise TypeError(f"knobs: expected temperature, top_k or top_p, got {unknown[0]!r}")
     _check_choice(**dict(dict(temperature=1., top_k=None, top_p=None), **knobs))
     given = cond if cond is not None else prefix
     if n is None and given is None: raise ValueError("n: expected a number of images, got None")
@@ -299,9 +304,9 @@ def _check_generate(net, n, cond, scale, prefix, knobs):
     checked = _check_gpt(net, prefix.cpu(), None if cond is None else cond.cpu())
     return n,None if cond is None else checked,prefix
 
-# %% ../nbs/37_autoregressive.ipynb #d0c675cd
+# %% ../nbs/37_autoregressive.ipynb #4b11c8c9
 class VectorQuantizer(nn.Module):
-    "The nearest of `k` learned vectors in the place of each vector: section 3, arXiv:1711.00937."
+    "The nearest of `k` learned vectors for each vector: section 3, arXiv:1711.00937."
     def __init__(self,
         k=512, # Codes
         d=8, # Numbers in each
@@ -333,7 +338,9 @@ class VectorQuantizer(nn.Module):
         if self.training: self.used += torch.bincount(ids.flatten(), minlength=len(self.used))
         return z + (q-z).detach(),ids,loss
 
-# %% ../nbs/37_autoregressive.ipynb #f5bc1a11
+# %% ../nbs/37_autoregressive.ipynb #f0b5a7ac
+#| code-summary: "Exported: restart, which moves unused codes"
+#| code-fold: true
 @patch
 @torch.no_grad()
 def restart(self:VectorQuantizer,
@@ -346,7 +353,9 @@ def restart(self:VectorQuantizer,
     self.used.zero_()
     return len(dead)
 
-# %% ../nbs/37_autoregressive.ipynb #31b5faf4
+# %% ../nbs/37_autoregressive.ipynb #d7333a19
+#| code-summary: "Exported: VQCodec, the codec of lesson 25 with a codebook"
+#| code-fold: true
 class VQCodec(Codec):
     "The codec of lesson 25 with a codebook where that drew its latents: arXiv:1711.00937."
     def __init__(self,
