@@ -9,6 +9,7 @@ from miniai.clustering import kmeans
 from miniai.data import get_data
 from miniai.ddpm import EMACB,save_weights
 from miniai.init import Normalize
+from miniai.learner import Callback,CancelFit
 from miniai.optim import BatchSchedCB,OneCycle
 from miniai.resnet import AutocastCB
 
@@ -21,8 +22,14 @@ def greys(x, k=16): # The levels of lesson 37: k-means on the pixels of 500 imag
 def batch(tokens, y): # Drops a class in ten
     return tokens,torch.where(torch.rand(len(y))<.1, 10, y),tokens
 
+class StopCB(Callback):
+    "Ends the training after so many batches, before its schedule does; the average of the weights is good by then."
+    def __init__(self, ema, stop): self.ema,self.stop = ema,stop
+    def after_batch(self, learn):
+        if self.ema.n>=self.stop: raise CancelFit
+
 def main():
-    args = arguments('fashion_pixels', n_images=40_000, lr=3e-3)
+    args = arguments('fashion_pixels', n_images=40_000, stop=1000, lr=3e-3)
     data,bs = get_data('fashion_mnist'),8 if args.few else 16
     x = small(data.x_train)
     palette = Palette(greys(x))
@@ -30,7 +37,7 @@ def main():
     tokens,config = palette.to_tokens(x)[rows],dict(n_tokens=16, length=196, n_cond=11, cond_length=1, n=64, n_heads=2, depth=4)
     torch.manual_seed(0)
     net,ema = ImageGPT(**config),EMACB(.998)
-    cbs = [AutocastCB(n_inp=2), BatchSchedCB(partial(OneCycle, max_lr=args.lr, pct_start=.1)), ema]
+    cbs = [AutocastCB(n_inp=2), BatchSchedCB(partial(OneCycle, max_lr=args.lr, pct_start=.1)), ema, StopCB(ema, args.stop)]
     losses,minutes = train(args, 'all', net, (tokens, data.y_train[rows]), next_token_loss, args.lr, cbs, partial(AdamW, weight_decay=.05),
                            1, bs, 0, batch, every=100)
     save_weights(ema.model, args.folder/'fashion_pixels.safetensors', bits=8, config=config, levels=[round(o, 5) for o in palette.levels[:,0].tolist()],
