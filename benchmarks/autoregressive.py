@@ -17,9 +17,8 @@ from miniai.optim import BatchSchedCB,OneCycle
 
 out = Path(__file__).parent/'results/autoregressive.jsonl'
 n_images = 400
-knobs = {'T = 1.2': dict(temperature=1.2), 'as it is': {}, 'T = 0.8': dict(temperature=.8), 'T = 0.6': dict(temperature=.6),
-         'top-k, 3': dict(top_k=3), 'top-p, 0.95': dict(top_p=.95), 'top-p, 0.8': dict(top_p=.8)}
-scales = {f'scale {s:g}': s for s in (1., 1.5, 2.5, 4.)}
+knobs = {'T = 1.2': dict(temperature=1.2), 'as it is': {}, 'T = 0.8': dict(temperature=.8), 'top-p, 0.95': dict(top_p=.95), 'top-p, 0.8': dict(top_p=.8)}
+scales = {f'scale {s:g}': s for s in (1., 1.5, 2.5)}
 
 
 def spiral(n):
