@@ -14,6 +14,7 @@ from miniai.fid import load_feature_net,precision_recall
 from miniai.learner import Learner
 from miniai.loaders import DataLoaders
 from miniai.optim import BatchSchedCB,OneCycle
+from miniai.resnet import AutocastCB
 
 out = Path(__file__).parent/'results/autoregressive.jsonl'
 n_images = 400
@@ -47,7 +48,7 @@ def order_bits(t, tv, seed, bs=16, lr=3e-3):
     torch.manual_seed(seed)
     net = ImageGPT(length=t.shape[1], n=64, n_heads=2, depth=3)
     dls = DataLoaders.from_tensors((t, t), (tv[:bs], tv[:bs]), bs=bs, drop_last=True, generator=torch.Generator().manual_seed(seed))
-    Learner(net, dls, next_token_loss, lr, [BatchSchedCB(partial(OneCycle, max_lr=lr, pct_start=.1))], AdamW).fit(1, valid=False)
+    Learner(net, dls, next_token_loss, lr, [AutocastCB(), BatchSchedCB(partial(OneCycle, max_lr=lr, pct_start=.1))], AdamW).fit(1, valid=False)
     return token_bits(net.eval(), tv).mean().item()
 
 

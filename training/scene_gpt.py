@@ -12,7 +12,7 @@ from miniai.resnet import AutocastCB
 from scenes import draw,to_float
 
 def main():
-    args = arguments('scene_gpt', n_scenes=16_000, epochs=3)
+    args = arguments('scene_gpt', n_scenes=16_000, epochs=3, more=2)
     bs,lr,each,codec,tok = 8 if args.few else 32,3e-3,64 if args.few else 2000,load_vq_codec(),load_text()[0]
     def part(i): return (codec.to_tokens(to_float(draw(random_scenes(each, 500+i, SEEN), 500+i))[0]),)
     n = little(args, args.n_scenes)//each
@@ -23,8 +23,11 @@ def main():
     torch.manual_seed(0)
     net,ema = ImageGPT(**config),EMACB(.998)
     def batch(t, w): return t,torch.where(torch.rand(len(w), 1)<.1, nothing, w),t     # no words in one of ten
-    cbs = [AutocastCB(n_inp=2), BatchSchedCB(partial(OneCycle, max_lr=lr, pct_start=.1)), ema]
-    losses,minutes = train(args, 'all', net, (tokens, words), next_token_loss, lr, cbs, partial(AdamW, weight_decay=.05), args.epochs, bs, 0, batch)
+    def stage(name, epochs, seed):
+        cbs = [AutocastCB(n_inp=2), BatchSchedCB(partial(OneCycle, max_lr=lr, pct_start=.1)), ema]
+        return train(args, name, net, (tokens, words), next_token_loss, lr, cbs, partial(AdamW, weight_decay=.05), epochs, bs, seed, batch)
+    parts = [stage('all', args.epochs, 0), *(stage(f'more{i}', 1, i+1) for i in range(args.more))]
+    losses,minutes = torch.cat([o[0] for o in parts]),round(sum(o[1] for o in parts), 1)
     save_weights(ema.model, args.folder/'scene_gpt.safetensors', bits=8, config=config, merges=[list(o) for o in tok.merges], notebook='37_autoregressive',
                  data=f'{len(tokens):,} drawn scenes of 64 pixels as codes of scene_codes, seen pairs only', seed=0, images=len(losses)*bs,
                  minutes=minutes, curve=curve(losses, bs), **info(args))
