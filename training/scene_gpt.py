@@ -12,7 +12,7 @@ from miniai.resnet import AutocastCB
 from scenes import draw,to_float
 
 def main():
-    args = arguments('scene_gpt', n_scenes=16_000, epochs=3, more=4)
+    args = arguments('scene_gpt', n_scenes=16_000, epochs=3, more=3)
     bs,lr,each,codec,tok = 8 if args.few else 32,3e-3,64 if args.few else 2000,load_vq_codec(),load_text()[0]
     def part(i): return (codec.to_tokens(to_float(draw(random_scenes(each, 500+i, SEEN), 500+i))[0]),)
     n = little(args, args.n_scenes)//each
