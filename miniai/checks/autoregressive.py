@@ -25,7 +25,7 @@ def _some_drawn():
     n,k,l = dims(3, 3, 9)
     return torch.randn(n, k),torch.randint(k, (n, l)),1.5
 
-# %% ../../nbs/solutions/37_autoregressive.ipynb #28ad7ac8
+# %% ../../nbs/solutions/37_autoregressive.ipynb #f104ea6b
 def _test_inputs_targets(f):
     for i in range(3):
         torch.manual_seed(i)
@@ -53,6 +53,7 @@ def _some_nucleus():
     n,k = dims(2, 2, 9)
     return torch.randn(n, k).mul(2).softmax(-1),.1+.85*torch.rand(()).item()
 
+# %% ../../nbs/solutions/37_autoregressive.ipynb #a798d8c1
 def _test_my_quantize(f):
     for i in range(3):
         torch.manual_seed(i)
