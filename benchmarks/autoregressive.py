@@ -2,7 +2,7 @@
 
 Run: `python benchmarks/autoregressive.py [--only order]`. Each run adds a line to `benchmarks/results/autoregressive.jsonl`; runs that are there already
 are left out, so that it can be stopped and started again. A run takes some seconds of one core."""
-import argparse,json,math
+import argparse,json
 from functools import partial
 from pathlib import Path
 import torch

@@ -5,7 +5,6 @@ from torch import nn
 from torch.optim import AdamW
 from common import arguments,curve,info,in_parts,little,train
 from miniai.autoregressive import VQCodec
-from miniai.clustering import kmeans
 from miniai.data import SEEN,UNSEEN,random_scenes
 from miniai.ddpm import save_weights
 from miniai.latents import load_reader
