@@ -25,7 +25,7 @@ def _some_drawn():
     n,k,l = dims(3, 3, 9)
     return torch.randn(n, k),torch.randint(k, (n, l)),1.5
 
-# %% ../../nbs/solutions/37_autoregressive.ipynb #f104ea6b
+# %% ../../nbs/solutions/37_autoregressive.ipynb #cc1580a8
 def _test_inputs_targets(f):
     for i in range(3):
         torch.manual_seed(i)
@@ -35,7 +35,8 @@ def _test_inputs_targets(f):
         x,y = f(start.clone(), tokens.clone())
         for name,o in (('inputs', x), ('targets', y)):
             if o.shape!=(n,l):
-                raise AssertionError(f"{name}: expected the shape {(n,l)}, got {tuple(o.shape)}")
+                got = tuple(o.shape)
+                raise AssertionError(f"{name}: expected the shape {(n,l)}, got {got}")
         d = difference(y, tokens)
         if d: raise AssertionError(f"targets: {d}")
         for j in range(l):
@@ -53,7 +54,7 @@ def _some_nucleus():
     n,k = dims(2, 2, 9)
     return torch.randn(n, k).mul(2).softmax(-1),.1+.85*torch.rand(()).item()
 
-# %% ../../nbs/solutions/37_autoregressive.ipynb #a798d8c1
+# %% ../../nbs/solutions/37_autoregressive.ipynb #6a848957
 def _test_my_quantize(f):
     for i in range(3):
         torch.manual_seed(i)
@@ -64,7 +65,8 @@ def _test_my_quantize(f):
         o = difference(q, want, 1e-5)
         if o: raise AssertionError(f"the codes: {o}")
         g = torch.randn(n, d)
-        grads = torch.autograd.grad((q*g).sum(), (z, codes), retain_graph=True, allow_unused=True)
+        grads = torch.autograd.grad((q*g).sum(), (z, codes), retain_graph=True,
+                                    allow_unused=True)
         o = difference(torch.zeros(n, d) if grads[0] is None else grads[0], g, 1e-5)
         if o: raise AssertionError(f"the gradient that comes to z: {o}")
         if grads[1] is not None and grads[1].abs().max()>0:
