@@ -95,6 +95,10 @@ recipes = {
     'latents.LatentDiffusion': (lambda: get('latents.LatentDiffusion')(get('latents.TextUNet')((8,16), 4, 16, n_emb=16, norm=group),
                                 get('clip.TextTransformer')(30, 8, 16, 4, 1)), with_more(levels(image(4, 8)), ids())),
     'latents.Reader': (lambda: get('latents.Reader')((4,8,8,16)), image(3, 32)),
+    'autoregressive.ImageGPT': (lambda: get('autoregressive.ImageGPT')(16, 9, 5, 2, 16, 2, 2),
+                                with_more(lambda n, g: (ids(16, 8)(n, g),), lambda n, g: torch.randint(5, (n, 2), generator=g))),
+    'autoregressive.VectorQuantizer': (lambda: get('autoregressive.VectorQuantizer')(1, 4), image(4)),   # one code: rounding changes no choice
+    'autoregressive.VQCodec': (lambda: get('autoregressive.VQCodec')(1, 4, (8,16)), image(3)),
 }
 methods = dict(FeatureNet='features')                                # what is called, where it is not the net itself
 loss_like = {'superres.PerceptualLoss'}                           # a number for the whole batch
@@ -193,7 +197,7 @@ def test_moves_to_other_dtypes(name, dtype):
 @by_net
 def test_moves_to_other_devices(name):
     "The meta device stands for any other: no tensor may stay behind on the CPU."
-    if name in loss_like|{'fid.FeatureNet','clip.TextTransformer','clip.CLIP','latents.LatentDiffusion','guidance.ClassUNet'}|draws_itself: pytest.skip('asks values, which meta tensors lack')
+    if name in loss_like|{'fid.FeatureNet','clip.TextTransformer','clip.CLIP','latents.LatentDiffusion','guidance.ClassUNet','autoregressive.ImageGPT'}|draws_itself: pytest.skip('asks values, which meta tensors lack')
     def one(o): return o.to('meta') if isinstance(o, torch.Tensor) else tuple(map(one, o)) if isinstance(o, tuple) else o
     out = tensors(make(name).eval().to('meta')(*map(one, batch(name, 2))))
     assert all(o.device.type=='meta' for o in out)

@@ -596,6 +596,22 @@ def call_bert():
     try: assert b.load_minilm()('a star').shape==(1,384)
     except FileNotFoundError as e: assert 'pip install' in str(e)
 
+def call_autoregressive():
+    from miniai import autoregressive as a
+    from miniai.data import draw_scenes,random_scenes
+    gpt,palette = a.load_pixels()
+    assert isinstance(palette, a.Palette) and isinstance(gpt, a.ImageGPT)
+    t = a.generate_tokens(gpt, cond=torch.tensor([7, 0]), scale=2., top_p=.9)
+    assert t.shape==(2,196) and torch.equal(palette.to_tokens(palette.from_tokens(t)), t)
+    assert 0<a.token_bits(gpt, t).mean()<4 and a.next_token_loss(gpt(t), t)<2.8
+    cache = a.KVCache(gpt, 2)
+    torch.testing.assert_close(gpt.step(t[:,:5], cache), gpt(t)[:,5], rtol=1e-4, atol=1e-4)
+    assert cache.length==6 and a.token_probs(torch.zeros(4), top_k=2).max()==.5
+    codec = a.load_vq_codec()
+    assert isinstance(codec, a.VQCodec) and isinstance(codec.quantizer, a.VectorQuantizer)
+    x = draw_scenes(random_scenes(2), 64).float()/127.5-1
+    assert codec.from_tokens(codec.to_tokens(x)).shape==x.shape
+
 def call_personalise():
     import copy,tempfile
     from miniai import personalise as p
