@@ -9,14 +9,14 @@ __all__ = ['Palette', 'ImageGPT', 'next_token_loss', 'token_bits', 'KVCache', 't
 # %% ../nbs/37_autoregressive.ipynb #018f57ad
 #| code-summary: "Imports of the module miniai.autoregressive"
 #| code-fold: true
-import math,numbers,torch
+import math,torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 from .attention import TransformerBlock
 from .clustering import kmeans,sq_dists
-from .data import check_finite,whole_number
-from .ddpm import load_weights
+from .data import check_finite,finite_number,whole_number
+from .ddpm import load_model,load_weights
 from .vae import Codec
 
 # %% ../nbs/37_autoregressive.ipynb #ade42395
@@ -228,18 +228,11 @@ def token_probs(
 # %% ../nbs/37_autoregressive.ipynb #63b33644
 #| code-summary: "Exported: checks of the three knobs"
 #| code-fold: true
-def _number(name, x, lo, hi=math.inf, above=False):
-    "A ValueError unless `x` is a finite number from `lo` to `hi`, or above `lo`."
-    ok = isinstance(x, numbers.Real) and not isinstance(x, bool) and math.isfinite(x)
-    if not ok or not lo<=x<=hi or above and x==lo:
-        span = f"above {lo}" if above else f"{lo} or more"
-        if hi<math.inf: span += f", at most {hi}"
-        raise ValueError(f"{name}: expected a number {span}, got {x!r}")
-
 def _check_choice(temperature, top_k, top_p):
-    _number('temperature', temperature, 0)
+    finite_number('temperature', temperature, 0)
     if top_k is not None: whole_number('top_k', top_k)
-    if top_p is not None: _number('top_p', top_p, 0, 1, above=True)
+    if top_p is not None and not finite_number('top_p', top_p, 0, 1)>0:
+        raise ValueError(f"top_p: expected a number above 0, got {top_p!r}")
 
 # %% ../nbs/37_autoregressive.ipynb #7e295f08
 #| code-summary: "Exported: one step with guidance, and a draw for each row"
@@ -291,7 +284,7 @@ def generate_tokens(
 #| code-fold: true
 def _check_generate(net, n, cond, scale, prefix, knobs):
     "`(n, cond, prefix)`, checked; the prefix with no places where there is none."
-    _number('scale', scale, 0)
+    finite_number('scale', scale, 0)
     unknown = [k for k in knobs if k not in ('temperature', 'top_k', 'top_p')]
     if unknown:
         raise TypeError(f"knobs: expected temperature, top_k or top_p, got {unknown[0]!r}")
@@ -313,7 +306,7 @@ class VectorQuantizer(nn.Module):
         beta=.25, # Weight of the loss that ties the encoder to its codes, 0 or more
     ):
         super().__init__()
-        _number('beta', beta, 0)
+        finite_number('beta', beta, 0)
         self.beta,self.codes = beta,nn.Parameter(torch.randn(whole_number('k', k), d))
         self.register_buffer('used', torch.zeros(k), persistent=False)
 
@@ -396,22 +389,11 @@ class VQCodec(Codec):
 # %% ../nbs/37_autoregressive.ipynb #0ae0d1aa
 #| code-summary: "Exported: networks with stored weights"
 #| code-fold: true
-def _stored(make, path):
-    "A net with stored weights, on the CPU, in evaluation mode; and its JSON."
-    _,info = load_weights(path)
-    if 'config' not in info: raise ValueError(f"path: the JSON of {path} lacks `config`")
-    # its random start is not kept, so torch's random state is
-    try:
-        with torch.random.fork_rng([]): net = make(**info['config'])
-    except TypeError as e: raise ValueError(f"path: {path} is for another net: {e}") from None
-    load_weights(path, net)
-    return net.eval().requires_grad_(False),info
-
 def load_pixels(
     path='fashion_pixels', # As in `load_weights`: a name of the package's own, or a path
 ): # `(ImageGPT, Palette)`
     "The transformer that writes garments of 14 by 14 pixels, and its levels of grey."
-    net,info = _stored(ImageGPT, path)
+    net,info = load_model(ImageGPT, path),load_weights(path)[1]
     if 'levels' not in info: raise ValueError(f"path: the JSON of {path} lacks `levels`")
     levels = torch.tensor(info['levels'], dtype=torch.float32)
     if levels.shape!=(net.n_tokens,):
@@ -422,4 +404,4 @@ def load_vq_codec(
     path='scene_codes', # As in `load_weights`: a name of the package's own, or a path
 ): # `VQCodec`
     "The codec that makes scenes of 64 pixels into 64 tokens and back."
-    return _stored(VQCodec, path)[0].to(memory_format=torch.channels_last)
+    return load_model(VQCodec, path).to(memory_format=torch.channels_last)

@@ -15,8 +15,8 @@ from contextlib import nullcontext
 from fastcore.basics import patch
 from typing import NamedTuple
 from torch import nn
-from .data import whole_number
-from .ddpm import load_weights
+from .data import finite_number,whole_number
+from .ddpm import load_model
 
 # %% ../nbs/36_gan.ipynb #81779b1d
 #| code-summary: "Exported: gaussian_ring"
@@ -401,8 +401,7 @@ def truncate(
     psi, # How much of the difference is left: 1 all, 0 nothing
 ): # (n,nw)
     "Bring styles nearer to the average: section 2 and B, arXiv:1812.04948."
-    if not math.isfinite(psi): raise ValueError(f"psi: expected a finite number, got {psi}")
-    return mean + psi*(w-mean)
+    return mean + finite_number('psi', psi)*(w-mean)
 
 # %% ../nbs/36_gan.ipynb #06150d01
 #| code-summary: "Exported: load_gan"
@@ -411,10 +410,4 @@ def load_gan(
     name='fashion_gan', # Of the stored weights, as in `load_weights`
 ): # `StyleGenerator`, on the CPU, in evaluation mode
     "A `StyleGenerator` with stored weights."
-    info = load_weights(name)[1]
-    try: net = StyleGenerator(**info['config'])
-    except (KeyError,TypeError):
-        raise ValueError("name: expected `config`, the arguments of StyleGenerator, in "
-                         f"{name}'s JSON") from None
-    load_weights(name, net)
-    return net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    return load_model(StyleGenerator, name).to(memory_format=torch.channels_last)
