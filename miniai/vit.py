@@ -332,7 +332,7 @@ def _crops(n, size, lo, hi, rand):
     theta[:,0,2],theta[:,1,2] = (1-w)*(2*rand(n)-1),(1-h)*(2*rand(n)-1)
     return F.affine_grid(theta, (n,1,size,size), align_corners=False)
 
-# %% ../nbs/38_vit.ipynb #7b89159d
+# %% ../nbs/38_vit.ipynb #34f2c0b9
 def random_colours(
     x, # Images, (n,3,h,w), float in [-1,1]
     generator=None, # `torch.Generator`; torch's own if None
@@ -341,11 +341,11 @@ def random_colours(
     def rand(): return torch.rand(len(x), 1, 1, generator=generator)
     grey = torch.full((3,3), 1/3)                   # gives each channel the mean of all three
     turn = torch.tensor([[0.,-1.,1.], [1.,0.,-1.], [-1.,1.,0.]])/3**.5
-    hue,saturation = .2*math.pi*(2*rand()-1),.4+1.2*rand()
-    saturation = torch.where(rand()<.2, 0., saturation)             # one in five has no colour
+    hue,saturation = .1*math.pi*(2*rand()-1),.5+rand()
+    saturation = torch.where(rand()<.1, 0., saturation)              # one in ten has no colour
     colour = hue.cos()*(torch.eye(3)-grey)+hue.sin()*turn
-    m = (grey+saturation*colour)*(.6+.8*rand())                     # (n,3,3)
-    y = torch.einsum('nij,njhw->nihw', m.to(x), x) + .3*(2*rand()-1)[...,None].to(x)
+    m = (grey+saturation*colour)*(.7+.6*rand())                     # (n,3,3)
+    y = torch.einsum('nij,njhw->nihw', m.to(x), x) + .2*(2*rand()-1)[...,None].to(x)
     return y.clamp(-1, 1)
 
 # %% ../nbs/38_vit.ipynb #142fe23c
@@ -378,7 +378,7 @@ def multi_crop(
     return torch.cat(large),torch.cat([random_views(x, small, (.08, .4), generator)
                                        for _ in range(n_small)])
 
-# %% ../nbs/38_vit.ipynb #7f43eccb
+# %% ../nbs/38_vit.ipynb #39141105
 class DINOHead(nn.Module):
     "Features to scores of prototypes, cosines of -1 to 1: section 3.1, arXiv:2104.14294."
     def __init__(self,
@@ -388,7 +388,8 @@ class DINOHead(nn.Module):
         n_mid=64, # Length of the vectors that are compared with the prototypes
     ):
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(n, nh), nn.GELU(), nn.Linear(nh, nh), nn.GELU(),
+        self.layers = nn.Sequential(nn.Linear(n, nh), nn.BatchNorm1d(nh), nn.GELU(),
+                                    nn.Linear(nh, nh), nn.BatchNorm1d(nh), nn.GELU(),
                                     nn.Linear(nh, n_mid))
         self.prototypes = nn.Parameter(torch.randn(n_out, n_mid))
 
@@ -441,32 +442,24 @@ class DINO(nn.Module):
         other = 1-torch.eye(*terms.shape, device=terms.device)
         return (terms*other).sum()/other.sum()
 
-# %% ../nbs/38_vit.ipynb #72110e93
+# %% ../nbs/38_vit.ipynb #cb940992
 class TeacherCB(Callback):
     "After each step moves a `DINO`'s teacher and centre a little: eq. 4, arXiv:2104.14294."
     in_lr_find = False
     def __init__(self,
-        momentum=.99, # Weight of the teacher's past in the first step; it rises to 1
+        momentum=.99, # Weight of the teacher's past
         centre=.9, # Weight of the centre's past; 1 for no centring
     ):
         for k,v in dict(momentum=momentum, centre=centre).items():
             if not 0<=v<=1: raise ValueError(f"{k}: expected a number in [0,1], got {v}")
-        self.momentum,self.centre,self.n = momentum,centre,0
-
-    def before_fit(self, learn): self.total = learn.n_epochs*len(learn.dls.train)
+        self.momentum,self.centre = momentum,centre
 
     @torch.no_grad()
     def after_step(self, learn):
-        dino,self.n = learn.model,self.n+1
-        rest = (1-self.momentum)*(1+math.cos(math.pi*min(1, self.n/self.total)))/2
-        for a,b in zip(dino.teacher.parameters(), dino.student.parameters()): a.lerp_(b, rest)
+        dino = learn.model
+        for a,b in zip(dino.teacher.parameters(), dino.student.parameters()):
+            a.lerp_(b, 1-self.momentum)
         dino.centre.lerp_(learn.preds[1].mean(0), 1-self.centre)
-
-    def state_dict(self): # For the checkpoints of lesson 16
-        return dict(n=self.n)
-
-    def load_state_dict(self, state_dict): # What `state_dict` returned
-        self.n = state_dict['n']
 
 # %% ../nbs/38_vit.ipynb #b9a4a5cd
 def knn_predict(
