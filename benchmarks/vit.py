@@ -9,13 +9,13 @@ from pathlib import Path
 from torch.optim import AdamW
 from miniai.augment import Augment,random_crop,random_flip
 from miniai.data import get_data
-from miniai.emoji import load_emoji,on_background
+from miniai.emoji import on_background
 from miniai.init import BatchTransformCB,Normalize
 from miniai.learner import Learner
 from miniai.loaders import DataLoaders
 from miniai.optim import BatchSchedCB,OneCycle,RecorderCB
 from miniai.resnet import AutocastCB,resnet
-from miniai.vit import CompactTransformer,DINO,TeacherCB,ViT,conv_stem,hold_out_names,knn_predict,multi_crop
+from miniai.vit import CompactTransformer,DINO,TeacherCB,ViT,conv_stem,draw_stickers,knn_predict,multi_crop
 from common import compare,write
 out = Path(__file__).parent/'results/vit.jsonl'
 # fraction of the training images -> epochs
@@ -78,20 +78,23 @@ def fractions(names=('cifar10','fashion_mnist'), seeds=(1,2,3), amounts=tuple(ep
 ways = {'whole': {}, 'no centring': dict(centre=1.), 'no sharpening': dict(t_teacher=.1)}
 
 
+def on_grounds(x, seed, size=24):
+    "Stickers, each on a ground of its own, floats in [-1,1]."
+    ground = (torch.rand(len(x), 3, 1, 1, generator=torch.Generator().manual_seed(seed))*255).byte()
+    x = on_background(x, ground.expand(-1, 3, *x.shape[2:])).float()/127.5-1
+    return F.interpolate(x, (size,size), mode='bilinear', antialias=True)
+
+
 def collapse(seeds=(1,2,3), n_epochs=2, bs=32):
-    emoji = load_emoji()
-    emoji = emoji.rows([i for i,o in enumerate(emoji.groups) if o!='components'])
-    held,groups = hold_out_names(emoji.names),torch.tensor([sorted(set(emoji.groups)).index(o) for o in emoji.groups])
-    white = F.interpolate(on_background(emoji.x).float()/127.5-1, (24,24), mode='bilinear', antialias=True)
+    (x,_,colours),(asked,_,wanted) = draw_stickers(1600, 0),draw_stickers(1000, 2)
+    known,asked = on_grounds(x, 1),on_grounds(asked, 2)
     for seed in seeds:
         for way,change in ways.items():
             row = dict(part='collapse', way=way, seed=seed)
             if any(all(o.get(k)==v for k,v in row.items()) for o in stored()): continue
             torch.manual_seed(seed)
-            config = dict(t_teacher=change.get('t_teacher', .04))
-            dino = DINO(ViT(24, n=64, depth=2, n_heads=2, mult=2, stem=conv_stem), 64, 64, **config)
-            x = emoji.x[~held][:1600]
-            dls = DataLoaders.from_tensors((x,), (x[:bs],), bs=bs, drop_last=True, tfm=partial(multi_crop, n_small=2), generator=torch.Generator().manual_seed(seed))
+            dino = DINO(ViT(24, n=64, depth=2, n_heads=4, mult=2, stem=conv_stem), 64, 64, t_teacher=change.get('t_teacher', .04))
+            dls = DataLoaders.from_tensors((x,), (x[:bs],), bs=bs, drop_last=True, tfm=multi_crop, generator=torch.Generator().manual_seed(seed))
             def entropy(learn):
                 p = learn.model.targets(learn.preds[1])
                 return -(p*p.clamp(min=1e-9).log()).sum(1).mean()
@@ -99,9 +102,8 @@ def collapse(seeds=(1,2,3), n_epochs=2, bs=32):
             start = time.process_time()
             Learner(dino, dls, dino.loss, 1e-3, [AutocastCB(n_inp=2), TeacherCB(.97, change.get('centre', .9)), rec], AdamW).fit(n_epochs, valid=False)
             secs,net = time.process_time()-start,dino.teacher[0].eval()
-            with torch.no_grad(): feats = torch.cat([net(o) for o in white.split(500)])
-            feats = feats-feats[~held].mean(0)
-            right = (knn_predict(feats[~held], groups[~held], feats[held])==groups[held]).float().mean().item()
+            with torch.no_grad(): a,b = net(known),net(asked)
+            right = (knn_predict(a-a.mean(0), colours, b-a.mean(0))==wanted).float().mean().item()
             curve = [round(o, 3) for o in rec.numbers('entropy')[::5].tolist()]
             add(row | dict(knn=round(right, 4), entropy=curve, seconds=round(secs, 1)))
 
