@@ -20,13 +20,13 @@ def score(f, n=2000):
     return {k: (knn_predict(fa-fa.mean(0), y, fb-fa.mean(0))==z).float().mean().item() for k,y,z in zip(('shape','colour'), known, asked)}
 
 def main():
-    args = arguments('shape_dino', stickers=8960, epochs=8)
+    args = arguments('shape_dino', stickers=4480, epochs=8)
     x,bs = draw_stickers(little(args, args.stickers))[0],8 if args.few else 64
     torch.manual_seed(0)
     config = dict(size=24, n=64, depth=3, n_heads=4, mult=2)
     dino = DINO(ViT(stem=conv_stem, **config), config['n'], 64)
     cbs = [AutocastCB(n_inp=2), TeacherCB(.98)]              # at a constant rate: a run may end after any epoch
-    losses,minutes = train(args, 'all', dino, (x,), dino.loss, 2e-3, cbs, AdamW, args.epochs, bs, 0, multi_crop, every=35)
+    losses,minutes = train(args, 'all', dino, (x,), dino.loss, 1e-3, cbs, AdamW, args.epochs, bs, 0, multi_crop, every=35)
     net = dino.cpu().eval().teacher[0]
     save_weights(net, args.folder/'shape_dino.safetensors', bits=8, config=config, notebook='38_vit', data=f'{len(x):,} drawn stickers without labels',
                  seed=0, images=bs*len(losses), minutes=minutes, metrics=dict(knn=score(net), pixels=score(lambda o: o.flatten(1)), of='2,000 new stickers'),
