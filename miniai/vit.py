@@ -24,7 +24,9 @@ from .ddpm import check_images,load_weights
 from .learner import Callback
 from .published import read_tensors,take_weights
 
-# %% ../nbs/38_vit.ipynb #6a6fcafe
+# %% ../nbs/38_vit.ipynb #690c0f93
+#| code-summary: "Exported: draw_stickers, shapes without a ground"
+#| code-fold: true
 def draw_stickers(
     n, # How many
     seed=0, # The same seed gives the same stickers
@@ -92,7 +94,9 @@ def rotate(
     a,b = x.chunk(2, -1)
     return torch.cat([a*cos-b*sin, a*sin+b*cos], -1)
 
-# %% ../nbs/38_vit.ipynb #cebd99c5
+# %% ../nbs/38_vit.ipynb #e48a424b
+#| code-summary: "Exported: RotaryAttention, which turns queries and keys"
+#| code-fold: true
 class RotaryAttention(MultiHeadAttention):
     "Attention on a square grid whose queries and keys are turned: section 3, arXiv:2104.09864."
     def __init__(self,
@@ -194,7 +198,9 @@ class ViT(nn.Module):
         y = self.features(x)
         return y if self.head is None else self.head(y)
 
-# %% ../nbs/38_vit.ipynb #fc60b156
+# %% ../nbs/38_vit.ipynb #63b1bd58
+#| code-summary: "Exported: conv_stem, convolutions of stride 2"
+#| code-fold: true
 def conv_stem(
     ni, # Channels of the images
     n, # Features per token
@@ -207,7 +213,9 @@ def conv_stem(
     for a,b in zip(nfs, nfs[1:]): layers += [nn.Conv2d(a, b, 3, stride=2, padding=1), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
-# %% ../nbs/38_vit.ipynb #e7818bfe
+# %% ../nbs/38_vit.ipynb #b09964b1
+#| code-summary: "Exported: CompactTransformer"
+#| code-fold: true
 class CompactTransformer(ViT):
     "A ViT with a convolutional stem, and all tokens pooled by weights: arXiv:2104.05704."
     extra = 0
@@ -245,7 +253,9 @@ def rollout(
     for m in maps: res = (m.mean(1)+torch.eye(len(res[-1])).to(m))/2@res
     return res
 
-# %% ../nbs/38_vit.ipynb #f45e8c82
+# %% ../nbs/38_vit.ipynb #25ba6cd0
+#| code-summary: "Exported: the tables of names"
+#| code-fold: true
 def vit_names(
     net, # `ViT`
 ): # dict: names of our modules to theirs, a pair where ours holds two of theirs
@@ -309,7 +319,9 @@ def _vit_args(kind, c, file):
                 eps=c.get('layer_norm_eps', 1e-12 if kind=='vit' else 1e-6),
                 layer_scale=None if kind=='vit' else 1.)
 
-# %% ../nbs/38_vit.ipynb #a8e922ca
+# %% ../nbs/38_vit.ipynb #544a8d9e
+#| code-summary: "Exported: load_vit, which reads a folder"
+#| code-fold: true
 def load_vit(
     folder, # With `config.json` and `model.safetensors`, as transformers writes them
 ): # `ViT`, on the CPU, in evaluation mode; with its head, if the file has a classifier
@@ -348,7 +360,9 @@ def _crops(n, size, lo, hi, rand):
     theta[:,0,2],theta[:,1,2] = (1-w)*(2*rand(n)-1),(1-h)*(2*rand(n)-1)
     return F.affine_grid(theta, (n,1,size,size), align_corners=False)
 
-# %% ../nbs/38_vit.ipynb #d109a4e7
+# %% ../nbs/38_vit.ipynb #4a325a6b
+#| code-summary: "Exported: random_colours, a matrix for the three channels"
+#| code-fold: true
 def random_colours(
     x, # Images, (n,3,h,w), float in [-1,1]
     generator=None, # `torch.Generator`; torch's own if None
@@ -364,7 +378,9 @@ def random_colours(
     y = torch.einsum('nij,njhw->nihw', m.to(x), x) + .2*(2*rand()-1)[...,None].to(x)
     return y.clamp(-1, 1)
 
-# %% ../nbs/38_vit.ipynb #7865342d
+# %% ../nbs/38_vit.ipynb #a7f4a9f3
+#| code-summary: "Exported: random_views, a random part of each image"
+#| code-fold: true
 def random_views(
     x, # Images, (n,3,h,w) or with alpha (n,4,h,w), uint8
     size=24, # Side of a view in pixels
@@ -394,7 +410,9 @@ def multi_crop(
     return torch.cat(large),torch.cat([random_views(x, small, (.2, .5), generator)
                                        for _ in range(n_small)])
 
-# %% ../nbs/38_vit.ipynb #39141105
+# %% ../nbs/38_vit.ipynb #46155883
+#| code-summary: "Exported: DINOHead, features to scores"
+#| code-fold: true
 class DINOHead(nn.Module):
     "Features to scores of prototypes, cosines of -1 to 1: section 3.1, arXiv:2104.14294."
     def __init__(self,
@@ -458,7 +476,9 @@ class DINO(nn.Module):
         other = 1-torch.eye(*terms.shape, device=terms.device)
         return (terms*other).sum()/other.sum()
 
-# %% ../nbs/38_vit.ipynb #cb940992
+# %% ../nbs/38_vit.ipynb #d2a1baba
+#| code-summary: "Exported: TeacherCB, the steps of the teacher and of the centre"
+#| code-fold: true
 class TeacherCB(Callback):
     "After each step moves a `DINO`'s teacher and centre a little: eq. 4, arXiv:2104.14294."
     in_lr_find = False
@@ -477,7 +497,9 @@ class TeacherCB(Callback):
             a.lerp_(b, 1-self.momentum)
         dino.centre.lerp_(learn.preds[1].mean(0), 1-self.centre)
 
-# %% ../nbs/38_vit.ipynb #b9a4a5cd
+# %% ../nbs/38_vit.ipynb #e27e36a0
+#| code-summary: "Exported: knn_predict, the vote of the neighbours"
+#| code-fold: true
 def knn_predict(
     feats, # Features of images whose classes are known, (m,n), float
     y, # Their classes, (m,), int64
@@ -497,7 +519,9 @@ def knn_predict(
     votes = torch.zeros(len(queries), int(y.max())+1, device=feats.device)
     return votes.scatter_add_(1, y[i], (near.float()/temp).exp()).argmax(1)
 
-# %% ../nbs/38_vit.ipynb #50046249
+# %% ../nbs/38_vit.ipynb #12a2a9ce
+#| code-summary: "Exported: load_dino"
+#| code-fold: true
 def load_dino(
     path='shape_dino', # As in `load_weights`: a name of the package's own weights, or a path
 ): # `ViT`, on the CPU, in evaluation mode
