@@ -7,11 +7,12 @@ __all__ = ['draw_stickers', 'patch_embed', 'ViTBlock', 'rotate', 'RotaryAttentio
            'attention_of', 'rollout', 'vit_names', 'dinov2_names', 'load_vit', 'random_colours', 'random_views',
            'multi_crop', 'DINOHead', 'DINO', 'TeacherCB', 'knn_predict', 'load_dino']
 
-# %% ../nbs/38_vit.ipynb #d69fdbfb
+# %% ../nbs/38_vit.ipynb #9deadd33
 #| code-summary: "Imports of the module"
 #| code-fold: true
 import copy,json,math,torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from pathlib import Path
 from torch import nn
 
@@ -136,7 +137,7 @@ def _resized(positions, extra, h, w):
     grid = F.interpolate(grid.float(), (h,w), mode='bicubic', align_corners=False)
     return torch.cat([positions[:,:extra], grid.flatten(2).transpose(1, 2).to(positions)], 1)
 
-# %% ../nbs/38_vit.ipynb #e012c942
+# %% ../nbs/38_vit.ipynb #7c3ec30e
 class ViT(nn.Module):
     "A vision transformer: figure 1, arXiv:2010.11929."
     extra = 1                                    # tokens before those of the patches
@@ -167,26 +168,6 @@ class ViT(nn.Module):
         self.norm = nn.LayerNorm(n, eps=eps)
         self.head = nn.Linear(n, n_out) if n_out else None
 
-    def tokens(self, x):
-        "The tokens before the first block, (bs,l,n)."
-        check_images(x, self.ni, self.patch)
-        h = self.stem(x)
-        (rows,cols),n = h.shape[2:],h.shape[1]
-        h = h.flatten(2).transpose(1, 2)                          # (bs,n,h,w) -> (bs,h*w,n)
-        if self.extra: h = torch.cat([self.cls.expand(len(h), 1, n).to(h.dtype), h], 1)
-        if self.kind=='learned': h = h + _resized(self.positions, self.extra, rows, cols)
-        if self.kind=='sinusoidal':
-            h[:,self.extra:] += grid_positions(rows, cols, n).to(h)
-        if self.kind=='rotary' and rows!=cols:
-            raise ValueError(f"x: expected squares for rotary positions, got {tuple(x.shape)}")
-        return h
-
-    def states(self, x):
-        "The tokens after the last block and norm, (bs,l,n)."
-        h = self.tokens(x)
-        for block in self.blocks: h = block(h)
-        return self.norm(h)
-
     def features(self, x):
         "What the net knows of each image, (bs,n): the class token."
         return self.states(x)[:,0]
@@ -197,6 +178,29 @@ class ViT(nn.Module):
         "Scores, or features."
         y = self.features(x)
         return y if self.head is None else self.head(y)
+
+# %% ../nbs/38_vit.ipynb #1d5084aa
+@patch
+def tokens(self:ViT, x):
+    "The tokens before the first block, (bs,l,n)."
+    check_images(x, self.ni, self.patch)
+    h = self.stem(x)
+    (rows,cols),n = h.shape[2:],h.shape[1]
+    h = h.flatten(2).transpose(1, 2)                          # (bs,n,h,w) -> (bs,h*w,n)
+    if self.extra: h = torch.cat([self.cls.expand(len(h), 1, n).to(h.dtype), h], 1)
+    if self.kind=='learned': h = h + _resized(self.positions, self.extra, rows, cols)
+    if self.kind=='sinusoidal':
+        h[:,self.extra:] += grid_positions(rows, cols, n).to(h)
+    if self.kind=='rotary' and rows!=cols:
+        raise ValueError(f"x: expected squares for rotary positions, got {tuple(x.shape)}")
+    return h
+
+@patch
+def states(self:ViT, x):
+    "The tokens after the last block and norm, (bs,l,n)."
+    h = self.tokens(x)
+    for block in self.blocks: h = block(h)
+    return self.norm(h)
 
 # %% ../nbs/38_vit.ipynb #63b1bd58
 #| code-summary: "Exported: conv_stem, convolutions of stride 2"
