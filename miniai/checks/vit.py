@@ -59,10 +59,10 @@ def _test_rotary_line(f):
         d = difference(f(x.clone()), torch.cat([z.real, z.imag], -1), 1e-6)
         if d: raise AssertionError(f"{l} places, {2*half} features: {d}")
 
-# %% ../../nbs/solutions/38_vit.ipynb #6b67c15e
+# %% ../../nbs/solutions/38_vit.ipynb #087c5908
 check = Checker(
     n_pairs=Exercise(compare(_n_pairs, _pair_args, n=10),
-        "How many patches lie along one side? Square it, add the class token, and square again."),
+        "How many patches lie along one side? Square it, add the class token, square again."),
     vit_params=Exercise(compare(_vit_params, _vit_args, n=10),
         "A linear layer of a to b has a*b+b. Two norms per block and one at the end have 2*n "
         "each. The class token has a place, too."),
