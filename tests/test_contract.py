@@ -15,6 +15,7 @@ def exported(test):
 
 nets = exported(lambda n, o: isinstance(o, type) and issubclass(o, nn.Module))
 nets.pop('personalise.TextualInversion')                    # holds the nets of a pipeline without owning them: test_personalise.py
+nets.pop('vit.DINO')                                        # two nets, of which one takes no gradient: test_vit.py
 samplers = exported(lambda n, o: inspect.isfunction(o) and n.startswith('sample_'))
 
 # How to make a small one, and the arguments of a batch of n. `rows=False`: what comes out is no batch (losses)
@@ -89,6 +90,11 @@ recipes = {
     'gan.StyleBlock': (lambda: get('gan.StyleBlock')(4, 8, 6), lambda n, g: (torch.randn(n, 4, 16, 16, generator=g), torch.randn(n, 6, generator=g), torch.randn(n, 1, 16, 16, generator=g))),
     'gan.StyleGenerator': (lambda: get('gan.StyleGenerator')(8, 6, (4,4)), lambda n, g: (torch.randn(n, 8, generator=g), classes()(n, g))),
     'gan.Discriminator': (lambda: get('gan.Discriminator')((4,8), 16), with_more(image(1, 28), classes())),
+    'vit.RotaryAttention': (lambda: get('vit.RotaryAttention')(16, 2), lambda n, g: (states(10)(n, g),)),
+    'vit.ViTBlock': (lambda: get('vit.ViTBlock')(16, 4, layer_scale=1.), lambda n, g: (states()(n, g),)),
+    'vit.ViT': (lambda: get('vit.ViT')(16, 4, n=16, depth=2, n_heads=2, n_out=5), image(3)),
+    'vit.CompactTransformer': (lambda: get('vit.CompactTransformer')(16, 4, n=16, depth=2, n_heads=2, n_out=5), image(3)),
+    'vit.DINOHead': (lambda: get('vit.DINOHead')(16, 8, 12, 6), lambda n, g: (torch.randn(n, 16, generator=g),)),
     'latents.TextBlock': (lambda: get('latents.TextBlock')(8, 16, 6, group, 8, 4),
                           with_more(image(8, 8), lambda n, g: (torch.randn(n, 6, generator=g), states(3, 8)(n, g)))),
     'latents.TextUNet': (lambda: get('latents.TextUNet')((8,16), 4, 16, n_emb=16, norm=group), with_more(levels(image(4, 8)), states())),

@@ -508,6 +508,29 @@ def call_lora():
     t.remove_lora(net)
     torch.testing.assert_close(net(h), fresh()(h))
 
+def call_vit():
+    from miniai import vit as t
+    net = t.ViT(16, 4, n=16, depth=2, n_heads=2, n_out=5, stem=t.conv_stem).eval()
+    im = torch.randn(3, 3, 16, 16)
+    maps = t.attention_of(net, im)
+    assert net(im).shape==(3,5) and [o.shape for o in maps]==[(3,2,17,17)]*2 and t.rollout(maps).shape==(3,17,17)
+    assert t.CompactTransformer(16, 4, n=16, depth=1, n_heads=2)(im).shape==(3,16)
+    assert t.ViTBlock(16, 2, attention=t.RotaryAttention)(torch.randn(2, 5, 16)).shape==(2,5,16)
+    assert t.rotate(torch.ones(1, 1, 5, 4), 2).shape==(1,1,5,4) and t.patch_embed(3, 8, 4)(im).shape==(3,8,4,4)
+    assert t.vit_names(net)['head']=='classifier' and t.dinov2_names(net)['norm']=='layernorm'
+    with pytest.raises(FileNotFoundError): t.load_vit('no-such-folder')
+    x_s,shape,colour = t.draw_stickers(8, 0, 32)
+    assert x_s.shape==(8,4,32,32) and shape.max()<10 and colour.max()<6
+    assert t.random_colours(im.clamp(-1, 1)).shape==im.shape and t.random_views(x_s, 16).shape==(8,3,16,16)
+    large,small = t.multi_crop(x_s, 16, 8)
+    dino = t.DINO(t.ViT(16, 4, n=16, depth=1, n_heads=2), 16, 6)
+    preds = dino(large, small)
+    assert [len(o) for o in preds]==[32,16] and dino.loss(preds)>0
+    t.TeacherCB().after_step(SimpleNamespace(model=dino, preds=preds))
+    assert t.DINOHead(16, 6)(torch.randn(2, 16)).shape==(2,6)
+    assert t.knn_predict(torch.eye(3), torch.arange(3), torch.eye(3), 1).tolist()==[0,1,2]
+    assert t.load_dino()(torch.randn(2, 3, 24, 24)).shape==(2,64)
+
 def call_latents():
     from miniai import latents as t
     from miniai.data import random_scenes
