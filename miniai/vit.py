@@ -14,6 +14,7 @@ import copy,json,math,torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from pathlib import Path
+from functools import partial
 from torch import nn
 
 # %% ../nbs/38_vit.ipynb #0ef055b2
@@ -21,7 +22,7 @@ from torch import nn
 #| code-fold: true
 from .attention import MultiHeadAttention,TransformerBlock,grid_positions
 from .data import COLOURS,SHAPES,draw_masks,whole_number
-from .ddpm import check_images,load_weights
+from .ddpm import check_images,load_model
 from .learner import Callback
 from .published import read_tensors,take_weights
 
@@ -530,7 +531,4 @@ def load_dino(
     path='shape_dino', # As in `load_weights`: a name of the package's own weights, or a path
 ): # `ViT`, on the CPU, in evaluation mode
     "The teacher of this lesson's DINO, which has seen shapes and no label."
-    w,info = load_weights(path)
-    net = ViT(stem=conv_stem, **info['config'])
-    load_weights(path, net)
-    return net.eval().requires_grad_(False)
+    return load_model(partial(ViT, stem=conv_stem), path)
