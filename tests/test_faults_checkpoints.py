@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np,pytest,torch,torch.nn.functional as F
 from torch import nn,optim
 from torch.utils import data as td
-from miniai.accel import AccumulateCB,ClipCB,LossScaler,MixedPrecisionCB
+from miniai.accel import AccelerateCB,AccumulateCB,ClipCB,LossScaler,MixedPrecisionCB
 from miniai.checkpoint import CheckpointCB,load_checkpoint,save_checkpoint
 from miniai.learner import Callback,CancelBatch,CancelEpoch,CancelFit,Learner,MetricsCB,MomentumLearner,SingleBatchCB,TrainLearner
 from miniai.loaders import BatchLoader,DataLoaders
@@ -602,3 +602,19 @@ def test_a_group_of_batches_that_is_cut_short_is_clipped_like_any_other():
 
 def test_accumulation_has_a_state_before_the_first_fit():
     assert AccumulateCB(2).state_dict()==dict(count=0, first=None, total=0., grads=[])
+
+
+# ------------------------------------------------------------------ several processes
+def test_the_whole_batch_carries_no_graph():
+    "What each process hands to the metrics: its rows in their place, zeros for the others, and no gradient."
+    class Second:
+        process_index,num_processes = 1,2
+        def reduce(self, x, how): return x
+    class Part: rows = 3
+    cb = AccelerateCB.__new__(AccelerateCB)
+    cb.accelerator = Second()
+    t = torch.tensor([[7.,8.]], requires_grad=True)
+    whole = cb._whole(Part(), t)
+    assert whole.tolist()==[[0,0],[0,0],[7,8]] and not whole.requires_grad
+    ids = torch.tensor([1,2])
+    assert cb._whole(Part(), ids) is ids                    # whole numbers are left as they are
