@@ -585,7 +585,8 @@ def load_model(
     "A net with stored weights."
     w,info = load_weights(path)
     if not isinstance(info.get('config'), dict):
-        raise ValueError(f"path: expected the model's arguments, `config`, in the JSON of {path}")
+        raise ValueError("path: expected the model's arguments, `config`, "
+                         f"in the JSON of {path}")
     # its random start is not kept, so torch's random state is
     try:
         with torch.random.fork_rng([]): net = make(**info['config'])
