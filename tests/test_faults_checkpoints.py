@@ -618,3 +618,11 @@ def test_the_whole_batch_carries_no_graph():
     assert whole.tolist()==[[0,0],[0,0],[7,8]] and not whole.requires_grad
     ids = torch.tensor([1,2])
     assert cb._whole(Part(), ids) is ids                    # whole numbers are left as they are
+
+def test_accelerate_in_one_process_trains_like_anybody():
+    def trained(*cbs, kind=Learner):
+        torch.manual_seed(0)
+        net = nn.Linear(3, 1)
+        kind(net, DataLoaders(BatchLoader(X, Y, bs=8), None), F.mse_loss, .1, list(cbs), optim.SGD).fit(2, valid=False)
+        return net.weight.detach()
+    torch.testing.assert_close(trained(AccelerateCB()), trained(kind=TrainLearner))     # gradients of old steps are forgotten
