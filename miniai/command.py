@@ -54,9 +54,9 @@ def _number(name, text, kind, lo, hi=math.inf):
     try: v = kind(text)
     except ValueError: v = None
     if v is None or not lo<=v<=hi or v==math.inf:
-        what,more = ('a whole number', ', ') if kind is int else ('a number', ' of ')
-        span = f"{more}{lo} or more" if hi==math.inf else f" from {lo} to {hi}"
-        raise ValueError(f"{name}: expected {what}{span}, got {text!r}")
+        what = 'a whole number' if kind is int else 'a number'
+        span = f"{lo} or more" if hi==math.inf else f"from {lo} to {hi}"
+        raise ValueError(f"{name}: expected {what}, {span}, got {text!r}")
     return v
 
 # %% ../nbs/appendix/28x_command.ipynb #05be4148
