@@ -465,7 +465,7 @@ def _read_concept(path):
     elif len(found)==1: (word,vector), = found.items()
     else: word = vector = None
     if not isinstance(word, str) or not isinstance(vector, torch.Tensor):
-        names = ', '.join(map(str, list(found)[:5])) or 'nothing'
+        names = ', '.join(sorted(map(str, found))[:5]) or 'nothing'
         raise ValueError(f"path: expected one word and its row in {path}, found {names}")
     if vector.ndim not in (1, 2) or vector.ndim==2 and len(vector)!=1:
         got = f"{tuple(vector.shape)} in {path}"
