@@ -14,9 +14,6 @@ times = root/'tests/times.json'
 forks = sys.platform=='linux'                          # macOS has fork, but its libraries do not bear it
 usual = dict(nbs=120, appendix=40, tests=60, solutions=10)            # seconds of those that are not in that file
 Item = namedtuple('Item', 'file again')
-# Batches after which a training without data goes on to its next epoch, in lessons that ask nothing of what their nets learn from drawn shapes;
-# whole trainings run with the data
-short = {'19_schedules': 40, '24_guidance': 150, '25_vae': 320}
 
 def name(item): return item.file+(' without data' if item.again else '')
 
@@ -26,17 +23,6 @@ def environment(item):
     if not item.again: return
     cache = os.environ['MINIAI_TEST_CACHE']            # One for the whole run: shapes are drawn once
     os.environ |= dict(MINIAI_DATA='', XDG_CACHE_HOME=cache, HF_HOME=f'{cache}/hf', HF_ENDPOINT='http://127.0.0.1:9', NO_PROXY='127.0.0.1')
-
-def shorten(n):
-    "Let every `fit` of this process train for `n` batches per epoch at most."
-    from miniai import learner
-    fit = learner.Learner.fit
-    class Stop(learner.Callback):
-        order,in_lr_find = 1000,False
-        def after_batch(self, learn):
-            if learn.training and learn.iter+1>=n: raise learner.CancelEpoch
-    def short_fit(self, *args, cbs=(), **kw): return fit(self, *args, cbs=[*learner._listed(cbs), Stop()], **kw)
-    learner.Learner.fit = short_fit
 
 def run(item):
     "Run `item` in this process, as `nbdev_test --path` and `python -m pytest -q` do; its exit status."
@@ -48,7 +34,6 @@ def run(item):
     from nbdev.config import get_config
     from nbdev.test import test_nb
     os.chdir(root/'nbs')
-    if item.again and (n := short.get(Path(item.file).stem)): shorten(n)
     return int(not test_nb(root/item.file, skip_flags=get_config().tst_flags.split(), basepath=str(root))[0])
 
 def start(item, out):
