@@ -805,6 +805,25 @@ def call_editing():
     assert isinstance(found, e.Imagic) and found.between(.5).shape==found.target.shape
     with e.borrow_attention(pipe.denoise.model, torch.arange(2)): pipe.denoise(z, 1., pipe.states(a))
 
+def call_detection():
+    from miniai import detection as d
+    x,boxes,labels = d.draw_objects(2, 1, 32)
+    y,b,there = d.layer_objects(torch.ones(1, 2, 3, 1, 1), torch.ones(1, 2, 4, 4), torch.zeros(1, 3, 4, 4))
+    assert there.tolist()==[[True,False]] and y.min()==1 and b.shape==(1,2,4)
+    assert torch.allclose(d.to_corners(d.to_centres(boxes)), boxes)
+    assert d.box_iou(boxes, boxes).shape==d.box_giou(boxes, boxes).shape==(2,4,4)
+    assert d.backbone((4,8))(torch.randn(2, 3, 8, 8)).shape==(2,8,4,4) and d.places(2, 2).shape==d.detr_positions(2, 2, 4)[:,:2].shape
+    f = x.float()/127.5-1
+    for net,loss,found in ((d.DenseDetector(10, (4,8,8)), d.dense_loss, d.dense_objects), (d.DETR(n=8, nfs=(4,8)), d.set_loss, d.set_objects)):
+        preds = net(f)
+        assert loss(preds, boxes, labels)>0 and all(isinstance(o, d.Found) for o in found(preds))
+    assert isinstance(net, d.DETRBlock|d.DETR) and set(d.detr_names(net)) and d.PlacedAttention(4, 2)(torch.randn(1, 3, 4), 0.).shape==(1,3,4)
+    assert d.dense_targets(d.places(4, 4), boxes, labels).shape==(2,16)
+    assert d.nms(boxes[0], torch.rand(4), .5).ndim==1 and d.assign(torch.eye(2))==[1,0]
+    assert len(d.match_objects(*(o[:,-1] for o in preds), boxes, labels))==3
+    assert d.precision_area(torch.tensor([True]), 1)==1
+    assert set(d.average_precision(d.load_detector().detect(x), boxes, labels))<=set(range(10))
+
 def call_core():
     from miniai.checks import core as c
     c.same([x[0,0,0,0], 1], (x[0,0,0,0].item(), 1.))

@@ -1,0 +1,84 @@
+"""Faults of lesson 40 and their right values: boxes, suppression, precision, matching, files."""
+import math
+import pytest, torch
+from miniai import detection as d
+from miniai.ddpm import save_weights
+
+box = torch.tensor([[0.,0,.5,.5], [.25,0,.75,.5]])
+
+def test_boxes_without_area_and_apart():
+    point = torch.tensor([[.3,.3,.3,.3]])
+    assert d.box_iou(point, point).item()==0 and d.box_giou(point, point).isfinite().all()
+    assert d.box_iou(box[:1], box[:1]+1).item()==0
+    near,far = (d.box_giou(box[:1], box[:1]+k).item() for k in (1, 3))
+    assert -1<far<near<0
+
+@pytest.mark.parametrize('dtype', (torch.float32, torch.float64))
+def test_boxes_keep_their_dtype(dtype):
+    for f in (d.box_iou, d.box_giou): assert f(box.to(dtype), box.to(dtype)).dtype==dtype
+
+def test_nms_keeps_equal_scores_in_order():
+    apart = torch.tensor([[0.,0,1,1], [2,0,3,1], [4,0,5,1]])
+    assert d.nms(apart, torch.ones(3)).tolist()==[0,1,2]
+    assert d.nms(apart[[0,0,1]], torch.ones(3)).tolist()==[0,2]
+
+def found(boxes, scores, labels): return [d.Found(torch.tensor(boxes), torch.tensor(scores), torch.tensor(labels))]
+
+def test_a_second_box_on_an_object_is_wrong():
+    truth,label = box[None,:1],torch.tensor([[3]])
+    assert d.average_precision(found([[0.,0,.5,.5]], [.9], [3]), truth, label)=={3: 1.}
+    twice = d.average_precision(found([[0.,0,.5,.5], [0.,0,.5,.5], [.9,.9,1.,1.]], [.9,.8,.95], [3,3,3]), truth, label)
+    assert twice[3]==pytest.approx(.5)
+    assert d.average_precision(found([[0.,0,.5,.5]], [.9], [2]), truth, label)=={3: 0.}
+    assert d.average_precision(found([[0.,0,.5,.5]], [.9], [2]), truth, -label)=={}          # no object, no kind
+
+def test_a_found_box_takes_the_best_free_object():
+    truth = torch.tensor([[[0.,0,1,1], [.2,0,1.2,1]]])
+    got = d.average_precision(found([[.15,0,1.15,1], [.1,0,1.1,1]], [.9,.8], [0,0]), truth, torch.tensor([[0,0]]))
+    assert got=={0: 1.}
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match='noise: expected a finite number, 0 or more, got -1'): d.draw_objects(1, noise=-1)
+    with pytest.raises(ValueError, match='most: expected a whole number'): d.draw_objects(1, most=0)
+    with pytest.raises(ValueError, match='n: expected a multiple of 4, got 6'): d.detr_positions(2, 2, 6)
+    with pytest.raises(ValueError, match='found: expected one for each of 2 images, got 0'): d.average_precision([], box[None].expand(2, -1, -1), torch.zeros(2, 2).long())
+    with pytest.raises(TypeError, match='x: expected images of bytes'): d.DETR(n=8, nfs=(4,8)).detect(torch.zeros(1, 3, 16, 16))
+    for bad in (torch.zeros(3, 2), torch.zeros(3)):
+        with pytest.raises(ValueError, match='cost: expected'): d.assign(bad)
+
+def test_detecting_leaves_the_mode_and_needs_no_gradient():
+    net,x = d.DETR(n=8, nfs=(4,8)).train(),d.draw_objects(3, 1, 32)[0]
+    one,all_ = net.detect(x[:1], 0.),net.detect(x, 0.)
+    assert net.training and not all_[0].boxes.requires_grad and len(all_)==3
+    torch.testing.assert_close(one[0].boxes, all_[0].boxes)
+
+def test_an_image_without_objects():
+    net = d.DETR(n=8, nfs=(4,8))
+    x,none = torch.zeros(2, 3, 16, 16),torch.full((2, 4), -1)
+    for n,loss in ((net, d.set_loss), (d.DenseDetector(10, (4,8)), d.dense_loss)):
+        l = loss(n(x), torch.zeros(2, 4, 4), none)
+        assert l.isfinite() and l>0
+
+def test_objects_that_are_hidden_or_leave_the_image():
+    alpha = torch.zeros(1, 3, 4, 4)
+    alpha[0,0,:2],alpha[0,1,:3],alpha[0,2] = 1,1,.4           # the second shows a third of itself; the third lets the ground through
+    x,b,there = d.layer_objects(torch.ones(1, 3, 3, 1, 1), alpha, torch.zeros(1, 3, 4, 4))
+    assert there.tolist()==[[True,False,False]] and torch.equal(b[0,0], torch.tensor([0.,0,1,.5]))
+    assert torch.allclose(x[0,0,3], torch.full((4,), .4))
+
+def test_drawing_is_the_same_for_a_seed_and_boxes_fit():
+    a,b = d.draw_objects(6, 3, 48),d.draw_objects(6, 3, 48)
+    assert all(torch.equal(*o) for o in zip(a, b))
+    boxes = a[1][a[2]>=0]
+    assert (boxes[:,2:]>boxes[:,:2]).all() and boxes.min()>=0 and boxes.max()<=1 and not a[1][a[2]<0].any()
+    assert (a[2]>=0).any(1).all()
+
+def test_weights_without_a_config(tmp_path):
+    save_weights(d.DETR(n=8, nfs=(4,8)), tmp_path/'a.safetensors')
+    with pytest.raises(ValueError, match="path: expected the model's arguments"): d.load_detector(tmp_path/'a.safetensors')
+    save_weights(d.DETR(n=8, nfs=(4,8)), tmp_path/'b.safetensors', config=dict(n=8, nfs=[4,16]))
+    with pytest.raises(ValueError): d.load_detector(tmp_path/'b.safetensors')
+
+def test_the_hungarian_algorithm_with_ties():
+    assert sorted(d.assign(torch.zeros(3, 3)))==[0,1,2] and d.assign(torch.zeros(0, 2))==[]
+    assert d.assign(torch.tensor([[math.pi, 0.], [0., 0.]])) in ([1,0],)
