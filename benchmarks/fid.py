@@ -13,6 +13,7 @@ from miniai.ddim import sample_ddim,trailing_times
 from miniai.ddpm import generate,linear_schedule,load_denoiser,load_weights
 from miniai.distill import load_few
 from miniai.fid import load_feature_net
+from miniai.guidance import AutoGuidedDenoiser
 from miniai.karras import karras_sigmas,sample_dpmpp_2m,sample_euler,sample_euler_ancestral,sample_heun,sample_lms
 from miniai.unet import load_unet
 from common import write
@@ -21,12 +22,16 @@ here = Path(__file__).parent
 results,board = here/'results'/'fid.jsonl',here.parent/'miniai'/'boards.json'
 samplers = {'DDIM': sample_ddim, 'Euler': sample_euler, 'ancestral Euler': sample_euler_ancestral, 'Heun': sample_heun, 'LMS': sample_lms, 'DPM-Solver++(2M)': sample_dpmpp_2m,
             'Heun, even times': sample_heun, 'DPM-Solver++(2M), even times': sample_dpmpp_2m}
+# Autoguidance: the better net, the worse one and the scale, by name
+guided = {f'fashion_unet, away from fashion_ddpm by {w}': ('fashion_unet', 'fashion_ddpm', w) for w in (1.25,)}
 loaders = dict(fashion_ddpm=load_denoiser, fashion_unet=load_unet, fashion_few=lambda: load_few('fashion_few')[0])
+loaders |= {k: lambda a=a,b=b,w=w: AutoGuidedDenoiser(loaders[a](), loaders[b](), w) for k,(a,b,w) in guided.items()}
 n,nfes,few = 2048,(10, 20, 50, 100),(1, 2, 4)
 # (lesson, what it is, weights, sampler, NFE); DDIM is Euler's method on other noise levels, see `levels`
 recipes = [('15', 'noise, DDPM', 'fashion_ddpm', 'ancestral Euler', nfes), ('18', 'DDIM', 'fashion_ddpm', 'DDIM', nfes),
            ('20', 'DPM-Solver++', 'fashion_ddpm', 'DPM-Solver++(2M)', nfes), ('21', 'UNet, preconditioned', 'fashion_unet', 'DPM-Solver++(2M)', nfes),
            ('21', 'the same with fresh noise', 'fashion_unet', 'ancestral Euler', nfes),
+           ('24', 'the UNet of 21, autoguided', next(iter(guided)), 'DPM-Solver++(2M)', nfes), ('24', 'the same with fresh noise', next(iter(guided)), 'ancestral Euler', nfes),
            ('31', 'UNet of 21, few steps', 'fashion_unet', 'DPM-Solver++(2M)', few), ('31', 'its student', 'fashion_few', 'Euler', few)]
 
 
@@ -35,7 +40,8 @@ def lines(): return [json.loads(o) for o in results.read_text().splitlines()] if
 
 @cache
 def sha(name):
-    "The beginning of the sha256 of today's weights."
+    "The beginning of the sha256 of today's weights; of two nets with the scale between them."
+    if name in guided: return '{}+{}*{}'.format(*map(sha, guided[name][:2]), guided[name][2])
     return load_weights(name)[1]['sha256'][:8]
 
 
@@ -60,11 +66,11 @@ def levels(weights, name, steps):
 
 
 def run(denoise, net, weights, name, nfe, seed):
-    "FID, KID and the smallest fraction of a class, of `n` images; Heun takes one evaluation less than asked for if that is even."
-    steps = (nfe+1)//2 if name.startswith('Heun') else nfe
+    "FID, KID and the smallest fraction of a class, of `n` images; Heun takes one evaluation less than asked for if that is even; autoguidance takes two per step."
+    steps = nfe//2 if weights in guided else (nfe+1)//2 if name.startswith('Heun') else nfe
     with torch.autocast(torch.device(def_device).type, torch.bfloat16):
         x = generate(denoise, levels(weights, name, steps), n, sampler=samplers[name], seed=seed*n, device=def_device)     # image i has the seed seed*n+i: no set shares one
-    return dict(sampler=name, calls=2*steps-1 if name.startswith('Heun') else steps, seed=seed, **measure(net, x))
+    return dict(sampler=name, calls=2*steps-1 if name.startswith('Heun') else nfe, seed=seed, **measure(net, x))
 
 
 def floor(net, seed):
@@ -120,7 +126,7 @@ def main(weights, names, nfe, seeds, threads):
     net = load_feature_net()
     for name in weights:
         denoise = loaders[name]()
-        denoise.model.to(def_device)
+        for o in (denoise.good, denoise.bad) if name in guided else (denoise,): o.model.to(def_device)
         def finished(*key): return any((o['sampler'], o['calls'], o['seed'])==key and 'kid' in o for o in done(name))
         for s in seeds:
             row = None if finished('real test images', 0, s) else floor(net, s)

@@ -6,7 +6,7 @@
 __all__ = ['layer_objects', 'draw_objects', 'to_corners', 'to_centres', 'box_iou', 'box_giou', 'backbone', 'DenseDetector',
            'places', 'dense_targets', 'dense_loss', 'nms', 'Found', 'dense_objects', 'precision_area',
            'average_precision', 'assign', 'match_objects', 'PlacedAttention', 'DETRBlock', 'detr_positions', 'DETR',
-           'set_loss', 'set_objects', 'load_detector', 'detr_names']
+           'set_loss', 'set_objects', 'load_detector', 'paste_objects', 'detr_names']
 
 # %% ../nbs/40_detection.ipynb #c1236345
 #| code-summary: "Imports of the module"
@@ -510,6 +510,51 @@ def load_detector(
 ): # `DETR`, on the CPU, in evaluation mode
     "A `DETR` with stored weights."
     return load_model(DETR, path).to(memory_format=torch.channels_last)
+
+# %% ../nbs/40_detection.ipynb #2e0c5380
+#| code-summary: "Exported: paste_objects, cut-outs on photographs with their boxes"
+#| code-fold: true
+def paste_objects(
+    cutouts, # Images with opacity, (k,4,h,w), uint8
+    kinds, # Their labels, (k,), int64, 0 or more
+    grounds, # Photographs, (m,3,h,w), uint8
+    n, # How many images
+    seed=0, # The same seed gives the same images
+    size=64, # Pixels along each side
+    most=4, # Objects in an image: 1 to this many
+): # `(x, boxes, labels)`: uint8 (n,3,size,size), corners (n,most,4) in [0,1], int64 (n,most)
+    "Cut-outs, turned and scaled, on photographs; labels are -1 where there is no object."
+    for name,o,c in (('cutouts', cutouts, 4), ('grounds', grounds, 3)):
+        if o.ndim!=4 or o.shape[1]!=c or o.dtype!=torch.uint8 or not len(o):
+            raise ValueError(f"{name}: expected uint8 (k,{c},h,w), got {o.dtype} {tuple(o.shape)}")
+    if kinds.shape!=(len(cutouts),) or kinds.dtype!=torch.int64 or kinds.min()<0:
+        raise ValueError(f"kinds: expected a label, 0 or more, for each of {len(cutouts)} cut-outs, "
+                         f"got {kinds.dtype} {tuple(kinds.shape)}")
+    gen = torch.Generator().manual_seed(whole_number('seed', seed, 0, 2**63-1))
+    n,most,size = (whole_number(*o) for o in (('n', n), ('most', most), ('size', size)))
+    parts = [_paste(cutouts.float()/255, kinds, grounds, len(i), gen, size, most)
+             for i in torch.arange(n).split(100)]
+    return tuple(torch.cat(o) for o in zip(*parts))
+
+def _paste(cutouts, kinds, grounds, n, gen, size, m):
+    def rand(lo, hi, *s): return lo+(hi-lo)*torch.rand(n, *s, generator=gen)
+    which = torch.randint(len(cutouts), (n,m), generator=gen)
+    there = torch.arange(m)<torch.randint(1, m+1, (n,1), generator=gen)
+    scale,turn = rand(.3, .5, m),rand(-.4, .4, m)
+    at = rand(-1, 1, m, 2)*(1-scale[...,None])
+    c,s = turn.cos()/scale,turn.sin()/scale
+    mat = torch.stack([c,s,-s,c], -1).unflatten(-1, (2,2))      # from the image to the cut-out
+    mat = torch.cat([mat, -mat@at[...,None]], -1).flatten(0, 1)
+    rgba = cutouts[which.flatten()]
+    rgba = torch.cat([rgba[:,:3]*rgba[:,3:], rgba[:,3:]], 1)    # no colour where it is clear
+    grid = F.affine_grid(mat, (n*m,4,size,size), align_corners=False)
+    rgba = F.grid_sample(rgba, grid, align_corners=False).unflatten(0, (n,m))
+    alpha = rgba[:,:,3]
+    ground = grounds[torch.randint(len(grounds), (n,), generator=gen)].float()/255
+    ground = F.interpolate(ground, (size,size), mode='bilinear', antialias=True)
+    x,boxes,seen = layer_objects(rgba[:,:,:3]/alpha.clamp(min=1e-3)[:,:,None],
+                                 alpha*there[...,None,None], ground)
+    return x.clamp(0, 1).mul(255).round().byte(), boxes, kinds[which].where(seen, -1)
 
 # %% ../nbs/40_detection.ipynb #916e4ee5
 #| code-summary: "Exported: detr_names, the table of names"

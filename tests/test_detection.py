@@ -82,3 +82,24 @@ def test_weights_without_a_config(tmp_path):
 def test_the_hungarian_algorithm_with_ties():
     assert sorted(d.assign(torch.zeros(3, 3)))==[0,1,2] and d.assign(torch.zeros(0, 2))==[]
     assert d.assign(torch.tensor([[math.pi, 0.], [0., 0.]])) in ([1,0],)
+
+def cards(n=2, c=4): return torch.full((n, c, 8, 8), 255, dtype=torch.uint8)
+
+def test_pasted_objects():
+    photos = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
+    a,b = (d.paste_objects(cards(), torch.tensor([0,7]), photos, 5, 1, 24, 2) for _ in range(2))
+    assert all(torch.equal(*o) for o in zip(a, b)) and set(a[2].unique().tolist())<={-1,0,7}
+    x,boxes,labels = a
+    for i in range(5):                                       # what is white lies in a box, and boxes hold something white
+        inside = torch.zeros(24, 24, dtype=torch.bool)
+        for x0,y0,x1,y1 in (boxes[i][labels[i]>=0]*24).round().int().tolist():
+            inside[y0:y1,x0:x1] = True
+            assert (x[i,0,y0:y1,x0:x1]>127).any()
+        assert not (x[i,0]>140)[~inside].any()
+    clear = cards()
+    clear[:,3] = 0
+    assert (d.paste_objects(clear, torch.tensor([0,7]), photos, 4, 1, 24)[2]<0).all()
+    for kw,text in ((dict(cutouts=cards(c=3)), 'cutouts: expected uint8'), (dict(grounds=photos.float()), 'grounds: expected uint8'),
+                    (dict(kinds=torch.tensor([0])), 'kinds: expected a label'), (dict(kinds=torch.tensor([0,-1])), 'kinds: expected'),
+                    (dict(n=0), 'n: expected a whole number'), (dict(most=0), 'most: expected')):
+        with pytest.raises(ValueError, match=text): d.paste_objects(**(dict(cutouts=cards(), kinds=torch.tensor([0,7]), grounds=photos, n=1)|kw))

@@ -9,7 +9,7 @@ from miniai.attention import MultiHeadAttention,SpatialTransformer,TransformerBl
 from miniai.attention import attention,attention_weights,sinusoidal_positions
 from miniai.checks.core import same
 from miniai.ddpm import DDPMCB,SmallUNet,generate,linear_schedule,sample_ddpm
-from miniai.guidance import ClassUNet,CondCB,GuidedDenoiser,generate_guided
+from miniai.guidance import AutoGuidedDenoiser,ClassUNet,CondCB,GuidedDenoiser,generate_guided
 from miniai.karras import karras_sigmas,sample_euler,sample_euler_ancestral
 from miniai.superres import Degrade,PerceptualLoss,Residual,psnr,sharpness
 from miniai.unet import EmbResBlock,UNet,UpConv,_scale_shift,timestep_embedding
@@ -211,3 +211,18 @@ def test_a_patch_must_divide_the_image(make):
     net = make()
     with fails('x: expected height and width divisible by 2'): net(torch.randn(2, 1, 7, 8), torch.zeros(2))
     assert net(torch.randn(2, 1, 6, 10), torch.zeros(2)).shape==(2,1,6,10)
+
+
+def test_autoguidance():
+    asked = []
+    def net(v): return lambda x, sigma, cond=0.: asked.append(v) or x*0 + v*torch.as_tensor(sigma, dtype=x.dtype).reshape(-1, 1, 1, 1) + cond
+    x = torch.randn(3, 1, 2, 2, dtype=torch.float64)
+    for sigma in (2., torch.tensor(2.), torch.tensor([1., 2., 3.])):
+        s = torch.as_tensor(sigma, dtype=x.dtype).reshape(-1, 1, 1, 1)
+        for scale,nets in ((0, [1]), (1., [2]), (.5, [1,2]), (2.5, [1,2])):
+            asked.clear()
+            got = AutoGuidedDenoiser(net(2), net(1), scale)(x, sigma)
+            assert sorted(asked)==nets and got.dtype==x.dtype and torch.allclose(got, ((1+scale)*s).expand_as(x))
+            assert torch.allclose(AutoGuidedDenoiser(net(2), net(1), scale)(x, sigma, 5.), got+5)
+    for scale in (-1, math.nan, math.inf, None, '2', True):
+        with fails('scale: expected'): AutoGuidedDenoiser(net(2), net(1), scale)

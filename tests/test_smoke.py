@@ -401,6 +401,7 @@ def call_guidance():
     def denoise(z, sigma, cond): return net(z, torch.zeros(len(z)), cond)
     z = torch.randn(2, 1, 8, 8)
     assert g.GuidedDenoiser(denoise, cond, none, 3.)(z, 1.).shape==z.shape
+    assert torch.equal(g.AutoGuidedDenoiser(lambda x, sigma: x*0+2, lambda x, sigma: x*0+1, 3.)(z, 1.), torch.full_like(z, 4))
     assert g.generate_guided(denoise, cond, none, 2., karras_sigmas(2), shape=(1,8,8)).shape==z.shape
     learn = type('learn', (), dict(batch=(z, cond), training=True))
     g.CondCB(KarrasCB(.5), 3).before_batch(learn)
@@ -819,6 +820,8 @@ def call_detection():
         assert loss(preds, boxes, labels)>0 and all(isinstance(o, d.Found) for o in found(preds))
     assert isinstance(net, d.DETRBlock|d.DETR) and set(d.detr_names(net)) and d.PlacedAttention(4, 2)(torch.randn(1, 3, 4), 0.).shape==(1,3,4)
     assert d.dense_targets(d.places(4, 4), boxes, labels).shape==(2,16)
+    cards,photos = torch.full((1,4,8,8), 255, dtype=torch.uint8),torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    assert d.paste_objects(cards, torch.tensor([3]), photos, 2, size=16)[2].max()==3
     assert d.nms(boxes[0], torch.rand(4), .5).ndim==1 and d.assign(torch.eye(2))==[1,0]
     assert len(d.match_objects(*(o[:,-1] for o in preds), boxes, labels))==3
     assert d.precision_area(torch.tensor([True]), 1)==1
