@@ -240,7 +240,7 @@ def _check_choice(temperature, top_k, top_p):
 def _guided(net, new, cache, cond, scale):
     "The logits of the next token; with guidance from two rows of the cache for each image."
     if cond is None or scale==1: return net.step(new, cache, cond)
-    empty = None if cond is None else torch.full_like(cond, net.n_cond-1)
+    empty = torch.full_like(cond, net.n_cond-1)
     both = net.step(new.repeat(2, 1), cache, torch.cat([cond, empty]))
     yes,no = both.chunk(2)
     return no + scale*(yes-no)

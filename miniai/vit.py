@@ -254,8 +254,8 @@ def rollout(
     maps, # As `attention_of` gives them
 ): # (bs,l,l), rows sum to 1
     "Where the states of the last block come from: section 3, arXiv:2005.00928."
-    res = torch.eye(maps[0].shape[-1], device=maps[0].device).to(maps[0])
-    for m in maps: res = (m.mean(1)+torch.eye(len(res[-1])).to(m))/2@res
+    res = eye = torch.eye(maps[0].shape[-1]).to(maps[0])
+    for m in maps: res = (m.mean(1)+eye)/2@res
     return res
 
 # %% ../nbs/38_vit.ipynb #25ba6cd0
