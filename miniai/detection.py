@@ -12,9 +12,10 @@ __all__ = ['layer_objects', 'draw_objects', 'to_corners', 'to_centres', 'box_iou
 #| code-summary: "Imports of the module"
 #| code-fold: true
 import math,torch,torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import nn
 from typing import NamedTuple
+try: from scipy.optimize import linear_sum_assignment     # assign, below, but in C
+except ImportError: linear_sum_assignment = None
 from .attention import MultiHeadAttention,attention_weights
 from .conv import conv
 from .data import COLOURS,SHAPES,check_finite,draw_masks,whole_number
@@ -262,7 +263,8 @@ def precision_area(
 #| code-fold: true
 def _right(found, boxes, limit):
     "Bool for each box of one image and one kind, the surest first: did it find a free object?"
-    iou,taken = box_iou(found.double(), boxes.double()),torch.zeros(len(boxes), dtype=torch.bool)
+    iou = box_iou(found.double(), boxes.double())
+    taken = torch.zeros(len(boxes), dtype=torch.bool)
     res = torch.zeros(len(found), dtype=torch.bool)
     for i in range(len(found)):
         best = iou[i].where(~taken, -1.).max(0) if len(boxes) else None
@@ -277,7 +279,8 @@ def average_precision(
 ): # dict: label to average precision, for each kind that occurs
     "Average precision per kind, as the COCO tools compute it; their mean is mAP."
     if len(found)!=len(boxes):
-        raise ValueError(f"found: expected one for each of {len(boxes)} images, got {len(found)}")
+        raise ValueError(f"found: expected one for each of {len(boxes)} images, "
+                         f"got {len(found)}")
     res = {}
     for k in labels[labels>=0].unique().tolist():
         flags,scores = [],[]
@@ -318,13 +321,20 @@ def assign(
             if owner[j] is not None: row_pot[owner[j]] += paid-dist[j]
             col_pot[j] -= paid-dist[j]
         row_pot[new] += paid
-        while last is not None:                                 # everybody moves along the chain
+        while last is not None:                                 # all move along the chain
             prev = before[last]
             owner[last] = new if prev is None else owner[prev]
             last = prev
     return [owner.index(i) for i in range(n)]
 
 # %% ../nbs/40_detection.ipynb #a6e12d6a
+def _best_pairs(cost):
+    "Rows and columns of the best assignment, by scipy where it is installed."
+    if linear_sum_assignment: return map(torch.as_tensor, linear_sum_assignment(cost.numpy()))
+    flat = len(cost)<=cost.shape[1]
+    mine = torch.tensor(assign(cost if flat else cost.T), dtype=torch.int64)
+    return (torch.arange(len(mine)), mine)[::1 if flat else -1]
+
 def match_objects(
     logits, # Of the answers, (n,q,c+1), float
     boxes, # Theirs, centre and size, (n,q,4)
@@ -340,7 +350,7 @@ def match_objects(
     cost,there,pairs = cost.cpu().double(),(labels>=0).cpu(),[]
     for i in range(len(cost)):
         objects = there[i].nonzero()[:,0]
-        a,o = map(torch.as_tensor, linear_sum_assignment(cost[i][:,objects].numpy()))
+        a,o = _best_pairs(cost[i][:,objects])
         pairs.append(torch.stack([torch.full_like(a, i), a, objects[o]]))
     return torch.cat(pairs, 1).to(labels.device).unbind()
 
@@ -526,10 +536,11 @@ def paste_objects(
     "Cut-outs, turned and scaled, on photographs; labels are -1 where there is no object."
     for name,o,c in (('cutouts', cutouts, 4), ('grounds', grounds, 3)):
         if o.ndim!=4 or o.shape[1]!=c or o.dtype!=torch.uint8 or not len(o):
-            raise ValueError(f"{name}: expected uint8 (k,{c},h,w), got {o.dtype} {tuple(o.shape)}")
+            raise ValueError(f"{name}: expected uint8 (k,{c},h,w), "
+                             f"got {o.dtype} {tuple(o.shape)}")
     if kinds.shape!=(len(cutouts),) or kinds.dtype!=torch.int64 or kinds.min()<0:
-        raise ValueError(f"kinds: expected a label, 0 or more, for each of {len(cutouts)} cut-outs, "
-                         f"got {kinds.dtype} {tuple(kinds.shape)}")
+        raise ValueError(f"kinds: expected a label, 0 or more, for each of {len(cutouts)} "
+                         f"cut-outs, got {kinds.dtype} {tuple(kinds.shape)}")
     gen = torch.Generator().manual_seed(whole_number('seed', seed, 0, 2**63-1))
     n,most,size = (whole_number(*o) for o in (('n', n), ('most', most), ('size', size)))
     parts = [_paste(cutouts.float()/255, kinds, grounds, len(i), gen, size, most)

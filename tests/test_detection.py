@@ -103,3 +103,11 @@ def test_pasted_objects():
                     (dict(kinds=torch.tensor([0])), 'kinds: expected a label'), (dict(kinds=torch.tensor([0,-1])), 'kinds: expected'),
                     (dict(n=0), 'n: expected a whole number'), (dict(most=0), 'most: expected')):
         with pytest.raises(ValueError, match=text): d.paste_objects(**(dict(cutouts=cards(), kinds=torch.tensor([0,7]), grounds=photos, n=1)|kw))
+
+@pytest.mark.parametrize('shape', ((8,4), (3,5), (4,4), (2,0)))
+def test_matching_is_the_same_without_scipy(monkeypatch, shape):
+    cost = torch.randn(shape, generator=torch.Generator().manual_seed(1)).double()
+    def pairs(): return sorted(zip(*(o.tolist() for o in d._best_pairs(cost))))
+    want = pairs()
+    monkeypatch.setattr(d, 'linear_sum_assignment', None)
+    assert pairs()==want and len(want)==min(shape)

@@ -63,7 +63,7 @@ check = Checker(
         "Try two boxes that are apart in both directions: what is (-1)*(-1)?"),
     soft_nms=Exercise(compare(_soft_nms, lambda: (_boxes(6), torch.rand(6)), n=12),
         "In each round the best of the boxes that were not chosen yet is chosen, by the scores "
-        "as they are now; then all boxes that are left are lowered, and the chosen never again."),
+        "as they are now; then all boxes that are left are lowered, the chosen never again."),
     my_area=Exercise(compare(_area, _answers, n=40, eps=1e-6),
         "At each recall take the largest precision at this recall or beyond, and 0 beyond the "
         "last recall that was reached. Only then average over the 101 recalls."),
