@@ -63,6 +63,21 @@ def bias(n, method, seed):
     return row
 
 
+def rare(n, method, seed):
+    "Are the blue stars that are drawn nearer to those few of the data than to as many others?"
+    x,y,blue = world(n, [.8, .2, .5, .5], 1000*seed)
+    few = (y==0)&blue
+    w = (n/8/torch.bincount(2*y+blue, minlength=8).clamp(min=1).float())[2*y+blue]
+    kw = dict(weights=w) if method=='weights of the loss' else dict(probs=w) if method=='balanced sampling' else {}
+    drawn = paint(fit_flat(x, y, 4, seed=seed, **kw), torch.zeros(1000, dtype=torch.int64), 1., 9000*seed, (3,size,size))
+    drawn = drawn[is_blue(drawn)].flatten(1)
+    x_new,y_new,blue_new = world(20*n, [.8, .2, .5, .5], 1000*seed+500)
+    others = x_new[(y_new==0)&blue_new].flatten(1)
+    k = int(few.sum())
+    tests = [copy_test(drawn, x[few].flatten(1), o) for o in others[:5*k].split(k)]           # against five other sets
+    return {'blue stars': k, 'drawn': len(drawn), 'nearer to the training images': sum(t.fraction for t in tests)/len(tests)}
+
+
 def overfit(n, seed):
     "A small model of `n` garments; is what it draws nearer to them than to `n` others?"
     data = get_data('fashion_mnist')
@@ -121,6 +136,7 @@ def emoji(kind, n, seed):
 methods = 'as it is','weights of the loss','balanced sampling'
 runs = {f'bias: {n} images, {m}, seed {s}': (bias, n, m, s) for n in (6000, 240) for m in methods for s in range(5)}
 runs |= {f'overfit: {n} garments, seed {s}': (overfit, n, s) for n in (16, 64, 256, 1024, 4096, 16384) for s in range(3)}
+runs |= {f'rare: {n} images, {m}, seed {s}': (rare, n, m, s) for n in (240, 2000) for m in methods for s in range(3)}
 runs |= {'gan: 10000 garments': (gan, 10_000, 0)}
 runs |= {f'emoji: {k}': (emoji, k, 384, 1) for k in ('real, held out', 'no words', 'seen', 'held out')}
 
@@ -136,6 +152,10 @@ def report(found):
     rows = [(str(n), m, *(said([o[k] for o in v]) for k in keys)) for n in (6000, 240) for m in methods if (v := some(f'bias: {n} images, {m},'))]
     parts += ['## From data to drawings\n', table(['images','repair','orange among the stars of the data','drawn, guidance 1','2','4','shape right','shape of blue stars right','effective images'], rows),
               '\n800 batches of 64; five seeds; 500 stars each.']
+    keys = ['blue stars','nearer to the training images']
+    rows = [(str(n), m, *(said([o[k] for o in v]) for k in keys)) for n in (240, 2000) for m in methods if (v := some(f'rare: {n} images, {m},'))]
+    parts += ['## Are the rare ones copied?\n', table(['images','repair','blue stars in the data','drawn blue stars that are nearer to these than to as many others'], rows),
+              '\n800 batches of 64; three seeds. Without copying the last column is 0.5.']
     keys = ['nearer to the training images','real ones','distance','distance of real ones']
     rows = [(str(n), *(said([o[k] for o in v]) for k in keys)) for n in (16, 64, 256, 1024, 4096, 16384) if (v := some(f'overfit: {n} garments'))]
     parts += ['## Copying by the size of the training set\n', table(['garments',*keys], rows), '\n2,000 batches of 64; three seeds; 500 drawings each. Without copying the first column is 0.5.']
