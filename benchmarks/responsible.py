@@ -136,7 +136,7 @@ def emoji(kind, n, seed):
 methods = 'as it is','weights of the loss','balanced sampling'
 runs = {f'bias: {n} images, {m}, seed {s}': (bias, n, m, s) for n in (6000, 240) for m in methods for s in range(5)}
 runs |= {f'overfit: {n} garments, seed {s}': (overfit, n, s) for n in (16, 64, 256, 1024, 4096, 16384) for s in range(3)}
-runs |= {f'rare: {n} images, {m}, seed {s}': (rare, n, m, s) for n in (240, 2000) for m in methods for s in range(3)}
+runs |= {f'rare: {n} images, {m}, seed {s}': (rare, n, m, s) for n in (6000, 240) for m in methods for s in range(3)}
 runs |= {'gan: 10000 garments': (gan, 10_000, 0)}
 runs |= {f'emoji: {k}': (emoji, k, 384, 1) for k in ('real, held out', 'no words', 'seen', 'held out')}
 
@@ -153,7 +153,7 @@ def report(found):
     parts += ['## From data to drawings\n', table(['images','repair','orange among the stars of the data','drawn, guidance 1','2','4','shape right','shape of blue stars right','effective images'], rows),
               '\n800 batches of 64; five seeds; 500 stars each.']
     keys = ['blue stars','nearer to the training images']
-    rows = [(str(n), m, *(said([o[k] for o in v]) for k in keys)) for n in (240, 2000) for m in methods if (v := some(f'rare: {n} images, {m},'))]
+    rows = [(str(n), m, *(said([o[k] for o in v]) for k in keys)) for n in (6000, 240) for m in methods if (v := some(f'rare: {n} images, {m},'))]
     parts += ['## Are the rare ones copied?\n', table(['images','repair','blue stars in the data','drawn blue stars that are nearer to these than to as many others'], rows),
               '\n800 batches of 64; three seeds. Without copying the last column is 0.5.']
     keys = ['nearer to the training images','real ones','distance','distance of real ones']

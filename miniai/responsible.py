@@ -18,7 +18,7 @@ from .data import check_finite,finite_number,whole_number
 from .ddpm import c_noise
 from .unet import timestep_embedding
 
-# %% ../nbs/45_responsible.ipynb #51ec8b57
+# %% ../nbs/45_responsible.ipynb #d1daf770
 def wilson(
     k, # How often it happened, 0 to `n`
     n, # Of how many, 1 or more
@@ -27,7 +27,7 @@ def wilson(
     "Interval of the fraction k/n: E. B. Wilson, JASA 22, 1927."
     n = whole_number('n', n)
     k,level = whole_number('k', k, 0, n),finite_number('level', level, 0, 1)
-    if level in (0, 1): raise ValueError(f"level: expected more than 0 and less than 1, got {level}")
+    if level in (0, 1): raise ValueError(f"level: expected more than 0, below 1, got {level}")
     z = math.sqrt(2)*torch.erfinv(torch.tensor(level, dtype=torch.float64)).item()
     middle,half = k+z*z/2,z*math.sqrt(k*(n-k)/n + z*z/4)
     return max(0., (middle-half)/(n+z*z)),min(1., (middle+half)/(n+z*z))
@@ -128,12 +128,12 @@ def _check_rows(n, **rows):
         if name in ('probs', 'weights') and not (check_finite(o, name).min()>=0 and o.sum()>0):
             raise ValueError(f"{name}: expected numbers of 0 or more, not all 0")
 
-# %% ../nbs/45_responsible.ipynb #c58d8d97
+# %% ../nbs/45_responsible.ipynb #078f466c
 def balance_weights(
     y, # Classes, (n,), int64
     group, # What shall be equally frequent within each class, (n,), int64 or bool
 ): # (n,), float, 1 on average within each class
-    "Weights that make the groups of each class weigh the same, and keep the classes as they are."
+    "Weights by which the groups of each class weigh the same; the classes stay as they are."
     _check_rows(len(y), group=group)
     w = torch.zeros(len(y))
     for c in y.unique():
@@ -213,7 +213,7 @@ def false_alarm(
     "The upper tail of the standard normal distribution."
     return torch.erfc(torch.as_tensor(z).double()/math.sqrt(2))/2
 
-# %% ../nbs/45_responsible.ipynb #0be41556
+# %% ../nbs/45_responsible.ipynb #d93a87dd
 class CopyTest(NamedTuple):
     "Are drawn images nearer to the training images than to others of the same kind?"
     fraction: float # Of the drawn images whose nearest image is one that was trained on
@@ -228,16 +228,17 @@ def copy_test(
 ): # `CopyTest`
     "Which is nearest, a training image or another? After arXiv:2004.05675."
     sets = dict(drawn=drawn, train=train, held=held)
-    if {o.ndim for o in sets.values()}!={2} or len({o.shape[-1] for o in sets.values()})>1 or not min(map(len, sets.values())):
-        raise ValueError("drawn, train, held: expected (n,d), (m,d) and (k,d) with one row or more, "
-                         f"got {', '.join(str(tuple(o.shape)) for o in sets.values())}")
+    shapes = [tuple(o.shape) for o in sets.values()]
+    if {len(o) for o in shapes}!={2} or len({o[1] for o in shapes})>1 or not min(shapes)[0]:
+        raise ValueError("drawn, train, held: expected (n,d), (m,d) and (k,d) with one row or "
+                         f"more, got {', '.join(map(str, shapes))}")
     for name,o in sets.items(): check_finite(o, name)
     a,b = (torch.cdist(drawn.float(), o.float()).amin(1) for o in (train, held))
     p = len(train)/(len(train)+len(held))
-    k = round(((a<b).double()+(a==b).double()*p).sum().item())             # a tie tells nothing
+    k = round(((a<b).double()+(a==b).double()*p).sum().item())         # a tie tells nothing
     return CopyTest(k/len(drawn), p, *wilson(k, len(drawn)))
 
-# %% ../nbs/45_responsible.ipynb #1b2c2272
+# %% ../nbs/45_responsible.ipynb #23820bc7
 def roc(
     scores, # (n,), float, higher for "yes"
     y, # The truth, (n,), bool
@@ -249,15 +250,15 @@ def roc(
     s,order = check_finite(scores, 'scores').sort(descending=True)
     last = torch.cat([s[1:]!=s[:-1], torch.ones(1, dtype=torch.bool)])         # of equal scores
     hits = y[order].double()
-    rates = [torch.cat([torch.zeros(1).double(), (o.cumsum(0)/o.sum())[last]]) for o in (1-hits, hits)]
-    return tuple(rates)
+    def rate(o): return torch.cat([torch.zeros(1).double(), (o.cumsum(0)/o.sum())[last]])
+    return rate(1-hits),rate(hits)
 
 def auc(scores, y): # As in `roc`; gives a float in [0,1]
     "Probability that a yes has a higher score than a no; equal scores count half."
     fpr,tpr = roc(scores, y)
     return torch.trapezoid(tpr, fpr).item()
 
-# %% ../nbs/45_responsible.ipynb #45a6110d
+# %% ../nbs/45_responsible.ipynb #d487fc48
 class GroupRates(NamedTuple):
     "How a yes-or-no decision treats one group."
     n: int      # Rows
@@ -276,10 +277,11 @@ def group_rates(
     _check_rows(len(y), said=said, group=group)
     y,said = y.bool(),said.bool()
     def part(a, b): return ((a&b).sum()/b.sum()).item()                       # 0/0 is NaN
-    return {g.item(): GroupRates(int((group==g).sum()), part(y, group==g), part(y, said&(group==g)),
-                                 part(said, ~y&(group==g)), part(~said, y&(group==g))) for g in group.unique()}
+    def rates(g): return GroupRates(int(g.sum()), part(y, g), part(y, said&g),
+                                    part(said, ~y&g), part(~said, y&g))
+    return {g.item(): rates(group==g) for g in group.unique()}
 
-# %% ../nbs/45_responsible.ipynb #cee8255a
+# %% ../nbs/45_responsible.ipynb #7cd2ed71
 def credits(
     styles=None, # Which styles were used, keys of `EMOJI_STYLES`; all in the table if None
     folder=None, # With the parquet files of the emoji; `emoji` in `MINIAI_DATA` if None
@@ -288,18 +290,19 @@ def credits(
     root = os.environ.get('MINIAI_DATA')
     folder = Path(folder) if folder is not None else Path(root)/'emoji' if root else None
     files = sorted(folder.glob('*.parquet')) if folder and folder.is_dir() else []
-    counts = {}
+    counts,there = {},set()
     for file in files:
         for style,licence in _licences(file):
+            there.add(style)
             if styles is None or style in styles: counts[licence] = counts.get(licence, 0)+1
-    unknown = sorted(set(styles or ())-{s for f in files for s,_ in _licences(f)}) if files else []
+    unknown = sorted(set(styles or ())-there) if files else []
     if unknown: raise ValueError(f"styles: the table has no style {unknown[0]!r}")
     def line(licence, n):
         terms,_,who = licence.partition(', ')
         return f'{who or "unknown author"}: {n:,} images, licence {terms or "unknown"}'
     return [line(k, n) for k,n in sorted(counts.items(), key=lambda o: (-o[1], o[0]))]
 
-# %% ../nbs/45_responsible.ipynb #72936a73
+# %% ../nbs/45_responsible.ipynb #9c268538
 #| code-summary: "Exported: reads the two columns"
 #| code-fold: true
 def _licences(file):
@@ -309,8 +312,11 @@ def _licences(file):
     except (pa.ArrowInvalid,OSError) as e:
         raise ValueError(f"{file} is damaged or no parquet file: {e}") from None
     lacking = [o for o in ('style', 'licence') if o not in table.column_names]
-    if lacking: raise ValueError(f"{file}: expected a column {lacking[0]!r}, it has {table.column_names}")
-    return [(r['style'] or '', r['licence'] or '') for r in table.select(['style', 'licence']).to_pylist()]
+    if lacking:
+        raise ValueError(f"{file}: expected a column {lacking[0]!r}, it has "
+                         f"{table.column_names}")
+    columns = (table[o].to_pylist() for o in ('style', 'licence'))
+    return [(a or '', b or '') for a,b in zip(*columns)]
 
 # %% ../nbs/45_responsible.ipynb #c378908e
 def training_energy(

@@ -9,7 +9,7 @@ __all__ = ['check']
 import math,torch
 from .core import Checker,Exercise,compare,difference,dims
 
-# %% ../../nbs/solutions/45_responsible.ipynb #1d40b36c
+# %% ../../nbs/solutions/45_responsible.ipynb #03b74a39
 def _number():
     "A random number between 0 and 1, from torch's generator."
     return torch.rand(()).item()
@@ -35,12 +35,14 @@ def _near(f, right, args, eps=1e-6):
         pair = isinstance(want, tuple)
         if pair and (not isinstance(got, tuple) or len(got)!=len(want)):
             raise AssertionError(f"expected {len(want)} numbers, got {got!r}")
-        if any(not abs(float(a)-b)<=eps for a,b in zip(got if pair else (got,), want if pair else (want,))):
-            shown = ', '.join(f'{a:.4g}' for a in o)
+        a,b = (got,want) if pair else ((got,),(want,))
+        if any(not abs(float(u)-v)<=eps for u,v in zip(a, b)):
+            shown = ', '.join(f'{u:.4g}' for u in o)
             raise AssertionError(f"for ({shown}): expected {want}, got {got}")
 
-# %% ../../nbs/solutions/45_responsible.ipynb #a409a598
-def _test_clean_trials(f): _near(f, _clean_trials, [(p,) for p in (.5, .1, .05, .01, .001, .3)], 0)
+# %% ../../nbs/solutions/45_responsible.ipynb #061bc8c7
+def _test_clean_trials(f):
+    _near(f, _clean_trials, [(p,) for p in (.5, .1, .05, .01, .001, .3)], 0)
 
 def _test_exact_guidance(f):
     _near(f, _exact_guidance, [(_number(), _number(), 4*_number()) for _ in range(20)])
@@ -61,7 +63,8 @@ def _test_any_key(f):
         want = -math.expm1(n*math.log1p(-_tail(z)))
         got = float(f(scores))
         if not abs(got-want)<=.02*want:
-            raise AssertionError(f"{n:,} keys, highest score {z}: expected {want:.3g}, got {got:.3g}")
+            raise AssertionError(f"{n:,} keys, highest score {z}: expected {want:.3g}, "
+                                 f"got {got:.3g}")
 
 def _test_balanced_within(f):
     for i in range(3):
@@ -69,22 +72,27 @@ def _test_balanced_within(f):
         y = torch.randint(0, 3, (400,))
         blue = torch.rand(400)<torch.tensor([.1, .5, .8])[y]
         w = f(y.clone(), blue.clone())
-        if not isinstance(w, torch.Tensor) or w.shape!=y.shape: raise AssertionError("expected a tensor with a weight for each image")
+        if not isinstance(w, torch.Tensor) or w.shape!=y.shape:
+            raise AssertionError("expected a tensor with a weight for each image")
         for c in range(3):
             a,b = w[(y==c)&blue].sum().item(),w[(y==c)&~blue].sum().item()
-            if abs(a-b)>1e-3*(a+b): raise AssertionError(f"shape {c}: the blue ones weigh {a:.1f}, the others {b:.1f}")
-            if abs(w[y==c].mean().item()-1)>1e-3: raise AssertionError(f"shape {c}: expected a mean weight of 1, got {w[y==c].mean():.2f}")
+            if abs(a-b)>1e-3*(a+b):
+                raise AssertionError(f"shape {c}: the blue ones weigh {a:.1f}, the others {b:.1f}")
+            if abs(w[y==c].mean().item()-1)>1e-3:
+                raise AssertionError(f"shape {c}: expected a mean weight of 1, "
+                                     f"got {w[y==c].mean():.2f}")
 
-# %% ../../nbs/solutions/45_responsible.ipynb #3b3e6020
+# %% ../../nbs/solutions/45_responsible.ipynb #4a9a04c9
 check = Checker(
     clean_trials=Exercise(_test_clean_trials,
         "Take the logarithm of (1-p)**n = 0.05, and round up."),
     exact_guidance=Exercise(_test_exact_guidance,
-        "Weights q*(p/q)**s for orange and (1-q)*((1-p)/(1-q))**s for blue; then divide by their sum."),
+        "Weights q*(p/q)**s for orange and (1-q)*((1-p)/(1-q))**s for blue; divide by their sum."),
     right_alarms=Exercise(_test_right_alarms,
-        "Of all images base*(1-miss) are right alarms, and (1-base)*false are wrong ones. Two filters: square what each lets through to the alarm."),
+        "Of all images base*(1-miss) are right alarms, and (1-base)*false are wrong ones. Two "
+        "filters: square the probability of an alarm, for the forbidden and for the innocent."),
     any_key=Exercise(_test_any_key,
-        "With probability 1-p one key stays silent. What is the probability that all of them do?"),
+        "With probability 1-p one key stays silent. How probable is it that all of them do?"),
     my_wilson=Exercise(_test_my_wilson,
         "Multiply out: q*q*(n+z*z) - q*(2*k+z*z) + k*k/n = 0."),
     balanced_within=Exercise(_test_balanced_within,
