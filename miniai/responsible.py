@@ -6,11 +6,10 @@
 __all__ = ['wilson', 'bootstrap', 'FlatDenoiser', 'fit_flat', 'balance_weights', 'effective_size', 'Watermark', 'false_alarm',
            'CopyTest', 'copy_test', 'roc', 'auc', 'GroupRates', 'group_rates', 'credits', 'training_energy']
 
-# %% ../nbs/45_responsible.ipynb #39bd7f1c
+# %% ../nbs/45_responsible.ipynb #cdeb7d3a
 #| code-summary: "Imports of the module miniai.responsible"
 #| code-fold: true
 import json,math,os,torch
-import torch.nn.functional as F
 from pathlib import Path
 from typing import NamedTuple
 from torch import nn
@@ -32,7 +31,9 @@ def wilson(
     middle,half = k+z*z/2,z*math.sqrt(k*(n-k)/n + z*z/4)
     return max(0., (middle-half)/(n+z*z)),min(1., (middle+half)/(n+z*z))
 
-# %% ../nbs/45_responsible.ipynb #bb83c333
+# %% ../nbs/45_responsible.ipynb #19534a3e
+#| code-summary: "Exported: bootstrap"
+#| code-fold: true
 def bootstrap(
     f, # Called as `f(*data)`, gives a number
     *data, # Tensors with the same number of rows, which are drawn together
@@ -84,7 +85,9 @@ class FlatDenoiser(nn.Module):
         for block in self.blocks: h = h+block(h)
         return self.out(h).view_as(x)
 
-# %% ../nbs/45_responsible.ipynb #83bab9b6
+# %% ../nbs/45_responsible.ipynb #d7c72f51
+#| code-summary: "Exported: fit_flat, the training loop"
+#| code-fold: true
 def fit_flat(
     x, # Images, (n,...), float in [-1,1]
     y, # Their classes, (n,), int64
@@ -238,7 +241,9 @@ def copy_test(
     k = round(((a<b).double()+(a==b).double()*p).sum().item())         # a tie tells nothing
     return CopyTest(k/len(drawn), p, *wilson(k, len(drawn)))
 
-# %% ../nbs/45_responsible.ipynb #23820bc7
+# %% ../nbs/45_responsible.ipynb #70c773fe
+#| code-summary: "Exported: roc and auc"
+#| code-fold: true
 def roc(
     scores, # (n,), float, higher for "yes"
     y, # The truth, (n,), bool
@@ -258,7 +263,9 @@ def auc(scores, y): # As in `roc`; gives a float in [0,1]
     fpr,tpr = roc(scores, y)
     return torch.trapezoid(tpr, fpr).item()
 
-# %% ../nbs/45_responsible.ipynb #d487fc48
+# %% ../nbs/45_responsible.ipynb #c8301cfa
+#| code-summary: "Exported: group_rates, the base rate and the three rates of each group"
+#| code-fold: true
 class GroupRates(NamedTuple):
     "How a yes-or-no decision treats one group."
     n: int      # Rows
@@ -281,7 +288,9 @@ def group_rates(
                                     part(said, ~y&g), part(~said, y&g))
     return {g.item(): rates(group==g) for g in group.unique()}
 
-# %% ../nbs/45_responsible.ipynb #7cd2ed71
+# %% ../nbs/45_responsible.ipynb #0e45bf64
+#| code-summary: "Exported: credits, a line for each licence"
+#| code-fold: true
 def credits(
     styles=None, # Which styles were used, keys of `EMOJI_STYLES`; all in the table if None
     folder=None, # With the parquet files of the emoji; `emoji` in `MINIAI_DATA` if None
@@ -318,7 +327,9 @@ def _licences(file):
     columns = (table[o].to_pylist() for o in ('style', 'licence'))
     return [(a or '', b or '') for a,b in zip(*columns)]
 
-# %% ../nbs/45_responsible.ipynb #c378908e
+# %% ../nbs/45_responsible.ipynb #dab5e1c1
+#| code-summary: "Exported: training_energy, which reads the JSON files"
+#| code-fold: true
 def training_energy(
     folder=None, # With JSON files beside the weights; the package's own if None
     watts=10., # Power while training, of one core with all that belongs to it

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['check']
 
-# %% ../../nbs/solutions/45_responsible.ipynb #73b9ea78
+# %% ../../nbs/solutions/45_responsible.ipynb #ca58704e
 import math,torch
-from .core import Checker,Exercise,compare,difference,dims
+from .core import Checker,Exercise,dims
 
 # %% ../../nbs/solutions/45_responsible.ipynb #03b74a39
 def _number():
