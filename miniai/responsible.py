@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['wilson', 'bootstrap', 'FlatDenoiser', 'fit_flat', 'balance_weights', 'effective_size', 'Watermark', 'false_alarm',
-           'CopyTest', 'copy_test', 'roc', 'auc', 'GroupRates', 'group_rates', 'credits', 'training_energy']
+           'CopyTest', 'copy_test', 'roc', 'auc', 'GroupRates', 'group_rates', 'emoji_credits', 'training_energy']
 
 # %% ../nbs/45_responsible.ipynb #cdeb7d3a
 #| code-summary: "Imports of the module miniai.responsible"
@@ -52,7 +52,7 @@ def bootstrap(
     lo,hi = found.quantile(torch.tensor([(1-level)/2, (1+level)/2], dtype=torch.float64))
     return lo.item(),hi.item()
 
-# %% ../nbs/45_responsible.ipynb #22faff1a
+# %% ../nbs/45_responsible.ipynb #843bdcc0
 #| code-summary: "Exported: FlatDenoiser"
 #| code-fold: true
 class FlatDenoiser(nn.Module):
@@ -80,7 +80,7 @@ class FlatDenoiser(nn.Module):
         if x.shape[1:]!=self.shape:
             raise ValueError(f"x: expected images {self.shape}, got {tuple(x.shape[1:])}")
         sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))[:,None]
-        level = self.level(timestep_embedding(c_noise(sigma).flatten(), 32))
+        level = self.level(timestep_embedding(c_noise(sigma).flatten(), 32).to(x.dtype))
         h = self.inp(x.flatten(1)/(sigma**2+.2)**.5) + self.classes(cond) + level
         for block in self.blocks: h = h+block(h)
         return self.out(h).view_as(x)
@@ -152,8 +152,8 @@ def effective_size(
     _check_rows(len(w), weights=w)
     return (w.double().sum()**2/w.double().square().sum()).item()
 
-# %% ../nbs/45_responsible.ipynb #2a6f59a0
-#| code-summary: "Exported: the matrix of the cosine transform"
+# %% ../nbs/45_responsible.ipynb #f5cd1ed6
+#| code-summary: "Exported: the matrix of the cosine transform, the check of images"
 #| code-fold: true
 def _dct(n):
     "The orthogonal matrix of the cosine transform (DCT-II), (n,n)."
@@ -162,7 +162,13 @@ def _dct(n):
     m[0] /= math.sqrt(2)
     return m.float()
 
-# %% ../nbs/45_responsible.ipynb #7a8f8fd2
+def _check_size(x, n):
+    "A ValueError if `x` is not images of at least `n` pixels a side."
+    if x.dtype!=torch.uint8 or x.ndim!=4 or x.shape[1]!=3 or min(x.shape[2:])<n:
+        raise ValueError(f"x: expected images, uint8 (n,3,h,w) of {n} pixels or more a side, "
+                         f"got {x.dtype} {tuple(x.shape)}")
+
+# %% ../nbs/45_responsible.ipynb #0a4c5f8d
 class Watermark:
     "A spread-spectrum mark in coarse cosine waves of the brightness, after Cox et al., 1997."
     def __init__(self,
@@ -172,8 +178,7 @@ class Watermark:
         strength=3., # Root mean square of the change, in grey levels
     ):
         self.lo,self.hi = whole_number('lo', lo, 1),whole_number('hi', hi, lo+2)
-        self.strength = finite_number('strength', strength)
-        i = torch.arange(hi)
+        self.strength,i = finite_number('strength', strength),torch.arange(hi)
         radius = (i[:,None]**2+i**2).sqrt()
         self.band = (radius>=lo) & (radius<hi)
         gen = torch.Generator().manual_seed(whole_number('key', key, 0))
@@ -181,9 +186,8 @@ class Watermark:
 
     def coefficients(self,
         x, # Images, uint8 (n,3,h,w)
-    ): # (n,m), float: those that carry the mark
-        "The cosine coefficients of the brightness in the band."
-        self._check(x)
+    ): # (n,m), float: the cosine coefficients that carry the mark
+        _check_size(x, self.hi)
         light = (x.float()*torch.tensor([.299, .587, .114])[:,None,None]).sum(1)
         down,across = _dct(x.shape[2]),_dct(x.shape[3])
         return (down@light@across.T)[:,:self.hi,:self.hi][:,self.band]
@@ -192,7 +196,7 @@ class Watermark:
         x, # Images, uint8 (n,3,h,w)
     ): # Likewise, marked
         "Add the pattern, as a sum of waves."
-        self._check(x)
+        _check_size(x, self.hi)
         h,w = x.shape[2:]
         d = _dct(h)[:self.hi].T@self.pattern@_dct(w)[:self.hi]
         return (x.float()+self.strength*d/d.square().mean().sqrt()).round().clamp(0, 255).byte()
@@ -205,11 +209,7 @@ class Watermark:
         n = signs.abs().sum(1).clamp(min=1)
         return (signs*self.pattern[self.band]).sum(1)/n.sqrt()
 
-    def _check(self, x):
-        if x.dtype!=torch.uint8 or x.ndim!=4 or x.shape[1]!=3 or min(x.shape[2:])<self.hi:
-            raise ValueError(f"x: expected images, uint8 (n,3,h,w) of {self.hi} pixels or more "
-                             f"a side, got {x.dtype} {tuple(x.shape)}")
-
+# %% ../nbs/45_responsible.ipynb #42babc6d
 def false_alarm(
     z, # Scores of `Watermark.score`
 ): # Probability of such a score or a higher one without the mark, float64
@@ -288,10 +288,10 @@ def group_rates(
                                     part(said, ~y&g), part(~said, y&g))
     return {g.item(): rates(group==g) for g in group.unique()}
 
-# %% ../nbs/45_responsible.ipynb #0e45bf64
-#| code-summary: "Exported: credits, a line for each licence"
+# %% ../nbs/45_responsible.ipynb #c0e5cf2c
+#| code-summary: "Exported: emoji_credits, a line for each licence"
 #| code-fold: true
-def credits(
+def emoji_credits(
     styles=None, # Which styles were used, keys of `EMOJI_STYLES`; all in the table if None
     folder=None, # With the parquet files of the emoji; `emoji` in `MINIAI_DATA` if None
 ): # List of str, one line per licence; empty without a table

@@ -3,7 +3,7 @@ import json,math
 import pyarrow as pa,pyarrow.parquet as pq
 import pytest,torch
 from miniai.data import draw_scenes,random_scenes
-from miniai.responsible import (FlatDenoiser,Watermark,auc,balance_weights,bootstrap,copy_test,credits,effective_size,false_alarm,fit_flat,group_rates,roc,
+from miniai.responsible import (FlatDenoiser,Watermark,auc,balance_weights,bootstrap,copy_test,effective_size,emoji_credits,false_alarm,fit_flat,group_rates,roc,
                                 training_energy,wilson)
 
 x,y = torch.rand(12, 1, 4, 4),torch.arange(12)%3
@@ -78,18 +78,18 @@ def test_rates_of_groups_without_members():
 @pytest.mark.parametrize('raw', [b'', b'PAR1', b'{"minutes": 3}'])
 def test_damaged_tables_are_refused(tmp_path, raw):
     (tmp_path/'t.parquet').write_bytes(raw)
-    with pytest.raises(ValueError, match='t.parquet is damaged or no parquet file'): credits(folder=tmp_path)
+    with pytest.raises(ValueError, match='t.parquet is damaged or no parquet file'): emoji_credits(folder=tmp_path)
 
 def test_credits_by_licence(tmp_path, monkeypatch):
     pq.write_table(pa.table(dict(style=['a', 'b', None], licence=['MIT, One', 'MIT, One', ''])), tmp_path/'1.parquet')
     pq.write_table(pa.table(dict(style=['b'], licence=['CC BY 4.0, Two'])), tmp_path/'2.parquet')
-    assert credits(folder=tmp_path)==['One: 2 images, licence MIT', 'unknown author: 1 images, licence unknown', 'Two: 1 images, licence CC BY 4.0']
-    assert credits(['b'], tmp_path)==['Two: 1 images, licence CC BY 4.0', 'One: 1 images, licence MIT']
-    with pytest.raises(ValueError, match="styles: the table has no style 'c'"): credits(['b', 'c'], tmp_path)
+    assert emoji_credits(folder=tmp_path)==['One: 2 images, licence MIT', 'unknown author: 1 images, licence unknown', 'Two: 1 images, licence CC BY 4.0']
+    assert emoji_credits(['b'], tmp_path)==['Two: 1 images, licence CC BY 4.0', 'One: 1 images, licence MIT']
+    with pytest.raises(ValueError, match="styles: the table has no style 'c'"): emoji_credits(['b', 'c'], tmp_path)
     monkeypatch.setenv('MINIAI_DATA', str(tmp_path))
-    assert credits()==[]                                                                # no folder emoji in it
+    assert emoji_credits()==[]                                                                # no folder emoji in it
     monkeypatch.delenv('MINIAI_DATA')
-    assert credits()==[] and credits(['noto'])==[]
+    assert emoji_credits()==[] and emoji_credits(['noto'])==[]
 
 @pytest.mark.parametrize('text,error', [('{', 'damaged or no JSON'), ('{"minutes": "ten"}', 'a.json: minutes: expected a number'), ('{"minutes": -1}', 'minutes: expected'),
                                         ('{"minutes": NaN}', 'minutes: expected')])

@@ -836,7 +836,7 @@ def call_responsible():
     assert isinstance(r.copy_test(x.flatten(1), x.flatten(1), 1-x.flatten(1)), r.CopyTest)
     assert r.auc(y.float(), y>4)==1 and len(r.roc(y.float(), y>4))==2
     assert isinstance(r.group_rates(y>4, y>6, y%2)[0], r.GroupRates)
-    assert isinstance(r.credits(), list) and r.training_energy()[0]['wh']>0
+    assert isinstance(r.emoji_credits(), list) and r.training_energy()[0]['wh']>0
 
 def call_core():
     from miniai.checks import core as c
