@@ -77,7 +77,7 @@ def _test_balanced_within(f):
         for c in range(3):
             a,b = w[(y==c)&blue].sum().item(),w[(y==c)&~blue].sum().item()
             if abs(a-b)>1e-3*(a+b):
-                raise AssertionError(f"shape {c}: the blue ones weigh {a:.1f}, the others {b:.1f}")
+                raise AssertionError(f"shape {c}: blue ones weigh {a:.1f}, the others {b:.1f}")
             if abs(w[y==c].mean().item()-1)>1e-3:
                 raise AssertionError(f"shape {c}: expected a mean weight of 1, "
                                      f"got {w[y==c].mean():.2f}")
@@ -87,7 +87,7 @@ check = Checker(
     clean_trials=Exercise(_test_clean_trials,
         "Take the logarithm of (1-p)**n = 0.05, and round up."),
     exact_guidance=Exercise(_test_exact_guidance,
-        "Weights q*(p/q)**s for orange and (1-q)*((1-p)/(1-q))**s for blue; divide by their sum."),
+        "Orange q*(p/q)**s and blue (1-q)*((1-p)/(1-q))**s, each divided by the sum of both."),
     right_alarms=Exercise(_test_right_alarms,
         "Of all images base*(1-miss) are right alarms, and (1-base)*false are wrong ones. Two "
         "filters: square the probability of an alarm, for the forbidden and for the innocent."),
