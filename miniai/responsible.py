@@ -211,7 +211,7 @@ class Watermark:
 
 # %% ../nbs/45_responsible.ipynb #42babc6d
 def false_alarm(
-    z, # Scores of `Watermark.score`
+    z, # Scores, as a `Watermark` gives them
 ): # Probability of such a score or a higher one without the mark, float64
     "The upper tail of the standard normal distribution."
     return torch.erfc(torch.as_tensor(z).double()/math.sqrt(2))/2
