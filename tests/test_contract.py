@@ -88,6 +88,7 @@ recipes = {
     'gan.MappingNetwork': (lambda: get('gan.MappingNetwork')(8, 6, 10), lambda n, g: (torch.randn(n, 8, generator=g), classes()(n, g))),
     'gan.ModulatedConv': (lambda: get('gan.ModulatedConv')(4, 8, 6), with_more(image(4), lambda n, g: torch.randn(n, 6, generator=g))),
     'gan.StyleBlock': (lambda: get('gan.StyleBlock')(4, 8, 6), lambda n, g: (torch.randn(n, 4, 16, 16, generator=g), torch.randn(n, 6, generator=g), torch.randn(n, 1, 16, 16, generator=g))),
+    'responsible.FlatDenoiser': (lambda: get('responsible.FlatDenoiser')((1,8,8), 10, 16), lambda n, g: (torch.randn(n, 1, 8, 8, generator=g), torch.rand(n, generator=g)+.1, classes()(n, g))),
     'gan.StyleGenerator': (lambda: get('gan.StyleGenerator')(8, 6, (4,4)), lambda n, g: (torch.randn(n, 8, generator=g), classes()(n, g))),
     'gan.Discriminator': (lambda: get('gan.Discriminator')((4,8), 16), with_more(image(1, 28), classes())),
     'vit.RotaryAttention': (lambda: get('vit.RotaryAttention')(16, 2), lambda n, g: (states(10)(n, g),)),

@@ -827,6 +827,20 @@ def call_detection():
     assert d.precision_area(torch.tensor([True]), 1)==1
     assert set(d.average_precision(d.load_detector().detect(x), boxes, labels))<=set(range(10))
 
+def call_responsible():
+    from miniai import responsible as r
+    assert r.wilson(3, 10)[0]<.3<r.wilson(3, 10)[1] and r.bootstrap(torch.mean, x, n=9)[0]<x.mean()
+    net = r.fit_flat(x*2-1, y, 10, steps=2, bs=4)
+    assert isinstance(net, r.FlatDenoiser) and net(x, 1., y).shape==x.shape
+    w = r.balance_weights(y%2, y>4)
+    assert 0<r.effective_size(w)<=40
+    m,images = r.Watermark(1),torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    assert (r.false_alarm(m.score(m.embed(images)))<r.false_alarm(m.score(images))).all()
+    assert isinstance(r.copy_test(x.flatten(1), x.flatten(1), 1-x.flatten(1)), r.CopyTest)
+    assert r.auc(y.float(), y>4)==1 and len(r.roc(y.float(), y>4))==2
+    assert isinstance(r.group_rates(y>4, y>6, y%2)[0], r.GroupRates)
+    assert isinstance(r.emoji_credits(), list) and r.training_energy()[0]['wh']>0
+
 def call_core():
     from miniai.checks import core as c
     c.same([x[0,0,0,0], 1], (x[0,0,0,0].item(), 1.))

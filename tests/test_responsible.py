@@ -1,0 +1,106 @@
+"Lesson 45: wrong arguments, damaged files, and what intervals, marks and tests must keep."
+import json,math
+import pyarrow as pa,pyarrow.parquet as pq
+import pytest,torch
+from miniai.data import draw_scenes,random_scenes
+from miniai.responsible import (FlatDenoiser,Watermark,auc,balance_weights,bootstrap,copy_test,effective_size,emoji_credits,false_alarm,fit_flat,group_rates,roc,
+                                training_energy,wilson)
+
+x,y = torch.rand(12, 1, 4, 4),torch.arange(12)%3
+yes = torch.arange(12)<5
+flat = torch.rand(12, 3)
+images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+
+@pytest.mark.parametrize('call,text', [
+    (lambda: wilson(3, 0), 'n: expected a whole number, 1 or more, got 0'), (lambda: wilson(-1, 3), 'k: expected a whole number, from 0 to 3'),
+    (lambda: wilson(1.5, 3), 'k: expected'), (lambda: wilson(1, 3, 0), 'level: expected more than 0'), (lambda: wilson(1, 3, math.nan), 'level: expected'),
+    (lambda: bootstrap(torch.mean), r'data: expected tensors .* got \[\]'), (lambda: bootstrap(torch.mean, x, n=1), 'n: expected a whole number'),
+    (lambda: bootstrap(torch.mean, x, level=2), 'level: expected'),
+    (lambda: FlatDenoiser((1,4,4), 0), 'n_classes: expected'), (lambda: FlatDenoiser((1,4,4), 2, depth=0), 'depth: expected'),
+    (lambda: FlatDenoiser((1,4,4), 2)(x[:,:,:3], 1., y), r'x: expected images \(1, 4, 4\), got \(1, 3, 4\)'),
+    (lambda: fit_flat(x, y[1:], 3), r'y: expected the shape \(12,\), got \(11,\)'), (lambda: fit_flat(x, y, 3, probs=-torch.ones(12)), 'probs: expected numbers of 0 or more'),
+    (lambda: fit_flat(x, y, 3, weights=torch.full((12,), math.nan)), 'weights: expected finite'), (lambda: fit_flat(x, y, 3, probs=torch.zeros(12)), 'not all 0'),
+    (lambda: balance_weights(y, yes[:3]), 'group: expected the shape'), (lambda: effective_size(-torch.ones(3)), 'weights: expected numbers of 0 or more'),
+    (lambda: Watermark('k'), 'key: expected a whole number'), (lambda: Watermark(1, lo=0), 'lo: expected'), (lambda: Watermark(1, strength=math.inf), 'strength: expected'),
+    (lambda: Watermark(1).embed(images[0]), r'x: expected images, uint8 \(n,3,h,w\) of 28 pixels'), (lambda: Watermark(1, hi=40).score(images), 'of 40 pixels or more'),
+    (lambda: Watermark(1).score(images[:,:1]), 'x: expected images'), (lambda: Watermark(1).embed(images/255), 'got torch.float32'),
+    (lambda: copy_test(flat, flat, flat[:,:2]), r'\(12, 3\), \(12, 3\), \(12, 2\)'), (lambda: copy_test(flat, flat[:0], flat), 'one row or more'),
+    (lambda: copy_test(flat, flat, flat/0), 'held: expected finite'), (lambda: roc(flat[:,0], yes[1:]), 'scores: expected the shape'),
+    (lambda: roc(flat[:,0], yes|True), 'y: expected both'), (lambda: auc(flat[:,0]/0, yes), 'scores: expected finite'),
+    (lambda: group_rates(yes, yes, y[:4]), 'group: expected the shape'), (lambda: training_energy(watts=math.nan), 'watts: expected')])
+def test_wrong_arguments_are_named(call, text):
+    with pytest.raises(ValueError, match=text) as e: call()
+    assert '\n' not in str(e.value)
+
+def test_intervals_hold_the_fraction():
+    for n in (1, 7, 50):
+        for k in range(n+1):
+            lo,hi = wilson(k, n)
+            assert 0<=lo<=k/n<=hi<=1
+            assert wilson(n-k, n)==pytest.approx((1-hi, 1-lo), abs=1e-12)
+    assert wilson(5, 10, .5)[0]>wilson(5, 10)[0]
+    state = torch.random.get_rng_state()
+    assert bootstrap(torch.mean, flat[:,0], n=50)==bootstrap(torch.mean, flat[:,0], n=50)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+def test_training_is_repeatable_and_learns():
+    big = torch.stack([torch.full((1,4,4), v) for v in (-.8, 0., .8)])[y]
+    a,b = (fit_flat(big, y, 3, steps=150, seed=1) for _ in range(2))
+    assert all(torch.equal(p, q) for p,q in zip(a.parameters(), b.parameters()))
+    out = a(torch.randn(3, 1, 4, 4), 20., torch.arange(3)).mean((1,2,3))             # nothing but noise: the class alone says it
+    assert (out-torch.tensor([-.8, 0., .8])).abs().max()<.25
+
+def test_reweighting_and_sampling_aim_at_the_same():
+    y,g = torch.arange(400)%4,torch.rand(400, generator=torch.Generator().manual_seed(0))<.3
+    w = balance_weights(y, g)
+    for c in range(4): assert w[(y==c)&g].sum().item()==pytest.approx(w[(y==c)&~g].sum().item(), rel=1e-4)
+    assert effective_size(w)<400 and effective_size(torch.ones(7))==pytest.approx(7)
+
+def test_a_mark_does_not_depend_on_the_batch_and_needs_its_key():
+    x = draw_scenes(random_scenes(6, seed=3), 64, seed=4)
+    m = Watermark(11, strength=6.)
+    marked = m.embed(x)
+    assert marked.dtype==torch.uint8 and torch.equal(marked[2:3], m.embed(x[2:3])) and torch.equal(x, draw_scenes(random_scenes(6, seed=3), 64, seed=4))
+    assert (m.score(marked)>m.score(x)+2).all() and (Watermark(12).score(marked).abs()<6).all()
+    assert false_alarm(m.score(marked)).min()>=0 and false_alarm(0.)==.5 and false_alarm(9.)<1e-18
+    z = torch.stack([Watermark(k).score(x) for k in range(300)])
+    assert abs(z.mean())<.1 and abs(z.std()-1)<.1                                         # standard normal over keys, whatever the image
+
+def test_equal_scores_count_half():
+    assert auc(torch.zeros(12), yes)==.5 and auc(yes.float(), yes)==1. and auc(-yes.float(), yes)==0.
+    fpr,tpr = roc(torch.tensor([3., 1., 1., 0.]), [True, False, True, False])
+    assert fpr.tolist()==[0, 0, .5, 1] and tpr.tolist()==[0, .5, 1, 1]
+
+def test_rates_of_groups_without_members():
+    rates = group_rates([True, True, False], [True, False, False], [0, 0, 1])
+    assert math.isnan(rates[0].fpr) and math.isnan(rates[1].ppv) and rates[0].fnr==.5 and rates[1].fpr==0 and rates[0].n==2
+
+@pytest.mark.parametrize('raw', [b'', b'PAR1', b'{"minutes": 3}'])
+def test_damaged_tables_are_refused(tmp_path, raw):
+    (tmp_path/'t.parquet').write_bytes(raw)
+    with pytest.raises(ValueError, match='t.parquet is damaged or no parquet file'): emoji_credits(folder=tmp_path)
+
+def test_credits_by_licence(tmp_path, monkeypatch):
+    pq.write_table(pa.table(dict(style=['a', 'b', None], licence=['MIT, One', 'MIT, One', ''])), tmp_path/'1.parquet')
+    pq.write_table(pa.table(dict(style=['b'], licence=['CC BY 4.0, Two'])), tmp_path/'2.parquet')
+    assert emoji_credits(folder=tmp_path)==['One: 2 images, licence MIT', 'unknown author: 1 images, licence unknown', 'Two: 1 images, licence CC BY 4.0']
+    assert emoji_credits(['b'], tmp_path)==['Two: 1 images, licence CC BY 4.0', 'One: 1 images, licence MIT']
+    with pytest.raises(ValueError, match="styles: the table has no style 'c'"): emoji_credits(['b', 'c'], tmp_path)
+    monkeypatch.setenv('MINIAI_DATA', str(tmp_path))
+    assert emoji_credits()==[]                                                                # no folder emoji in it
+    monkeypatch.delenv('MINIAI_DATA')
+    assert emoji_credits()==[] and emoji_credits(['noto'])==[]
+
+@pytest.mark.parametrize('text,error', [('{', 'damaged or no JSON'), ('{"minutes": "ten"}', 'a.json: minutes: expected a number'), ('{"minutes": -1}', 'minutes: expected'),
+                                        ('{"minutes": NaN}', 'minutes: expected')])
+def test_damaged_notes_are_refused(tmp_path, text, error):
+    (tmp_path/'a.json').write_text(text)
+    with pytest.raises(ValueError, match=error): training_energy(tmp_path)
+
+def test_energy_of_the_stored_weights(tmp_path):
+    rows = training_energy()
+    names = [n for o in rows for n in o['weights'].split(', ')]
+    assert len(names)==len(set(names)) and 'scene_text, scene_unet' in [o['weights'] for o in rows]
+    assert sum(o['wh'] for o in training_energy(watts=20))==pytest.approx(2*sum(o['wh'] for o in rows))
+    (tmp_path/'a.json').write_text(json.dumps([1, 2]))
+    assert training_energy(tmp_path)==[]
