@@ -397,7 +397,7 @@ def path(self:Registry,
         raise ValueError(f"version: expected one of {self.versions()}, got {version!r}")
     return next((self.folder/'versions'/f'{version:04d}').glob('*.safetensors'))
 
-# %% ../nbs/44_serving.ipynb #bf13d406
+# %% ../nbs/44_serving.ipynb #61ba57a4
 class Ask(NamedTuple):
     "What a client asks for."
     prompt: str    # In English
@@ -413,6 +413,11 @@ class Drawer:
         pipe.denoise,levels = load_few(path)
         pipe.unet,pipe.levels = pipe.denoise.model,levels.__getitem__
         pipe.denoiser = lambda asked,*_: GuidedDenoiser(pipe.denoise, asked, asked, 1.)
+
+    def check(self, prompt): # None, or what is wrong with a prompt
+        "A prompt that does not fit is refused; the tokenizer alone would cut it."
+        room,n = self.pipe.tokenizer.n_ctx-2,len(self.pipe.tokenizer.encode(prompt))
+        return None if n<=room else f'a text of at most {room} tokens, this one has {n}'
 
     def __call__(self,
         asks, # List of `Ask`, all with the same number of steps
@@ -658,7 +663,7 @@ async def wait_for_image(
         left.cancel()
         drawn.cancel()                         # also the box, so that nobody draws it any more
 
-# %% ../nbs/44_serving.ipynb #83b8b1ae
+# %% ../nbs/44_serving.ipynb #13a308e4
 #| code-summary: "Exported: make_app"
 #| code-fold: true
 def make_app(
@@ -666,6 +671,7 @@ def make_app(
     metrics=None, # `Metrics` for the page; those of the batcher if None
     journal=None, # `Journal` of requests; none if None
     timeout=10., # Seconds to wait for an image
+    check=lambda prompt: None, # What is wrong with a prompt, as `Drawer.check`; None if nothing
     to_bytes=_png, # Makes the result of the batcher into the body of an answer
     media_type='image/png', # What `to_bytes` makes
 ): # ASGI application, for `running` or any server
@@ -680,19 +686,21 @@ def make_app(
     async def lifespan(app):
         yield
         await asyncio.to_thread(batcher.close)
+    def problems(found):
+        metrics.count('requests_total', status=422)
+        return JSONResponse(dict(errors=found), 422)
     app = FastAPI(title='miniai', lifespan=lifespan, docs_url=None, redoc_url=None)
 
     @app.exception_handler(RequestValidationError)
     async def refuse(request, e):
-        metrics.count('requests_total', status=422)
-        return JSONResponse(dict(errors=_problems(e)), 422)
+        return problems(_problems(e))
 
     @app.post('/images')
     async def images(order: Order, request: Request):
-        start,name = time.monotonic(),order.id or uuid.uuid4().hex
+        start,name,wrong = time.monotonic(),order.id or uuid.uuid4().hex,check(order.prompt)
+        if wrong: return problems([dict(field='prompt', expected=wrong)])
         if journal and not journal.begin(name): return JSONResponse(dict(error='id in use'), 409)
-        ask = Ask(order.prompt, order.seed, order.steps)
-        status = 500
+        ask,status = Ask(order.prompt, order.seed, order.steps),500
         try:
             status,result = await wait_for_image(batcher, ask, request, timeout)
             body = await asyncio.to_thread(to_bytes, result) if status==200 else None
@@ -715,9 +723,11 @@ def make_app(
 
     @app.get('/health')
     async def health():
-        return JSONResponse(dict(alive=batcher.thread.is_alive()), 200 if batcher.thread.is_alive() else 500)
+        alive = batcher.thread.is_alive()
+        return JSONResponse(dict(alive=alive), 200 if alive else 500)
     @app.get('/ready')
-    async def ready(): return JSONResponse(dict(ready=batcher.alive), 200 if batcher.alive else 503)
+    async def ready():
+        return JSONResponse(dict(ready=batcher.alive), 200 if batcher.alive else 503)
     @app.get('/metrics')
     async def page(): return PlainTextResponse(metrics.text())
     return BodyLimit(app)
@@ -747,7 +757,7 @@ class BodyLimit:
         async def again(): return whole.pop() if whole else await receive()
         await self.app(scope, again, send)
 
-# %% ../nbs/44_serving.ipynb #2fe3bf3b
+# %% ../nbs/44_serving.ipynb #3a64e53c
 #| code-summary: "Exported: running, a server in a thread"
 #| code-fold: true
 def _server(app, host, port, started):
@@ -758,7 +768,7 @@ def _server(app, host, port, started):
             await super().startup(*args, **kw)
             if self.started: started()
         def url(self): return f"http://{host}:{self.servers[0].sockets[0].getsockname()[1]}"
-    return Server(uvicorn.Config(app, host, port, log_level='warning', access_log=False))
+    return Server(uvicorn.Config(app, host, port, log_level='critical', access_log=False))
 
 @contextlib.contextmanager
 def running(
@@ -888,7 +898,7 @@ def load_row(
     return dict(rate=rate, answered=len(good), refused=sum(o.status==503 for o in answers),
                 p50=round(at(50), 3), p95=round(at(95), 3))
 
-# %% ../nbs/44_serving.ipynb #d38e5738
+# %% ../nbs/44_serving.ipynb #3eefbd39
 #| code-summary: "Exported: serve_main, the command miniai-serve"
 #| code-fold: true
 def _serve_parser():
@@ -912,7 +922,7 @@ def serve_main(
         batcher = Batcher(drawer, a.max_batch, a.max_queue)
         batcher.submit(Ask('a star')).result()                  # the first drawing is the slowest
         journal = Journal(a.journal) if a.journal else None
-        app = make_app(batcher, journal=journal, timeout=a.timeout)
+        app = make_app(batcher, journal=journal, timeout=a.timeout, check=drawer.check)
     except (ValueError,OSError) as e:
         print(f'miniai-serve: {e}', file=sys.stderr)
         return 2
@@ -921,7 +931,7 @@ def serve_main(
     except SystemExit: return 1
     return 0
 
-# %% ../nbs/44_serving.ipynb #100e53ca
+# %% ../nbs/44_serving.ipynb #e8ab1843
 #| code-summary: "Exported: prompt_features and verdict"
 #| code-fold: true
 _known = {w for group in (SIZES, COLOURS, SHAPES, BACKGROUNDS, RELATIONS) for o in group for w in o.split()}
@@ -941,13 +951,15 @@ def prompt_features(
 def verdict(
     prompt, # str
     scene, # `Scene`, what a `Reader` saw in the image
-): # 'right', or 'wrong' if a colour or a shape that the prompt names is not there
+    whole=True, # Did the reader see no flaw in it?
+): # 'right'; 'wrong' if a colour or shape that the prompt names is missing; or 'flawed'
     "Does an image show the colours and shapes that were named, as often as they were named?"
     words = _words(prompt)
-    for options,seen in ((COLOURS, [t.colour for t in scene.things]), (SHAPES, [t.shape for t in scene.things])):
+    for options,seen in ((COLOURS, [t.colour for t in scene.things]),
+                         (SHAPES, [t.shape for t in scene.things])):
         asked = Counter(w for w in words if w in options)
         if asked-Counter(seen): return 'wrong'
-    return 'right'
+    return 'right' if whole else 'flawed'
 
 # %% ../nbs/44_serving.ipynb #54f9ba50
 def _both(expected, actual):
