@@ -475,7 +475,7 @@ class Batcher:
             self.changed.notify_all()
             return self.waiting[-1].future
 
-# %% ../nbs/44_serving.ipynb #6b9746d2
+# %% ../nbs/44_serving.ipynb #5041525d
 @patch
 def _take(self:Batcher):
     "The next batch, without those who left; None at the end."
@@ -497,6 +497,9 @@ def _draw(self:Batcher, batch):
         if len(batch)==1: return batch[0].future.set_exception(e)
         for o in batch: self._draw([o])
         return
+    except BaseException:                                  # the thread itself ends
+        for o in batch: o.future.set_exception(QueueFull("the service has stopped"))
+        raise
     took = time.monotonic()-start
     self.pace = took if not self.pace else .8*self.pace+.2*took
     self.metrics.observe('batch_size', len(batch), (1, 2, 4, 8, 16, 32))
@@ -638,7 +641,7 @@ def _png(x):
     Image.fromarray(x.permute(1, 2, 0).contiguous().numpy()).save(out, 'PNG')
     return out.getvalue()
 
-# %% ../nbs/44_serving.ipynb #d6cc2c9a
+# %% ../nbs/44_serving.ipynb #88b30d76
 async def _gone(request):
     "Comes back when the client has left."
     while (await request.receive())['type']!='http.disconnect': pass
@@ -661,7 +664,8 @@ async def wait_for_image(
         return (503 if isinstance(error, QueueFull) else 500),error
     finally:
         left.cancel()
-        drawn.cancel()                         # also the box, so that nobody draws it any more
+        future.cancel()                        # if it still waits, nobody draws it any more
+        drawn.cancel()
 
 # %% ../nbs/44_serving.ipynb #13a308e4
 #| code-summary: "Exported: make_app"

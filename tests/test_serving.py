@@ -213,8 +213,9 @@ while True:
     if pid==0:
         left = [k]
         def hook(event, args):
-            left[0] -= event in events
-            if left[0]<=0: os.kill(os.getpid(), 9)
+            if event not in events: return                     # os.kill is an event too
+            left[0] -= 1
+            if left[0]==0: os.kill(os.getpid(), 9)
         sys.addaudithook(hook)
         change()
         os._exit(0)
