@@ -863,7 +863,7 @@ def random_arrivals(
     gaps = torch.empty(n, dtype=torch.float64).exponential_(rate, generator=torch.Generator().manual_seed(seed))
     return gaps.cumsum(0).tolist()
 
-# %% ../nbs/44_serving.ipynb #48389171
+# %% ../nbs/44_serving.ipynb #2c2e71c5
 #| code-summary: "Exported: load_test"
 #| code-fold: true
 class Answered(NamedTuple):
@@ -893,14 +893,16 @@ def load_test(
         with ThreadPoolExecutor(n) as pool: return list(pool.map(one, range(n)))
 
 def load_row(
-    answers, # List of `Answered`
+    answers, # List of `Answered`, as `load_test` gives them
     rate, # At which they were sent
-): # Dict: rate, answered, turned away, p50, p95 in seconds, and answers per second
+    seed=0, # Of their times
+): # Dict: rate, answered, refused (503), answers per second, p50 and p95 in seconds
     "The figures of a load test."
     good = sorted(o.seconds for o in answers if o.status==200)
+    ends = [t+o.seconds for t,o in zip(random_arrivals(rate, len(answers), seed), answers)]
     def at(p): return good[max(0, math.ceil(p/100*len(good))-1)] if good else math.nan
     return dict(rate=rate, answered=len(good), refused=sum(o.status==503 for o in answers),
-                p50=round(at(50), 3), p95=round(at(95), 3))
+                per_second=round(len(good)/max(ends), 1), p50=round(at(50), 3), p95=round(at(95), 3))
 
 # %% ../nbs/44_serving.ipynb #3eefbd39
 #| code-summary: "Exported: serve_main, the command miniai-serve"
