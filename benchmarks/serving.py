@@ -30,11 +30,11 @@ def measured(max_batch, rate, n):
         server.wait(60)
 
 p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-p.add_argument('--seconds', type=float, default=12, help='how long each rate lasts')
+p.add_argument('--seconds', type=float, default=10, help='how long each rate lasts')
 p.add_argument('--rates', type=int, nargs='+', default=[3, 6, 9, 12, 18, 24])
 args = p.parse_args()
 rows = [measured(k, rate, int(rate*args.seconds)) for rate in args.rates for k in (1, 8)]
 (common.RESULTS/'serving.jsonl').write_text(''.join(json.dumps(o)+'\n' for o in rows))
 names = dict(max_batch='batches of up to', rate='requests per second', answered='answered', refused='refused (503)', per_second='answers per second', p50='p50, s', p95='p95, s')
 common.write('serving', [{v: o[k] for k,v in names.items()} for o in rows], 'A service under load', ('torch','fastapi','uvicorn'),
-             [f'Random arrivals for {args.seconds:g} seconds at each rate, scenes in two evaluations, a line of 64; client and server on one machine.'])
+             [f'Random arrivals for {args.seconds:g} seconds at each rate, scenes in two evaluations, a line of 64; client and server on one machine; where others share it, compare the two rows of a rate.'])

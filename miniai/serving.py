@@ -34,7 +34,9 @@ from .latents import text_states
 from .learner import Callback
 from .stable import StableDiffusion
 
-# %% ../nbs/44_serving.ipynb #526f6659
+# %% ../nbs/44_serving.ipynb #e826a6a2
+#| code-summary: "Exported: git_state"
+#| code-fold: true
 def git_state(
     folder='.', # Anywhere in a repository
 ): # Dict of `commit`, `branch` and `changed`, or None where there is no git or no repository
@@ -83,7 +85,9 @@ class _RowsCB(Callback):
         for row in learn.history[self._n:]: self._row(learn, row)
         self._n = len(learn.history)
 
-# %% ../nbs/44_serving.ipynb #16f79455
+# %% ../nbs/44_serving.ipynb #eaf82ef3
+#| code-summary: "Exported: RunCardCB"
+#| code-fold: true
 class RunCardCB(_RowsCB):
     "Writes a card of each fit: settings, curve, seed, code, machine, time and energy."
     def __init__(self,
@@ -178,7 +182,9 @@ class TrackioCB(_RowsCB):
     def cleanup_fit(self, learn):
         with contextlib.redirect_stdout(io.StringIO()): self.run.finish()
 
-# %% ../nbs/44_serving.ipynb #d7823d14
+# %% ../nbs/44_serving.ipynb #0e81b242
+#| code-summary: "Exported: DATA_SOURCES, where our images come from"
+#| code-fold: true
 class Source(NamedTuple):
     "Where images come from."
     name: str    # What it is called
@@ -346,7 +352,9 @@ class Registry:
             _to_disk(tmp)
         replace_file(self.folder/'production.json', write)
 
-# %% ../nbs/44_serving.ipynb #55fae638
+# %% ../nbs/44_serving.ipynb #89ceac6d
+#| code-summary: "Exported: Registry.add, promote, rollback and path"
+#| code-fold: true
 @patch
 def add(self:Registry,
     path, # Weights with their JSON, as in `load_weights`
@@ -397,7 +405,9 @@ def path(self:Registry,
         raise ValueError(f"version: expected one of {self.versions()}, got {version!r}")
     return next((self.folder/'versions'/f'{version:04d}').glob('*.safetensors'))
 
-# %% ../nbs/44_serving.ipynb #61ba57a4
+# %% ../nbs/44_serving.ipynb #55db60e8
+#| code-summary: "Exported: Ask, and Drawer, which draws several of them"
+#| code-fold: true
 class Ask(NamedTuple):
     "What a client asks for."
     prompt: str    # In English
@@ -562,7 +572,9 @@ def _labels(labels):
     inner = ','.join(f'{_metric_name(k)}="{quoted(v)}"' for k,v in labels)
     return f'{{{inner}}}' if inner else ''
 
-# %% ../nbs/44_serving.ipynb #4b0e3b54
+# %% ../nbs/44_serving.ipynb #d6523b78
+#| code-summary: "Exported: Metrics"
+#| code-fold: true
 class Metrics:
     "Counters, gauges and histograms, as the text that Prometheus reads, format 0.0.4."
     def __init__(self): self.lock,self.counts,self.gauges,self.hists = threading.Lock(),{},{},{}
@@ -593,7 +605,9 @@ class Metrics:
             h['values'][next((b for b in h['bounds'] if value<=b), math.inf)] += 1
             h['sum'] += value
 
-# %% ../nbs/44_serving.ipynb #b60a1dd1
+# %% ../nbs/44_serving.ipynb #6a42e6b1
+#| code-summary: "Exported: the page of Metrics"
+#| code-fold: true
 @patch
 def text(self:Metrics): # str
     "The page."
@@ -797,7 +811,9 @@ def running(
         server.should_exit = True
         thread.join()
 
-# %% ../nbs/44_serving.ipynb #d5138ab7
+# %% ../nbs/44_serving.ipynb #77404424
+#| code-summary: "Exported: Journal"
+#| code-fold: true
 class Journal:
     "What became of each request, in a file that survives the process."
     def __init__(self,
@@ -997,7 +1013,9 @@ def chi_square(
     stat = ((pair-due(pair))**2/due(pair)).sum()
     return stat.item(),torch.special.gammaincc(torch.tensor((pair.shape[1]-1)/2).double(), stat/2).item()
 
-# %% ../nbs/44_serving.ipynb #603a6cfa
+# %% ../nbs/44_serving.ipynb #64c39605
+#| code-summary: "Exported: DriftMonitor"
+#| code-fold: true
 class DriftMonitor:
     "Tests each window of requests against a reference, one chi-square test per feature."
     def __init__(self,
