@@ -85,7 +85,7 @@ class _RowsCB(Callback):
         for row in learn.history[self._n:]: self._row(learn, row)
         self._n = len(learn.history)
 
-# %% ../nbs/44_serving.ipynb #eaf82ef3
+# %% ../nbs/44_serving.ipynb #6b97e8a0
 #| code-summary: "Exported: RunCardCB"
 #| code-fold: true
 class RunCardCB(_RowsCB):
@@ -125,7 +125,8 @@ class RunCardCB(_RowsCB):
         self.card |= dict(seconds=round(time.perf_counter()-self.start, 2),
             cpu_seconds=round(cpu, 2), energy_wh=round(energy_wh(cpu, self.watts), 6))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(self.path, lambda tmp: tmp.write_text(json.dumps(self.card, indent=1)+'\n'))
+        text = json.dumps(self.card, indent=1)+'\n'
+        replace_file(self.path, lambda tmp: tmp.write_text(text))
 
 # %% ../nbs/44_serving.ipynb #b0862fc7
 #| code-summary: "Exported: TensorBoardCB"
@@ -182,7 +183,7 @@ class TrackioCB(_RowsCB):
     def cleanup_fit(self, learn):
         with contextlib.redirect_stdout(io.StringIO()): self.run.finish()
 
-# %% ../nbs/44_serving.ipynb #0e81b242
+# %% ../nbs/44_serving.ipynb #66655e45
 #| code-summary: "Exported: DATA_SOURCES, where our images come from"
 #| code-fold: true
 class Source(NamedTuple):
@@ -197,12 +198,13 @@ DATA_SOURCES = dict(
     drawn=Source('drawn scenes and shapes', 'one or two coloured shapes, drawn by formulas',
                  'this course, by code', 'Apache-2.0', 'lesson 00'),
     fashion=Source('Fashion-MNIST', '70,000 grey photographs of garments, 10 classes',
-                   'Zalando Research', 'MIT', 'https://github.com/zalandoresearch/fashion-mnist'),
+                   'Zalando Research', 'MIT',
+                   'https://github.com/zalandoresearch/fashion-mnist'),
     emoji=Source('emoji', 'small drawings with their English names', 'Google, Twitter, '
                  'and the makers of the other styles', "each style's own, in the column "
                  '`licence` of the table', 'appendix to lesson 29'))
 
-# %% ../nbs/44_serving.ipynb #b7933727
+# %% ../nbs/44_serving.ipynb #62e5873c
 #| code-summary: "Exported: data_source, and what a JSON says in words"
 #| code-fold: true
 def _info(path):
@@ -210,7 +212,8 @@ def _info(path):
     w,info = load_weights(path)
     return w,info
 
-def _name(path): return path if isinstance(path, str) and path.isidentifier() else Path(path).stem
+def _name(path):
+    return path if isinstance(path, str) and path.isidentifier() else Path(path).stem
 
 def data_source(
     name, # Of a set of weights, for those that say of their data only what they were made from
@@ -237,7 +240,7 @@ def _curve(info):
     if not curve: return None
     return f'{curve[0][1]} at {curve[0][0]:,} images, {curve[-1][1]} at {curve[-1][0]:,}'
 
-# %% ../nbs/44_serving.ipynb #887a0f0f
+# %% ../nbs/44_serving.ipynb #3116ae59
 #| code-summary: "Exported: model_card"
 #| code-fold: true
 def model_card(
@@ -250,16 +253,20 @@ def model_card(
     minutes,none = info.get('minutes'),'not recorded'
     energy = None if minutes is None else f'{energy_wh(60*minutes, watts):.0f} Wh'
     metrics = info.get('metrics') or {}
-    known = [('sha256', info.get('sha256')), ('parameters', f'{sum(v.numel() for v in w.values()):,}'),
+    n = sum(v.numel() for v in w.values())
+    known = [('sha256', info.get('sha256')), ('parameters', f'{n:,}'),
              ('arguments of the net', info.get('config')), ('change of', info.get('teacher'))]
-    trained = [('data', info.get('data')), ('images seen', info.get('images', info.get('pictures'))),
-               ('seed', info.get('seed')), ('minutes', minutes), ('machine', info.get('hardware')),
+    seen = info.get('images', info.get('pictures'))
+    trained = [('data', info.get('data')), ('images seen', seen), ('seed', info.get('seed')),
+               ('minutes', minutes), ('machine', info.get('hardware')),
                ('command', info.get('command')), ('torch', info.get('torch')),
                ('loss', _curve(info)), ('note', info.get('note'))]
     assumed = f'assuming {watts:g} watts while it trained'
-    head = dict(license='apache-2.0', library_name='miniai', language='en', tags=['miniai', name])
+    head = dict(license='apache-2.0', library_name='miniai', language='en',
+                tags=['miniai', name])
+    book = info.get('notebook', none)
     parts = {
-        'What it is': f"A part of the course miniai, explained in `{info.get('notebook', none)}`.",
+        'What it is': f'A part of the course miniai, explained in `{book}`.',
         'Files': _rows([o for o in known if o[1] is not None]),
         'Meant for': 'Learning how such models are made, and tests of the course.',
         'Not meant for': 'Decisions about people, or any use where a wrong image does harm. It '
@@ -272,7 +279,7 @@ def model_card(
     body = '\n\n'.join(f'## {k}\n\n{v}' for k,v in parts.items())
     return f'---\n{yaml}\n---\n\n# {name}\n\n{body}\n'
 
-# %% ../nbs/44_serving.ipynb #a6f24f7c
+# %% ../nbs/44_serving.ipynb #e6168107
 #| code-summary: "Exported: data_sheet"
 #| code-fold: true
 def data_sheet(
@@ -295,7 +302,7 @@ def data_sheet(
              ('Does it show people?', 'no' if s.name!='emoji' and source else
               'drawn ones, as emoji' if source else none),
              ('Licence?', _line(s.licence)),
-             ('How is it made again?', f"`{info.get('script', none)}`, {_line(info.get('command', none))}")]
+             ('How is it made again?', _line(info.get('command', info.get('script', none))))]
     return f'# Data of {name}\n\n' + '\n\n'.join(f'**{k}** {v}' for k,v in parts) + '\n'
 
 # %% ../nbs/44_serving.ipynb #9952fdce
@@ -320,7 +327,9 @@ def _weights_file(path):
         return Path(str(files('miniai')))/'weights'/f'{path}.safetensors'
     return Path(path)
 
-# %% ../nbs/44_serving.ipynb #1a540af5
+# %% ../nbs/44_serving.ipynb #259d6833
+#| code-summary: "Exported: Registry, its versions and the pointer"
+#| code-fold: true
 class Registry:
     "Numbered versions of weights in a folder, one of them in production."
     def __init__(self,
@@ -342,7 +351,7 @@ class Registry:
         except (ValueError,KeyError,TypeError):
             raise ValueError(f"folder: {file} is no pointer of a registry") from None
         if not isinstance(history, list) or not set(history)<=set(self.versions()):
-            raise ValueError(f"folder: {file} names versions that are not there: {history!r:.80}")
+            raise ValueError(f"folder: {file} names versions that lack: {history!r:.60}")
         return history
 
     def _point(self, history):
@@ -352,8 +361,8 @@ class Registry:
             _to_disk(tmp)
         replace_file(self.folder/'production.json', write)
 
-# %% ../nbs/44_serving.ipynb #89ceac6d
-#| code-summary: "Exported: Registry.add, promote, rollback and path"
+# %% ../nbs/44_serving.ipynb #b91fc41d
+#| code-summary: "Exported: Registry.add and promote"
 #| code-fold: true
 @patch
 def add(self:Registry,
@@ -383,6 +392,9 @@ def promote(self:Registry,
             raise ValueError(f"version: expected one of {self.versions()}, got {version!r}")
         self._point([*self.history(), version])
 
+# %% ../nbs/44_serving.ipynb #60022711
+#| code-summary: "Exported: Registry.rollback and path"
+#| code-fold: true
 @patch
 def rollback(self:Registry): # int, the version that is in production again
     "Back to what was in production before."
@@ -572,7 +584,7 @@ def _labels(labels):
     inner = ','.join(f'{_metric_name(k)}="{quoted(v)}"' for k,v in labels)
     return f'{{{inner}}}' if inner else ''
 
-# %% ../nbs/44_serving.ipynb #d6523b78
+# %% ../nbs/44_serving.ipynb #31133d58
 #| code-summary: "Exported: Metrics"
 #| code-fold: true
 class Metrics:
@@ -601,7 +613,8 @@ class Metrics:
     ):
         "Count a value in its bucket."
         with self.lock:
-            h = self.hists.setdefault(_metric_name(name), dict(bounds=bounds, values=Counter(), sum=0.))
+            new = dict(bounds=bounds, values=Counter(), sum=0.)
+            h = self.hists.setdefault(_metric_name(name), new)
             h['values'][next((b for b in h['bounds'] if value<=b), math.inf)] += 1
             h['sum'] += value
 
@@ -681,7 +694,7 @@ async def wait_for_image(
         future.cancel()                        # if it still waits, nobody draws it any more
         drawn.cancel()
 
-# %% ../nbs/44_serving.ipynb #13a308e4
+# %% ../nbs/44_serving.ipynb #9ccfe66c
 #| code-summary: "Exported: make_app"
 #| code-fold: true
 def make_app(
@@ -697,7 +710,8 @@ def make_app(
     from fastapi import FastAPI,Request
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse,PlainTextResponse,Response
-    timeout,metrics,Order = finite_number('timeout', timeout, 0),metrics or batcher.metrics,_order()
+    timeout,Order = finite_number('timeout', timeout, 0),_order()
+    metrics = metrics or batcher.metrics
     metrics.gauge('waiting', lambda: len(batcher.waiting))
 
     @contextlib.asynccontextmanager
@@ -717,7 +731,8 @@ def make_app(
     async def images(order: Order, request: Request):
         start,name,wrong = time.monotonic(),order.id or uuid.uuid4().hex,check(order.prompt)
         if wrong: return problems([dict(field='prompt', expected=wrong)])
-        if journal and not journal.begin(name): return JSONResponse(dict(error='id in use'), 409)
+        if journal and not journal.begin(name):
+            return JSONResponse(dict(error='id in use'), 409)
         ask,status = Ask(order.prompt, order.seed, order.steps),500
         try:
             status,result = await wait_for_image(batcher, ask, request, timeout)
@@ -750,11 +765,11 @@ def make_app(
     async def page(): return PlainTextResponse(metrics.text())
     return BodyLimit(app)
 
-# %% ../nbs/44_serving.ipynb #245df467
+# %% ../nbs/44_serving.ipynb #4d9a491c
 #| code-summary: "Exported: BodyLimit, which reads no more of a request than it must"
 #| code-fold: true
 class BodyLimit:
-    "An ASGI application in front of another: a body above the limit gets 413 and goes no further."
+    "In front of an ASGI application: a body above the limit gets 413 and goes no further."
     def __init__(self,
         app, # ASGI application
         limit=10_000, # Bytes
@@ -768,8 +783,8 @@ class BodyLimit:
             if message['type']=='http.disconnect': return
             body,more = body+message.get('body', b''),message.get('more_body', False)
             if len(body)>self.limit:
-                await send(dict(type='http.response.start', status=413,
-                                headers=[(b'content-type', b'application/json'), (b'connection', b'close')]))
+                head = [(b'content-type', b'application/json'), (b'connection', b'close')]
+                await send(dict(type='http.response.start', status=413, headers=head))
                 return await send(dict(type='http.response.body', body=b'{"error":"too long"}'))
         whole = [dict(type='http.request', body=body, more_body=False)]
         async def again(): return whole.pop() if whole else await receive()
@@ -854,7 +869,7 @@ class Journal:
     def state(self, name): return self.states.get(name) # str, or None if it is unknown
     def close(self): self.file.close()
 
-# %% ../nbs/44_serving.ipynb #775586e2
+# %% ../nbs/44_serving.ipynb #8a3557a5
 def simulate_queue(
     arrivals, # Times at which requests come, rising, seconds
     cost, # `cost(n)`: seconds that a batch of n takes
@@ -876,10 +891,10 @@ def random_arrivals(
     seed=0, # Of the gaps
 ): # List of float, rising
     "Times of a Poisson process."
-    gaps = torch.empty(n, dtype=torch.float64).exponential_(rate, generator=torch.Generator().manual_seed(seed))
-    return gaps.cumsum(0).tolist()
+    gaps,gen = torch.empty(n, dtype=torch.float64),torch.Generator().manual_seed(seed)
+    return gaps.exponential_(rate, generator=gen).cumsum(0).tolist()
 
-# %% ../nbs/44_serving.ipynb #2c2e71c5
+# %% ../nbs/44_serving.ipynb #5709ae64
 #| code-summary: "Exported: load_test"
 #| code-fold: true
 class Answered(NamedTuple):
@@ -918,14 +933,15 @@ def load_row(
     ends = [t+o.seconds for t,o in zip(random_arrivals(rate, len(answers), seed), answers)]
     def at(p): return good[max(0, math.ceil(p/100*len(good))-1)] if good else math.nan
     return dict(rate=rate, answered=len(good), refused=sum(o.status==503 for o in answers),
-                per_second=round(len(good)/max(ends), 1), p50=round(at(50), 3), p95=round(at(95), 3))
+                per_second=round(len(good)/max(ends), 1), p50=round(at(50), 3),
+                p95=round(at(95), 3))
 
-# %% ../nbs/44_serving.ipynb #3eefbd39
+# %% ../nbs/44_serving.ipynb #87b5eba4
 #| code-summary: "Exported: serve_main, the command miniai-serve"
 #| code-fold: true
 def _serve_parser():
     p = argparse.ArgumentParser('miniai-serve', description='Serve drawn scenes over HTTP.')
-    p.add_argument('--registry', help='folder of a registry; the weights of the package if not given')
+    p.add_argument('--registry', help='folder; the weights of the package if not given')
     p.add_argument('--host', default='127.0.0.1', help='address to listen at')
     p.add_argument('--port', type=int, default=8000, help='0 for any free one')
     p.add_argument('--journal', help='file that remembers the requests')
@@ -942,7 +958,7 @@ def serve_main(
     try:
         drawer = Drawer(Registry(a.registry).path() if a.registry else 'scene_few')
         batcher = Batcher(drawer, a.max_batch, a.max_queue)
-        batcher.submit(Ask('a star')).result()                  # the first drawing is the slowest
+        batcher.submit(Ask('a star')).result()              # the first drawing is the slowest
         journal = Journal(a.journal) if a.journal else None
         app = make_app(batcher, journal=journal, timeout=a.timeout, check=drawer.check)
     except (ValueError,OSError) as e:
@@ -953,10 +969,11 @@ def serve_main(
     except SystemExit: return 1
     return 0
 
-# %% ../nbs/44_serving.ipynb #e8ab1843
+# %% ../nbs/44_serving.ipynb #39d803e4
 #| code-summary: "Exported: prompt_features and verdict"
 #| code-fold: true
-_known = {w for group in (SIZES, COLOURS, SHAPES, BACKGROUNDS, RELATIONS) for o in group for w in o.split()}
+_known = {w for group in (SIZES, COLOURS, SHAPES, BACKGROUNDS, RELATIONS)
+          for o in group for w in o.split()}
 _known |= {'a','an','on','the','and','of','background'}
 
 def _words(prompt): return re.findall(r'[a-z]+', prompt.lower())
@@ -983,11 +1000,12 @@ def verdict(
         if asked-Counter(seen): return 'wrong'
     return 'right' if whole else 'flawed'
 
-# %% ../nbs/44_serving.ipynb #54f9ba50
+# %% ../nbs/44_serving.ipynb #3898ee0c
 def _both(expected, actual):
     keys = sorted(set(expected)|set(actual), key=str)
     pair = torch.tensor([[c.get(k, 0) for k in keys] for c in (expected, actual)]).double()
-    if not (pair.sum(1)>0).all(): raise ValueError("expected, actual: one of them counts nothing")
+    if not (pair.sum(1)>0).all():
+        raise ValueError("expected, actual: one of them counts nothing")
     return pair
 
 def psi(
@@ -998,7 +1016,7 @@ def psi(
     p,q = ((o+.5)/(o+.5).sum() for o in _both(expected, actual))
     return ((q-p)*(q/p).log()).sum().item()
 
-# %% ../nbs/44_serving.ipynb #7abb4df7
+# %% ../nbs/44_serving.ipynb #a5240d03
 def chi_square(
     expected, # Counts by category, of the reference
     actual, # Counts by category, of now
@@ -1011,9 +1029,10 @@ def chi_square(
     pair = pair[:,pair.sum(0)>0]
     if pair.shape[1]<2: return 0.,1.
     stat = ((pair-due(pair))**2/due(pair)).sum()
-    return stat.item(),torch.special.gammaincc(torch.tensor((pair.shape[1]-1)/2).double(), stat/2).item()
+    half = torch.tensor((pair.shape[1]-1)/2).double()
+    return stat.item(),torch.special.gammaincc(half, stat/2).item()
 
-# %% ../nbs/44_serving.ipynb #64c39605
+# %% ../nbs/44_serving.ipynb #b278a292
 #| code-summary: "Exported: DriftMonitor"
 #| code-fold: true
 class DriftMonitor:
@@ -1038,5 +1057,6 @@ class DriftMonitor:
         self.seen.append(seen)
         if len(self.seen)<self.window: return None
         window,self.seen = self.seen,[]
-        p = {k: chi_square(self.reference[k], Counter(o[k] for o in window))[1] for k in self.names}
+        p = {k: chi_square(self.reference[k], Counter(o[k] for o in window))[1]
+             for k in self.names}
         return {k: v for k,v in p.items() if v<self.alpha}

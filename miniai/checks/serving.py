@@ -33,7 +33,7 @@ def _values():
     bounds = sorted(set((torch.randint(1, 30, (k,))/10).tolist()))
     return (torch.randint(0, 40, (n,))/10).tolist(),bounds
 
-# %% ../../nbs/solutions/44_serving.ipynb #0a3e40e6
+# %% ../../nbs/solutions/44_serving.ipynb #dd563153
 def _test_pick(f):
     for i in range(8):
         torch.manual_seed(i)
@@ -45,7 +45,7 @@ def _test_pick(f):
             batch,rest = map(list, got)
             said = f"pick({waiting}, {size}) gave the batch {batch}"
             if sorted(batch+rest)!=sorted(waiting):
-                raise AssertionError(f"{said} and the rest {rest}: somebody is missing or twice")
+                raise AssertionError(f"{said}, the rest {rest}: somebody is missing or twice")
             if not batch or batch[0]!=waiting[0]:
                 raise AssertionError(f"{said}: the oldest, {waiting[0]}, is left waiting")
             if set(batch)!={waiting[0]}:
