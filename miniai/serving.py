@@ -204,7 +204,7 @@ DATA_SOURCES = dict(
                  'and the makers of the other styles', "each style's own, in the column "
                  '`licence` of the table', 'appendix to lesson 29'))
 
-# %% ../nbs/44_serving.ipynb #62e5873c
+# %% ../nbs/44_serving.ipynb #3c22c202
 #| code-summary: "Exported: data_source, and what a JSON says in words"
 #| code-fold: true
 def _info(path):
@@ -216,8 +216,7 @@ def _name(path):
     return path if isinstance(path, str) and path.isidentifier() else Path(path).stem
 
 def data_source(
-    name, # Of a set of weights, for those that say of their data only what they were made from
-    info, # The dict of its JSON
+    info, # The dict of the JSON beside a set of weights
 ): # `Source`, or None if it cannot be told
     "Which of `DATA_SOURCES` a set of weights was trained on."
     text = f"{info.get('data', '')} {info.get('teacher', '')}".lower()
@@ -240,7 +239,7 @@ def _curve(info):
     if not curve: return None
     return f'{curve[0][1]} at {curve[0][0]:,} images, {curve[-1][1]} at {curve[-1][0]:,}'
 
-# %% ../nbs/44_serving.ipynb #3116ae59
+# %% ../nbs/44_serving.ipynb #0cc03a4d
 #| code-summary: "Exported: model_card"
 #| code-fold: true
 def model_card(
@@ -249,7 +248,7 @@ def model_card(
 ): # str, Markdown with a head in YAML as the hub reads it
     "A model card from the JSON beside the weights: sections of arXiv:1810.03993."
     w,info = _info(path)
-    name,source = _name(path),data_source(_name(path), info)
+    name,source = _name(path),data_source(info)
     minutes,none = info.get('minutes'),'not recorded'
     energy = None if minutes is None else f'{energy_wh(60*minutes, watts):.0f} Wh'
     metrics = info.get('metrics') or {}
@@ -279,7 +278,7 @@ def model_card(
     body = '\n\n'.join(f'## {k}\n\n{v}' for k,v in parts.items())
     return f'---\n{yaml}\n---\n\n# {name}\n\n{body}\n'
 
-# %% ../nbs/44_serving.ipynb #e6168107
+# %% ../nbs/44_serving.ipynb #8a74ad5e
 #| code-summary: "Exported: data_sheet"
 #| code-fold: true
 def data_sheet(
@@ -288,7 +287,7 @@ def data_sheet(
     "A data sheet of what a set of weights was trained on: questions of arXiv:1803.09010."
     _,info = _info(path)
     name,none = _name(path),'not recorded'
-    source = data_source(name, info)
+    source = data_source(info)
     left_out = info.get('kept_out')
     held = 'one pair of colour and shape per colour, for tests' if 'seen pairs' in str(
         info.get('data')) else none
