@@ -868,7 +868,7 @@ def call_serving():
         assert isinstance(answers[0], s.Answered) and s.load_row(answers, 50)['answered']==3
     with pytest.raises(s.QueueFull): line.submit(s.Ask('a'))
     assert isinstance(s.make_app(line), s.BodyLimit)
-    assert s.simulate_queue(s.random_arrivals(1, 1), lambda n: n)==[1]
+    assert s.simulate_queue([0.], lambda n: n)==[1] and len(s.random_arrivals(1, 2))==2
     seen = s.prompt_features('a red star')
     assert seen['colour']=='red' and s.psi({'a': 1}, {'a': 1})==0 and s.chi_square({'a': 1}, {'a': 1})==(0, 1)
     from miniai.data import random_scenes,caption
