@@ -854,6 +854,45 @@ def call_core():
     assert c.is_stub(stub) and not c.is_stub(double)
     c.test_exercise(check, double, wrong)
 
+def call_serving():
+    import asyncio,json,tempfile
+    from pathlib import Path
+    from miniai import serving as s
+    from miniai.ddpm import save_weights
+    from miniai.learner import Learner,MetricsCB,TrainCB
+    tmp = Path(tempfile.mkdtemp())
+    assert s.energy_wh(360, 10)==1 and (s.git_state(tmp) is None)
+    learn = Learner(linear(), dls(), nn.functional.cross_entropy, .1, [TrainCB(), MetricsCB(), s.RunCardCB(tmp/'card.json')])
+    learn.fit(1)
+    assert json.loads((tmp/'card.json').read_text())['state']=='finished'
+    assert s.TensorBoardCB(tmp/'e').state_dict()==dict(step=0) and s.TrackioCB('p').config=={}
+    save_weights(linear(), tmp/'net.safetensors', data='drawn shapes')
+    source = s.data_source(dict(data='drawn shapes'))
+    assert isinstance(source, s.Source) and source is s.DATA_SOURCES['drawn']
+    assert '# net' in s.model_card(tmp/'net.safetensors') and 'Data of net' in s.data_sheet(tmp/'net.safetensors')
+    r = s.Registry(tmp/'r')
+    r.promote(r.add(tmp/'net.safetensors'))
+    assert r.history()==r.versions()==[1] and r.path().exists()
+    assert s.take_batch([1, 2, 1], 2)==([1, 1], [2])
+    drawer,metrics = s.Drawer(),s.Metrics()
+    assert drawer.check('a star') is None and drawer.check('star '*40)
+    line = s.Batcher(drawer, metrics=metrics)
+    assert line.submit(s.Ask('a large red star', 3, 1)).result(60).shape==(3,64,64) and 'batch_size_count 1' in metrics.text()
+    async def wait(): return await s.wait_for_image(line, s.Ask('a star'), SimpleNamespace(receive=asyncio.Event().wait), 60)
+    assert asyncio.run(wait())[0]==200
+    with s.running(s.make_app(line, journal=s.Journal(tmp/'j'))) as url:
+        answers = s.load_test(url, 50, 3)
+        assert isinstance(answers[0], s.Answered) and s.load_row(answers, 50)['answered']==3
+    with pytest.raises(s.QueueFull): line.submit(s.Ask('a'))
+    assert isinstance(s.make_app(line), s.BodyLimit)
+    assert s.simulate_queue([0.], lambda n: n)==[1] and len(s.random_arrivals(1, 2))==2
+    seen = s.prompt_features('a red star')
+    assert seen['colour']=='red' and s.psi({'a': 1}, {'a': 1})==0 and s.chi_square({'a': 1}, {'a': 1})==(0, 1)
+    from miniai.data import random_scenes,caption
+    scene = random_scenes(1)[0]
+    assert s.verdict(caption(scene), scene)=='right' and s.DriftMonitor([seen], 1).add(seen)=={}
+    with pytest.raises(SystemExit): s.serve_main(['--no-such-option'])
+
 calls = {'checks.core': call_core, **{m: globals()[f'call_{m}'] for m in order if m and '.' not in m}}
 
 def names(code):

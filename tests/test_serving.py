@@ -1,0 +1,438 @@
+"""Faults of lesson 44: runs that fail, registries and journals that are killed at every step, a service and its bad customers, drift.
+
+Nothing here waits for time to pass: models are held by events, and conditions of the line are waited for."""
+import asyncio,json,os,subprocess,sys,threading
+import pytest,torch
+from torch import nn
+from common import python,root
+from miniai import serving as s
+from miniai.ddpm import load_weights,save_weights
+
+class Held:
+    "A model that draws nothing until it may."
+    def __init__(self): self.calls,self.began,self.may = [],threading.Event(),threading.Event()
+    def __call__(self, asks):
+        self.calls.append([o.seed for o in asks])
+        self.began.set()
+        assert self.may.wait(60)
+        if any(o.prompt=='poison' for o in asks): raise ValueError("poison")
+        return [f'image {o.seed}' for o in asks]
+
+def until(line, condition):
+    with line.changed: assert line.changed.wait_for(condition, 60)
+
+texts = dict(to_bytes=str.encode, media_type='text/plain')
+
+# The line
+
+def test_batches_share_settings_and_the_oldest_decides():
+    held = Held()
+    line = s.Batcher(held, max_batch=2, max_queue=9)
+    first = line.submit(s.Ask('a', 0))
+    assert held.began.wait(60)
+    rest = [line.submit(s.Ask('a', k, steps)) for k,steps in enumerate((2, 4, 2, 4, 2, 4), 1)]
+    held.may.set()
+    assert [o.result(60) for o in (first, *rest)]==[f'image {k}' for k in range(7)]
+    assert held.calls==[[0], [1,3], [2,4], [5], [6]]
+    line.close()
+
+def test_full_line_refuses_and_a_cancelled_place_is_free():
+    held = Held()
+    line = s.Batcher(held, max_batch=1, max_queue=2)
+    first = line.submit(s.Ask('a', 0))
+    assert held.began.wait(60)
+    a,b = line.submit(s.Ask('a', 1)),line.submit(s.Ask('a', 2))
+    with pytest.raises(s.QueueFull): line.submit(s.Ask('a', 3))
+    assert a.cancel() and not first.cancel()                       # what is being drawn cannot be cancelled
+    c = line.submit(s.Ask('a', 4))
+    held.may.set()
+    assert [o.result(60) for o in (first, b, c)]==['image 0','image 2','image 4'] and held.calls==[[0],[2],[4]]
+    line.close()
+    with pytest.raises(s.QueueFull, match='closing'): line.submit(s.Ask('a'))
+
+def test_one_poisonous_request_fails_alone():
+    held = Held()
+    line = s.Batcher(held, max_batch=8)
+    first = line.submit(s.Ask('a', 0))
+    assert held.began.wait(60)
+    rest = [line.submit(s.Ask('poison' if k==2 else 'a', k)) for k in range(1, 4)]
+    held.may.set()
+    assert rest[0].result(60)=='image 1' and rest[2].result(60)=='image 3' and first.result(60)
+    with pytest.raises(ValueError, match='poison'): rest[1].result(60)
+    assert line.alive
+    line.close()
+
+def test_a_model_that_gives_too_few_is_an_error():
+    line = s.Batcher(lambda asks: [])
+    with pytest.raises(ValueError, match='0 for 1'): line.submit(s.Ask('a')).result(60)
+    line.close()
+
+def test_if_the_thread_dies_nobody_waits_for_it(monkeypatch):
+    monkeypatch.setattr(threading, 'excepthook', lambda args: None)
+    class Dies(BaseException): pass
+    go = threading.Event()
+    def draw(asks):
+        go.wait(60)
+        raise Dies
+    line = s.Batcher(draw, max_batch=1)
+    first,second = line.submit(s.Ask('a')),line.submit(s.Ask('b'))
+    go.set()
+    with pytest.raises(s.QueueFull): second.result(60)
+    with pytest.raises(s.QueueFull): first.result(60)
+    line.thread.join(60)
+    assert not line.alive
+
+def test_close_draws_or_refuses_what_waits():
+    for drain in (True, False):
+        held = Held()
+        line = s.Batcher(held, max_batch=1)
+        first = line.submit(s.Ask('a', 0))
+        assert held.began.wait(60)
+        second = line.submit(s.Ask('a', 1))
+        closing = threading.Thread(target=line.close, args=(drain,))
+        closing.start()
+        until(line, lambda: line.closed)
+        if not drain:
+            with pytest.raises(s.QueueFull): second.result(60)
+        held.may.set()
+        closing.join(60)
+        assert first.result(60)=='image 0' and (not drain or second.result(60)=='image 1')
+
+# The address, without a network: the application is called as a function
+
+def call(app, method, path, body=b'', gone=None, headers=()):
+    "`(status, headers, body)`; the client leaves when `gone`, an asyncio event, is set. A coroutine."
+    async def run():
+        sent,first,done = [],[dict(type='http.request', body=body, more_body=False)],asyncio.Event()
+        async def receive():
+            if first: return first.pop()
+            await (gone or done).wait()
+            return dict(type='http.disconnect')
+        async def send(m):
+            sent.append(m)
+            if m['type']=='http.response.body' and not m.get('more_body'): done.set()
+        scope = dict(type='http', asgi={'version': '3.0'}, http_version='1.1', method=method, path=path, raw_path=path.encode(), root_path='',
+                     scheme='http', query_string=b'', headers=[(b'content-type', b'application/json'), *headers], client=('c', 1), server=('s', 80))
+        await app(scope, receive, send)
+        head = {k.decode(): v.decode() for k,v in sent[0].get('headers', [])} if sent else {}
+        return (sent[0]['status'] if sent else None),head,b''.join(m.get('body', b'') for m in sent[1:])
+    return run()
+
+def order(**kw): return json.dumps(dict(prompt='a star', **kw)).encode()
+
+@pytest.mark.parametrize('body,field', [
+    (b'{"prompt": ""}', 'prompt'), (b'{"prompt": "   "}', 'prompt'), (b'{}', 'prompt'), (b'{"prompt": 3}', 'prompt'), (b'[]', 'body'), (b'no', '0'),
+    (order(seed=-1), 'seed'), (order(seed=2**32), 'seed'), (order(seed=1.5), 'seed'), (order(seed=True), 'seed'), (order(seed='1'), 'seed'),
+    (order(steps=3), 'steps'), (order(steps=10**9), 'steps'), (order(weights='/etc/passwd'), 'weights'), (order(id='../x'), 'id'), (order(id=''), 'id'),
+    (json.dumps(dict(prompt='a'*201)).encode(), 'prompt'), (b'{"prompt": "a \\ud800"}', '')])
+def test_wrong_requests_are_refused_by_name(body, field):
+    line = s.Batcher(lambda asks: 1/0)
+    app = s.make_app(line, **texts)
+    status,_,text = asyncio.run(call(app, 'POST', '/images', body))
+    assert status==422 and json.loads(text)['errors'] and b'passwd' not in text
+    if field: assert json.loads(text)['errors'][0]['field']==field
+    line.close()
+
+def test_what_comes_in_has_a_limit():
+    line = s.Batcher(lambda asks: 1/0)
+    assert asyncio.run(call(s.make_app(line), 'POST', '/images', b'x'*10_001))[0]==413
+    line.close()
+
+def test_answers_and_metrics():
+    prom = pytest.importorskip('prometheus_client.parser')
+    line = s.Batcher(lambda asks: [f'image {o.seed}' for o in asks])
+    app = s.make_app(line, check=lambda p: 'shorter' if 'long' in p else None, **texts)
+    async def run():
+        assert (await call(app, 'GET', '/health'))[0]==(await call(app, 'GET', '/ready'))[0]==200
+        status,head,body = await call(app, 'POST', '/images', order(seed=7, id='me'))
+        assert (status, head['x-request-id'], body)==(200, 'me', b'image 7')
+        assert (await call(app, 'POST', '/images', b'{"prompt": "a long one"}'))[0]==422
+        assert (await call(app, 'GET', '/images/me'))[0]==404             # no journal
+        return (await call(app, 'GET', '/metrics'))[2].decode()
+    page = asyncio.run(run())
+    found = {(o.name, *o.labels.values()): o.value for f in prom.text_string_to_metric_families(page) for o in f.samples}
+    assert found['requests_total', '200']==1 and found['requests_total', '422']==1 and found['waiting',]==0
+    assert found['batch_size_count',]==1 and found['request_seconds_bucket', '+Inf']==1
+    line.close()
+    async def closed():
+        assert (await call(app, 'GET', '/ready'))[0]==503
+        status,head,_ = await call(app, 'POST', '/images', order())
+        assert status==503 and int(head['retry-after'])>=1
+    asyncio.run(closed())
+
+def test_who_leaves_is_not_drawn_and_who_waits_too_long_neither(tmp_path):
+    held = Held()
+    line = s.Batcher(held, max_batch=1, max_queue=3)
+    journal = s.Journal(tmp_path/'j')
+    app,quick = (s.make_app(line, journal=journal, timeout=t, **texts) for t in (60, 0))
+    async def run():
+        first = asyncio.ensure_future(call(app, 'POST', '/images', order(seed=1, id='first')))
+        await asyncio.to_thread(held.began.wait, 60)
+        gone = asyncio.Event()
+        leaves = asyncio.ensure_future(call(app, 'POST', '/images', order(seed=2, id='leaves'), gone))
+        await asyncio.to_thread(until, line, lambda: len(line.waiting)==1)
+        box = line.waiting[0].future
+        assert (await call(app, 'POST', '/images', order(id='leaves')))[0]==409              # the name is in use
+        gone.set()
+        await leaves
+        assert box.cancelled()
+        assert (await call(quick, 'POST', '/images', order(seed=3, id='slow')))[0]==504
+        held.may.set()
+        assert (await first)[2]==b'image 1'
+    asyncio.run(run())
+    line.close()
+    assert held.calls==[[1]]
+    assert [journal.state(k) for k in ('first', 'leaves', 'slow')]==['done', 'failed 499', 'failed 504']
+
+def test_a_model_that_fails_is_500_and_the_next_one_is_served(capsys):
+    line = s.Batcher(lambda asks: [1/(o.seed-1) and f'image {o.seed}' for o in asks])
+    app = s.make_app(line, **texts)
+    async def run(): return [(await call(app, 'POST', '/images', order(seed=k)))[0::2] for k in (1, 2)]
+    (status,text),good = asyncio.run(run())
+    assert status==500 and b'division' not in text and good==(200, b'image 2') and 'ZeroDivisionError' in capsys.readouterr().err
+    line.close()
+
+# Files: killed at every step, damaged, foreign
+
+killer = r'''
+import os,sys
+from miniai.ddpm import load_weights
+from miniai.serving import Registry
+folder,weights = sys.argv[1:]
+events = {'open','os.rename','os.mkdir','os.remove','os.rmdir','shutil.copyfile','shutil.copymode','shutil.rmtree'}
+
+def killed_at(k, change):
+    pid = os.fork()
+    if pid:
+        status = os.waitpid(pid, 0)[1]
+        assert status in (0, 9), status
+        return status==9
+    left = [k]
+    def hook(event, args):
+        if event not in events: return                     # os.kill is an event too
+        left[0] -= 1
+        if left[0]==0: os.kill(os.getpid(), 9)
+    sys.addaudithook(hook)
+    change()
+    os._exit(0)
+
+for what in ('promote','rollback','add'):
+    registry = Registry(os.path.join(folder, what))
+    for _ in range(2): registry.add(weights)
+    registry.promote(1)
+    registry.promote(2)
+    change = dict(promote=lambda: registry.promote(1), rollback=registry.rollback, add=lambda: registry.add(weights))[what]
+    k = 1
+    while killed_at(k, change):
+        assert registry.history()[-1] in ((2,) if what=='add' else (1, 2))
+        for v in registry.versions(): load_weights(registry.path(v))
+        while registry.history()!=[1, 2]: registry.promote(2) if registry.history()==[1] else registry.rollback()
+        k += 1
+    assert k>6, (what, k)
+    assert registry.add(weights)==max(registry.versions()) and not list((registry.folder/'versions').glob('tmp-*'))
+'''
+
+@pytest.fixture(scope='module')
+def small(tmp_path_factory):
+    "A small set of weights."
+    path = tmp_path_factory.mktemp('weights')/'net.safetensors'
+    save_weights(nn.Linear(2, 3), path, config={}, data='drawn shapes', notebook='44_serving')
+    return path
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+def test_a_registry_killed_at_every_step_is_whole(small, tmp_path):
+    run = python('-c', killer, str(tmp_path/'registry'), str(small))
+    assert run.returncode==0, run.stderr
+
+def test_registry_refuses_what_is_damaged(small, tmp_path):
+    r = s.Registry(tmp_path/'r')
+    (tmp_path/'bad.safetensors').write_bytes(small.read_bytes()[:-4])
+    (tmp_path/'bad.json').write_bytes(small.with_suffix('.json').read_bytes())
+    with pytest.raises(ValueError): r.add(tmp_path/'bad.safetensors')
+    assert r.versions()==[] and r.add(small)==1
+    with pytest.raises(ValueError, match='version'): r.promote(2)
+    with pytest.raises(ValueError, match='nothing is in production'): r.path()
+    r.promote(1)
+    assert torch.equal(load_weights(r.path())[0]['weight'], load_weights(small)[0]['weight'])
+    with pytest.raises(ValueError, match='two versions'): r.rollback()
+    for text in ('', '[1]', '{"history": 3}', '{"history": [9]}'):
+        (tmp_path/'r/production.json').write_text(text)
+        with pytest.raises(ValueError, match='folder'): r.history()
+
+def test_two_registries_on_one_folder_get_different_numbers(small, tmp_path):
+    versions = []
+    people = [threading.Thread(target=lambda: versions.append(s.Registry(tmp_path/'r').add(small))) for _ in range(4)]
+    for o in people: o.start()
+    for o in people: o.join(60)
+    assert sorted(versions)==[1, 2, 3, 4]
+
+def test_journal_after_a_kill_a_torn_line_and_a_foreign_file(tmp_path):
+    path = tmp_path/'j'
+    j = s.Journal(path)
+    assert j.begin('a') and j.begin('b') and not j.begin('a')
+    j.note('b', 'done')
+    with open(path, 'ab') as f: f.write(b'["c", "acce')               # the process died in this line
+    again = s.Journal(path)
+    assert again.states==dict(b='done', a='lost') or again.states==dict(a='lost', b='done')
+    again.note('d', 'done')
+    assert s.Journal(path).state('d')=='done' and s.Journal(path, keep=1).states=={'d': 'done'}
+    for text in (b'hello\n', b'["a"]\n', b'{"a": 1}\n["x", "y"]\n', b'\xff\xfe\n'):
+        path.write_bytes(text)
+        with pytest.raises(ValueError, match='not of a journal'): s.Journal(path)
+        assert path.read_bytes()==text
+
+server = r'''
+import sys,threading
+from miniai.serving import Batcher,Journal,make_app,running
+def draw(asks):
+    if asks[0].seed>=2: threading.Event().wait()
+    return [f'image {o.seed}' for o in asks]
+app = make_app(Batcher(draw, max_batch=1), journal=Journal(sys.argv[1]), timeout=60, to_bytes=str.encode, media_type='text/plain')
+with running(app) as url:
+    print(url, flush=True)
+    sys.stdin.read()
+'''
+
+def test_a_killed_server_leaves_no_request_in_the_dark(tmp_path):
+    httpx = pytest.importorskip('httpx')
+    from concurrent.futures import ThreadPoolExecutor
+    env = os.environ|{'PYTHONPATH': str(root)}
+    process = subprocess.Popen([sys.executable, '-c', server, str(tmp_path/'j')], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+    try:
+        url = process.stdout.readline().strip()
+        def send(k): return httpx.post(f'{url}/images', json=dict(prompt='a', seed=k, id=f'r{k}'), timeout=60)
+        assert [send(k).text for k in range(2)]==['image 0', 'image 1']
+        with ThreadPoolExecutor(3) as people:
+            waits = [people.submit(send, k) for k in (2, 3, 4)]
+            while not all(httpx.get(f'{url}/images/r{k}').status_code==200 for k in (2, 3, 4)): pass
+            process.kill()
+            assert all(isinstance(o.exception(60), httpx.TransportError) for o in waits)
+    finally:
+        process.kill()
+        process.wait()
+    j = s.Journal(tmp_path/'j')
+    assert [j.state(f'r{k}') for k in range(6)]==['done']*2+['lost']*3+[None]
+
+# Runs
+
+def data():
+    from miniai.loaders import DataLoaders
+    torch.manual_seed(0)
+    x,y = torch.randn(32, 4),torch.randn(32, 1)
+    return DataLoaders.from_tensors((x, y), (x, y), bs=8)
+
+def test_recorders_are_read_back_and_agree(tmp_path, monkeypatch):
+    from miniai.learner import Learner,MetricsCB,TrainCB
+    cbs = [TrainCB(), MetricsCB(), s.RunCardCB(tmp_path/'run.json', dict(lr=.1, deep=dict(a=[1, torch.tensor(2.)])))]
+    if has_tb := s.importlib.util.find_spec('tensorboard'): cbs.append(s.TensorBoardCB(tmp_path/'events', dict(lr=.1)))
+    learn = Learner(nn.Linear(4, 1), data(), lr=.1, cbs=cbs)
+    learn.fit(3)
+    card = json.loads((tmp_path/'run.json').read_text())
+    assert card['state']=='finished' and [o['train_loss'] for o in card['curve']]==[o['train_loss'] for o in learn.history]
+    assert card['config']=={'lr': .1, 'deep': {'a': [1, 2.]}} and card['parameters']==5 and card['energy_wh']>=0
+    if has_tb:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+        events = EventAccumulator(str(tmp_path/'events'))
+        events.Reload()
+        assert [o.value for o in events.Scalars('valid/loss')]==pytest.approx([o['valid_loss'] for o in learn.history], rel=1e-6)
+        assert [o.step for o in events.Scalars('batch/loss')]==list(range(12))
+
+def test_trackio_is_read_back(tmp_path):
+    pytest.importorskip('trackio')
+    code = '''
+import sys,test_serving as t
+from torch import nn
+from miniai.learner import Learner,MetricsCB,TrainCB
+from miniai.serving import TrackioCB
+learn = Learner(nn.Linear(4, 1), t.data(), lr=.1, cbs=[TrainCB(), MetricsCB(), TrackioCB('p', 'r', dict(lr=.1))])
+learn.fit(2)
+import trackio
+rows = trackio.SQLiteStorage.get_logs('p', 'r')
+assert [o['train_loss'] for o in rows]==[o['train_loss'] for o in learn.history] and [o['step'] for o in rows]==[0, 1]
+assert trackio.Api().runs('p')[0].config['lr']==.1
+'''
+    run = python('-c', code, cwd=root/'tests', env=dict(TRACKIO_DIR=str(tmp_path), HF_HUB_OFFLINE='1', PYTHONPATH=str(root)))
+    assert run.returncode==0, run.stderr
+    assert list(tmp_path.glob('*.db'))
+
+def test_a_run_that_fails_or_is_cancelled_says_so(tmp_path):
+    from miniai.learner import Callback,CancelFit,Learner,TrainCB
+    class Stop(Callback):
+        def __init__(self, e): self.e = e
+        def after_batch(self, learn): raise self.e
+    for e,state in ((CancelFit(), 'cancelled'), (RuntimeError('x'), 'failed')):
+        learn = Learner(nn.Linear(4, 1), data(), lr=.1, cbs=[TrainCB(), Stop(e), s.RunCardCB(tmp_path/'c.json')])
+        try: learn.fit(1)
+        except RuntimeError: pass
+        assert json.loads((tmp_path/'c.json').read_text())['state']==state
+
+def test_git_state(tmp_path):
+    assert s.git_state(tmp_path) is None
+    def git(*a): subprocess.run(['git', '-C', str(tmp_path), '-c', 'user.name=a', '-c', 'user.email=a@b.c', *a], check=True, capture_output=True)
+    git('init', '-b', 'trunk')
+    (tmp_path/'f').write_text('1')
+    git('add', 'f'), git('commit', '-m', 'x')
+    assert s.git_state(tmp_path)['branch']=='trunk' and not s.git_state(tmp_path)['changed']
+    (tmp_path/'f').write_text('2')
+    assert s.git_state(tmp_path)['changed']
+
+def test_cards_of_foreign_weights_say_what_they_lack(small):
+    card,sheet = s.model_card(small),s.data_sheet(small)
+    assert '| minutes | not recorded |' in card and 'drawn scenes and shapes' in sheet
+    info = json.loads(small.with_suffix('.json').read_text())
+    small.with_suffix('.json').write_text(json.dumps(info|dict(data='x | y\n# head <script>', minutes=6)))
+    assert '# head' not in s.model_card(small).split('\n') and r'\<script\>' in s.model_card(small) and '1 Wh' in s.model_card(small)
+    small.with_suffix('.json').write_text(json.dumps(info))
+
+# Drift
+
+def test_drift_is_found_and_named():
+    quiet = [dict(colour='red' if k%2 else 'blue', size='large') for k in range(400)]
+    m = s.DriftMonitor(quiet, window=100)
+    assert [m.add(o) for o in quiet[:100]]==[None]*99+[{}]
+    found = [m.add(dict(colour='green', size='large')) for _ in range(100)][-1]
+    assert set(found)=={'colour'} and found['colour']<1e-6
+    assert s.psi(dict(a=5), dict(a=5))==0 and s.psi(dict(a=100), dict(b=100))>1
+    assert s.chi_square(dict(a=50, b=50), dict(a=50, b=50))==(0., 1.)
+    for f in (s.psi, s.chi_square):
+        with pytest.raises(ValueError, match='counts nothing'): f({}, dict(a=1))
+
+def test_verdicts():
+    from miniai.data import Scene,Thing
+    scene = Scene((Thing('large','red','star'), Thing('small','blue','ring')), 'left of', 'black')
+    assert s.verdict('a red star', scene)=='right' and s.verdict('a red star', scene, False)=='flawed'
+    assert s.verdict('a RED star above a red ring', scene)=='wrong' and s.verdict('a moon', scene)=='wrong'
+    assert s.prompt_features('Two pink hexagons')==dict(colour='none', shape='none', words='new')
+
+# The container, as far as it can be checked without Docker
+
+def test_dockerfile():
+    text = (root/'Dockerfile').read_text().replace('\\\n', ' ')
+    steps = [l.split(None, 1) for l in text.splitlines() if l.strip() and not l.startswith('#')]
+    assert {k for k,_ in steps}<=set('ARG FROM RUN COPY USER WORKDIR ENV VOLUME EXPOSE STOPSIGNAL HEALTHCHECK CMD'.split())
+    assert steps[0][0]=='ARG' and steps[1][0]=='FROM' and [k for k,_ in steps].index('USER')>[k for k,_ in steps].index('COPY')
+    assert all('--no-index' in v for k,v in steps if k=='RUN' and 'pip' in v)
+    last = dict(steps)
+    command = json.loads(last['CMD'])
+    assert command[0]=='miniai-serve' and s._serve_parser().parse_args(command[1:]).port==int(last['EXPOSE'])
+    setup = (root/'setup.py').read_text()
+    assert 'miniai-serve=miniai.serving:serve_main' in setup and 'serve=' in setup
+    health = json.loads(last['HEALTHCHECK'].split('CMD', 1)[1])[2]
+    line = s.Batcher(lambda asks: asks)
+    with s.running(s.make_app(line)) as url:
+        code = health.replace('http://127.0.0.1:8000', url)
+        exec(code)
+    with pytest.raises(OSError): exec(code)
+
+def test_serve_main_refuses_what_it_cannot_serve(tmp_path, capsys):
+    assert s.serve_main(['--registry', str(tmp_path/'empty')])==2
+    assert 'nothing is in production' in capsys.readouterr().err
+
+# The queue in computed time
+
+def test_simulated_queue():
+    times = s.random_arrivals(10, 500, seed=3)
+    assert times==sorted(times) and abs(times[-1]-50)<10
+    one = s.simulate_queue(times, lambda n: .08, 1)
+    assert min(one)==pytest.approx(.08) and sum(one)/500>.12           # it queues: M/D/1 at 0.8 waits 0.16 on average
+    assert max(s.simulate_queue(times, lambda n: .04, 8))<=.08+1e-9
