@@ -693,7 +693,7 @@ async def wait_for_image(
         future.cancel()                        # if it still waits, nobody draws it any more
         drawn.cancel()
 
-# %% ../nbs/44_serving.ipynb #90d57ca1
+# %% ../nbs/44_serving.ipynb #cbe31b4e
 #| code-summary: "Exported: the addresses of an app"
 #| code-fold: true
 def _add_images(app, batcher, metrics, journal, timeout, check, to_bytes, media_type, problems):
@@ -722,6 +722,9 @@ def _add_images(app, batcher, metrics, journal, timeout, check, to_bytes, media_
         said = {499: 'client left', 500: 'the model failed', 503: 'no room', 504: 'too slow'}
         return JSONResponse(dict(error=said[status], id=name), status, headers=head)
 
+# %% ../nbs/44_serving.ipynb #e9e02699
+#| code-summary: "Exported: the pages for machines"
+#| code-fold: true
 def _add_pages(app, batcher, metrics, journal):
     "The pages for machines."
     from fastapi.responses import JSONResponse,PlainTextResponse
