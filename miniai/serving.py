@@ -693,39 +693,14 @@ async def wait_for_image(
         future.cancel()                        # if it still waits, nobody draws it any more
         drawn.cancel()
 
-# %% ../nbs/44_serving.ipynb #9ccfe66c
-#| code-summary: "Exported: make_app"
+# %% ../nbs/44_serving.ipynb #cbe31b4e
+#| code-summary: "Exported: the addresses of an app"
 #| code-fold: true
-def make_app(
-    batcher, # `Batcher`; closed when the app stops, after what waits has been drawn
-    metrics=None, # `Metrics` for the page; those of the batcher if None
-    journal=None, # `Journal` of requests; none if None
-    timeout=10., # Seconds to wait for an image
-    check=lambda prompt: None, # What is wrong with a prompt, as `Drawer.check`; None if nothing
-    to_bytes=_png, # Makes the result of the batcher into the body of an answer
-    media_type='image/png', # What `to_bytes` makes
-): # ASGI application, for `running` or any server
-    "An HTTP service: POST /images, GET /images/{id}, /health, /ready and /metrics."
-    from fastapi import FastAPI,Request
-    from fastapi.exceptions import RequestValidationError
-    from fastapi.responses import JSONResponse,PlainTextResponse,Response
-    timeout,Order = finite_number('timeout', timeout, 0),_order()
-    metrics = metrics or batcher.metrics
-    metrics.gauge('waiting', lambda: len(batcher.waiting))
-
-    @contextlib.asynccontextmanager
-    async def lifespan(app):
-        yield
-        await asyncio.to_thread(batcher.close)
-    def problems(found):
-        metrics.count('requests_total', status=422)
-        return JSONResponse(dict(errors=found), 422)
-    app = FastAPI(title='miniai', lifespan=lifespan, docs_url=None, redoc_url=None)
-
-    @app.exception_handler(RequestValidationError)
-    async def refuse(request, e):
-        return problems(_problems(e))
-
+def _add_images(app, batcher, metrics, journal, timeout, check, to_bytes, media_type, problems):
+    "POST /images."
+    from fastapi import Request
+    from fastapi.responses import JSONResponse,Response
+    Order = _order()
     @app.post('/images')
     async def images(order: Order, request: Request):
         start,name,wrong = time.monotonic(),order.id or uuid.uuid4().hex,check(order.prompt)
@@ -747,6 +722,12 @@ def make_app(
         said = {499: 'client left', 500: 'the model failed', 503: 'no room', 504: 'too slow'}
         return JSONResponse(dict(error=said[status], id=name), status, headers=head)
 
+# %% ../nbs/44_serving.ipynb #e9e02699
+#| code-summary: "Exported: the pages for machines"
+#| code-fold: true
+def _add_pages(app, batcher, metrics, journal):
+    "The pages for machines."
+    from fastapi.responses import JSONResponse,PlainTextResponse
     @app.get('/images/{name}')
     async def state(name: str):
         known = journal.state(name) if journal else None
@@ -762,6 +743,42 @@ def make_app(
         return JSONResponse(dict(ready=batcher.alive), 200 if batcher.alive else 503)
     @app.get('/metrics')
     async def page(): return PlainTextResponse(metrics.text())
+
+# %% ../nbs/44_serving.ipynb #88db41df
+#| code-summary: "Exported: make_app"
+#| code-fold: true
+def make_app(
+    batcher, # `Batcher`; closed when the app stops, after what waits has been drawn
+    metrics=None, # `Metrics` for the page; those of the batcher if None
+    journal=None, # `Journal` of requests; none if None
+    timeout=10., # Seconds to wait for an image
+    check=lambda prompt: None, # What is wrong with a prompt, as `Drawer.check`; None if nothing
+    to_bytes=_png, # Makes the result of the batcher into the body of an answer
+    media_type='image/png', # What `to_bytes` makes
+): # ASGI application, for `running` or any server
+    "An HTTP service: POST /images, GET /images/{id}, /health, /ready and /metrics."
+    from fastapi import FastAPI
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import JSONResponse
+    timeout = finite_number('timeout', timeout, 0)
+    metrics = metrics or batcher.metrics
+    metrics.gauge('waiting', lambda: len(batcher.waiting))
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app):
+        yield
+        await asyncio.to_thread(batcher.close)
+    def problems(found):
+        metrics.count('requests_total', status=422)
+        return JSONResponse(dict(errors=found), 422)
+    app = FastAPI(title='miniai', lifespan=lifespan, docs_url=None, redoc_url=None)
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse(request, e):
+        return problems(_problems(e))
+
+    _add_images(app, batcher, metrics, journal, timeout, check, to_bytes, media_type, problems)
+    _add_pages(app, batcher, metrics, journal)
     return BodyLimit(app)
 
 # %% ../nbs/44_serving.ipynb #4d9a491c
