@@ -6,10 +6,10 @@
 __all__ = ['read_image', 'grow_mask', 'soft_edge', 'draw_region', 'Stopped', 'Edited', 'EditState', 'EditSession', 'Sessions',
            'edit_page', 'safe_app', 'PageServer', 'app_main']
 
-# %% ../nbs/42_photo_editor.ipynb #09bc7e6d
+# %% ../nbs/42_photo_editor.ipynb #611c7432
 #| code-summary: "Imports of the module miniai.app"
 #| code-fold: true
-import copy,errno,importlib.util,io,os,shlex,socket,tempfile,threading
+import atexit,copy,errno,importlib.util,io,json,os,shlex,shutil,socket,tempfile,threading
 import torch,torch.nn.functional as F,warnings
 import numpy as np
 from collections import OrderedDict
@@ -312,12 +312,15 @@ def _with_mask(image, mask):
     "The shown image, dark outside the mask."
     return _shown(np.where(mask[...,None], image, image//4))
 
-# %% ../nbs/42_photo_editor.ipynb #2c59f637
+# %% ../nbs/42_photo_editor.ipynb #3db62a3a
 def _need_gradio():
     "The package gradio, or one line that says how to get it."
     if importlib.util.find_spec('gradio') is None:
         raise ValueError("the page needs the package gradio: pip install 'miniai[app]'")
-    os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'        # it would tell its makers at import
+    os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'            # nothing is told to its makers
+    if 'GRADIO_TEMP_DIR' not in os.environ:                     # no files of other programs
+        os.environ['GRADIO_TEMP_DIR'] = tempfile.mkdtemp(prefix='miniai-page-')
+        atexit.register(shutil.rmtree, os.environ['GRADIO_TEMP_DIR'], ignore_errors=True)
     return importlib.import_module('gradio')
 
 def _views(s, said=''):
@@ -332,7 +335,7 @@ def _views(s, said=''):
     images = _with_clicks(state.image, state.points),mask,e and _shown(e.result)
     return *images,said,e.command if e else '',s.files() if e else None
 
-# %% ../nbs/42_photo_editor.ipynb #a7de45b7
+# %% ../nbs/42_photo_editor.ipynb #b8b4c4f8
 def edit_page(
     sessions, # `Sessions`
     guidance=4., # Guidance scale at first
@@ -344,7 +347,7 @@ def edit_page(
         def handler(request: gr.Request, *values):
             s = sessions[request.session_hash]
             try: return _views(s, f(s, *values) or '')
-            except (ValueError,TypeError,Stopped) as e: return _views(s, str(e))
+            except (ValueError,Stopped) as e: return _views(s, str(e))
         return handler
     def click(request: gr.Request, event: gr.SelectData, how):
         def on_pixel(s):
@@ -403,22 +406,44 @@ def edit_page(
         page.unload(leave)
     return page.queue(max_size=32)
 
-# %% ../nbs/42_photo_editor.ipynb #0da1d19e
+# %% ../nbs/42_photo_editor.ipynb #98012222
 _policy = ("default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' "
            "'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
            "frame-ancestors 'none'; form-action 'self'; base-uri 'self'")
+_headers = ((b'content-security-policy', _policy.encode()),
+            (b'x-content-type-options', b'nosniff'), (b'referrer-policy', b'no-referrer'))
 
-class _Headers:
-    "An application whose answers forbid the browser to load anything from elsewhere."
-    def __init__(self, app): self.app = app
+def _harmless(body, folder):
+    "Is `body` JSON that names no file but those that were uploaded into `folder`?"
+    def fine(o):
+        if isinstance(o, list): return all(map(fine, o))
+        if not isinstance(o, dict): return True
+        path = o.get('path', str(folder))
+        inside = isinstance(path, str) and Path(os.path.realpath(path)).is_relative_to(folder)
+        return inside and all(map(fine, o.values()))
+    try: return fine(json.loads(body))
+    except (ValueError,RecursionError): return False
+
+class _Doorman:
+    "Lets no request pass that names other files, and no answer without headers that protect."
+    def __init__(self, app, folder): self.app,self.folder = app,Path(os.path.realpath(folder))
+
     async def __call__(self, scope, receive, send):
         async def sent(message):
             if message['type']=='http.response.start':
-                more = ((b'content-security-policy', _policy.encode()),
-                        (b'x-content-type-options', b'nosniff'), (b'referrer-policy', b'no-referrer'))
-                message['headers'] = [*message.get('headers', ()), *more]
+                message = message | dict(headers=[*message.get('headers', ()), *_headers])
             await send(message)
-        await self.app(scope, receive, sent)
+        if scope['type']!='http' or scope['method']!='POST' or scope['path'].endswith('/upload'):
+            return await self.app(scope, receive, sent)
+        messages,body = [],b''
+        while not messages or messages[-1].get('more_body') and len(body)<1_000_000:
+            messages.append(await receive())
+            body += messages[-1].get('body', b'')
+        if _harmless(body, self.folder):
+            async def again(): return messages.pop(0) if messages else await receive()
+            return await self.app(scope, again, sent)
+        await sent(dict(type='http.response.start', status=400, headers=[]))
+        await sent(dict(type='http.response.body', body=b'this file was not uploaded here'))
 
 def safe_app(
     page, # `gradio.Blocks`
@@ -429,14 +454,17 @@ def safe_app(
     gr = _need_gradio()
     fastapi = importlib.import_module('fastapi')
     trusted = importlib.import_module('starlette.middleware.trustedhost').TrustedHostMiddleware
-    app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    closed = dict(docs_url=None, redoc_url=None, openapi_url=None)
+    app = fastapi.FastAPI(**closed)
     font = 'system-ui','sans-serif'
     theme = gr.themes.Base(font=font, font_mono=('ui-monospace','monospace'))
     gr.mount_gradio_app(app, page, '/', max_file_size=most, theme=theme, ssr_mode=False,
                         footer_links=[], run_history=False, show_error=False, pwa=False,
-                        mcp_server=False, enable_monitoring=False, allowed_paths=[])
+                        mcp_server=False, enable_monitoring=False, allowed_paths=[],
+                        app_kwargs=closed)
     app.add_middleware(trusted, allowed_hosts=list(hosts))
-    return _Headers(app)
+    page.has_launched = True                # without it gradio takes any path for an upload
+    return _Doorman(app, os.environ['GRADIO_TEMP_DIR'])
 
 # %% ../nbs/42_photo_editor.ipynb #5ad4c4de
 class PageServer:
