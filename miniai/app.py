@@ -6,14 +6,13 @@
 __all__ = ['read_image', 'grow_mask', 'soft_edge', 'draw_region', 'Stopped', 'Edited', 'EditState', 'EditSession', 'Sessions',
            'edit_page', 'safe_app', 'PageServer', 'app_main']
 
-# %% ../nbs/42_photo_editor.ipynb #611c7432
+# %% ../nbs/42_photo_editor.ipynb #141e89e9
 #| code-summary: "Imports of the module miniai.app"
 #| code-fold: true
 import atexit,copy,errno,importlib.util,io,json,os,shlex,shutil,socket,tempfile,threading
 import torch,torch.nn.functional as F,warnings
 import numpy as np
 from collections import OrderedDict
-from functools import partial
 from pathlib import Path
 from PIL import Image,ImageDraw
 from typing import NamedTuple
@@ -45,7 +44,7 @@ def read_image(
     if min(w, h)<8: raise ValueError(f"{name}: expected 8 pixels a side or more, got {w} x {h}")
     return np.array(open_image(im, name=name))
 
-# %% ../nbs/42_photo_editor.ipynb #0c7e83a2
+# %% ../nbs/42_photo_editor.ipynb #fbc8bffa
 #| code-summary: "Exported: the check of a mask"
 #| code-fold: true
 def _check_mask(mask, image=None):
@@ -57,32 +56,34 @@ def _check_mask(mask, image=None):
         want,got = (f"{o.shape[1]}x{o.shape[0]}" for o in (image, mask))
         raise ValueError(f"mask: expected the size of the image, {want}, got {got}")
 
-def _slide(pool, x, r):
-    "A window of 2r+1 a side that slides over `x` (h,w), along one axis after the other."
-    for k,p in (((2*r+1, 1), (r, 0)), ((1, 2*r+1), (0, r))): x = pool(x[None], k, 1, p)[0]
+def _grown(x, r):
+    "`x` (h,w) of 0 and 1, grown by `r` pixels: along one axis, then along the other."
+    for k,p in (((2*r+1, 1), (r, 0)), ((1, 2*r+1), (0, r))): x = F.max_pool2d(x[None], k, 1, p)[0]
     return x
 
-# %% ../nbs/42_photo_editor.ipynb #5a8351cd
+# %% ../nbs/42_photo_editor.ipynb #4d78aeff
 def grow_mask(
     mask, # bool (h,w)
     pixels, # By how many it grows on each side, 0 to 64
 ): # bool (h,w)
     "Every pixel with one of the mask at most so far away, across and down."
     _check_mask(mask)
-    x = torch.from_numpy(mask).float()
-    return (_slide(F.max_pool2d, x, whole_number('grow', pixels, 0, 64))>0).numpy()
+    x = _grown(torch.from_numpy(mask).float(), whole_number('grow', pixels, 0, 64))
+    return (x>0).numpy()
 
-# %% ../nbs/42_photo_editor.ipynb #2076a969
+# %% ../nbs/42_photo_editor.ipynb #476967d8
 def soft_edge(
     mask, # bool (h,w)
     pixels, # Over how many it fades in, 0 for a hard edge, at most 32
 ): # uint8 (h,w): 0 wherever the mask is not, 255 where it is deep inside
     "How much of a drawing is laid over an image: more and more from the edge of a mask inwards."
     _check_mask(mask)
-    mean = partial(F.avg_pool2d, count_include_pad=False)
-    x = torch.from_numpy(mask).float()
-    around = _slide(mean, x, whole_number('soft', pixels, 0, 32))   # 1/2 at a straight edge
-    return (((2*around-1).clamp(0, 1)*x)*255).round().byte().numpy()
+    outside,total,n = torch.from_numpy(~mask).float(),torch.zeros(mask.shape),0
+    for _ in range(whole_number('soft', pixels, 0, 32)+1):
+        if outside.all(): break                             # nothing is so deep inside
+        total,n = total+1-outside,n+1
+        outside = _grown(outside, 1)
+    return (total*(255/max(n, 1))).round().byte().numpy()
 
 # %% ../nbs/42_photo_editor.ipynb #bbb737e8
 def _fitted(image, mask, size):
@@ -130,7 +131,7 @@ class EditState(NamedTuple):
     choice: int = 0 # Which of the three masks, best first
     edited: object = None # `Edited`, or None before the first drawing
 
-# %% ../nbs/42_photo_editor.ipynb #4b65d5d9
+# %% ../nbs/42_photo_editor.ipynb #5bb6dc79
 #| code-summary: "Exported: words and numbers of a page as options of the command"
 #| code-fold: true
 def _words(name, text, most=1000):
@@ -147,7 +148,8 @@ def _options(prompt, negative='', soft=4, **kw):
     if negative: args += [f'--negative={negative}']
     for k,v in kw.items():
         if v is not None: args += [f'--{k}', str(v)]
-    return [*args, '-o', 'result.png', '--', _words('prompt', prompt)]
+    prompt = _words('prompt', prompt)
+    return [*args, '-o', 'result.png', *(['--'] if prompt[:1]=='-' else ()), prompt]
 
 # %% ../nbs/42_photo_editor.ipynb #517c3cad
 class EditSession:
