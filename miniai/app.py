@@ -314,7 +314,7 @@ def _with_mask(image, mask):
     "The shown image, dark outside the mask."
     return _shown(np.where(mask[...,None], image, image//4))
 
-# %% ../nbs/42_photo_editor.ipynb #3db62a3a
+# %% ../nbs/42_photo_editor.ipynb #d5f270b1
 def _need_gradio():
     "The package gradio, or one line that says how to get it."
     if importlib.util.find_spec('gradio') is None:
@@ -332,12 +332,14 @@ def _views(s, said=''):
     if state.points:
         masks,ious = s.masks()
         mask = _with_mask(state.image, masks[state.choice])
-        said = said or f"mask {state.choice+1} of 3, predicted IoU {ious[state.choice]:.2f}"
+        n = len(state.points)
+        said = said or (f"{n} click{'s'*(n>1)}, mask {state.choice+1} of 3, predicted IoU "
+                        f"{ious[state.choice]:.2f}")
     e = state.edited
     images = _with_clicks(state.image, state.points),mask,e and _shown(e.result)
     return *images,said,e.command if e else '',s.files() if e else None
 
-# %% ../nbs/42_photo_editor.ipynb #b8b4c4f8
+# %% ../nbs/42_photo_editor.ipynb #aa0c3a36
 def edit_page(
     sessions, # `Sessions`
     guidance=4., # Guidance scale at first
@@ -371,8 +373,12 @@ def edit_page(
             undo,keep = (gr.Button(o, elem_id=o.split()[0].lower()) for o in ('Undo', 'Go on with the result'))
         said = gr.Textbox(label='What happened', interactive=False, elem_id='said')
         with gr.Row():
-            kw = dict(type='pil', format='png', interactive=False, buttons=[])
-            views = [gr.Image(label=o, elem_id=o.lower(), **kw) for o in ('Image', 'Mask', 'Result')]
+            views = []                      # the label of a component would cover a corner
+            for name in ('Image', 'Mask', 'Result'):
+                with gr.Column():
+                    gr.Markdown(f'**{name}**')
+                    views.append(gr.Image(type='pil', format='png', interactive=False, buttons=[],
+                                          show_label=False, elem_id=name.lower()))
         with gr.Row():
             prompt = gr.Textbox(label='What should be there', max_length=1000, elem_id='prompt')
             negative = gr.Textbox(label='And what not', max_length=1000, elem_id='negative')
