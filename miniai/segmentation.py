@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['place_stickers', 'paste_objects', 'FeaturePyramid', 'ChannelNorm', 'PromptEncoder', 'NarrowAttention', 'TwoWayBlock',
            'MaskDecoder', 'PromptSegmenter', 'pair_ious', 'mask_loss', 'random_click', 'middle_click', 'next_click',
-           'masks_to_boxes', 'ClickTraining', 'pick_masks', 'Segmenter', 'load_segmenter', 'RelativeAttention',
-           'WindowBlock', 'SAMEncoder', 'sam_names', 'sam_weights', 'load_sam']
+           'masks_to_boxes', 'ClickTraining', 'pick_masks', 'Segmenter', 'load_segmenter', 'automatic_masks',
+           'RelativeAttention', 'WindowBlock', 'SAMEncoder', 'sam_names', 'sam_weights', 'load_sam']
 
 # %% ../nbs/41_segmentation.ipynb #d85de648
 #| code-summary: "Imports of the module"
@@ -368,7 +368,7 @@ def _painted(self, xy, points, labels, boxes):
 
 PromptSegmenter._seen,PromptSegmenter._painted = _seen,_painted
 
-# %% ../nbs/41_segmentation.ipynb #65c7b1ca
+# %% ../nbs/41_segmentation.ipynb #4032946c
 def pair_ious(
     masks, # bool, (...,m,h,w)
     truth, # bool, (...,h,w)
@@ -382,14 +382,13 @@ def mask_loss(
     preds, # `(logits, ious)` of a `PromptSegmenter`
     truth, # bool, (b,h,w) or (b1,b2,h,w), together b masks
 ): # Scalar
-    "Focal and Dice loss of the best mask, and the error of all predicted IoUs: arXiv:2304.02643."
+    "Cross entropy and Dice of the best mask, and the error of all IoUs: after arXiv:2304.02643."
     logits,iou = preds
     truth = truth.view(len(logits), *logits.shape[2:])
     t = truth[:,None].expand_as(logits).float()
     p,cross = logits.sigmoid(),F.binary_cross_entropy_with_logits(logits, t, reduction='none')
-    focal = ((p-t).square()*cross).mean((2, 3))
     dice = 1-(2*(p*t).sum((2, 3))+1)/((p+t).sum((2, 3))+1)
-    best = (20*focal+dice).min(1)[0]
+    best = (2*cross.mean((2, 3))+dice).min(1)[0]
     return best.mean() + F.mse_loss(iou, pair_ious(logits>0, truth))
 
 # %% ../nbs/41_segmentation.ipynb #d9cec090
@@ -583,6 +582,28 @@ def load_segmenter(
 ): # `Segmenter`
     "A `PromptSegmenter` with stored weights, ready for an image."
     return Segmenter(load_model(PromptSegmenter, path).to(memory_format=torch.channels_last))
+
+# %% ../nbs/41_segmentation.ipynb #abd83c77
+@torch.no_grad()
+def automatic_masks(
+    segmenter, # `Segmenter` with an image
+    side=8, # Clicks along each side of a grid
+    least=.8, # Drop masks with a lower predicted IoU
+    stable=.8, # Drop masks whose IoU between the limits -1 and 1 is lower
+    limit=.7, # Of two masks whose boxes have a larger IoU keep the better
+): # `(masks, ious)`: bool (k,h,w) and predicted IoUs (k,), tensors, the best first
+    "All that is in an image, from a grid of clicks: appendix B of arXiv:2304.02643."
+    side = whole_number('side', side)
+    points = places(side, side)[:,None]
+    labels = torch.ones(len(points), 1, dtype=torch.long)
+    logits,iou = (o.flatten(0, 1) for o in segmenter._answer(points, labels))
+    far,near = ((logits>k).flatten(1).sum(1) for k in (-1, 1))
+    keep = (iou>=least)&(near>=stable*far)&(near>0)
+    logits,iou = logits[keep],iou[keep]
+    keep = nms(masks_to_boxes(logits>0), iou, limit)
+    if not len(keep): return torch.zeros(0, *segmenter.size[::-1], dtype=torch.bool),iou[keep]
+    masks = F.interpolate(logits[keep][:,None], segmenter.size[::-1], mode='bilinear')[:,0]>0
+    return masks,iou[keep]
 
 # %% ../nbs/41_segmentation.ipynb #82060732
 class RelativeAttention(nn.Module):
