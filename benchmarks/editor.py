@@ -85,7 +85,7 @@ def main():
     if log.exists(): parts = [json.loads(l) for l in log.read_text().splitlines()]
     pipe,segmenter,reader = StableDiffusion.load(),load_segmenter(),load_reader()
     for i in range(len(parts), o.n//40):
-        parts.append(part(pipe, segmenter, reader, 40, seed=100+i))
+        parts.append(part(pipe, segmenter, reader, 40, 1000+i))
         with open(log, 'a') as f: f.write(json.dumps(parts[-1])+'\n')
         print(f'{40*(i+1)} scenes', flush=True)
     temp = results/'editor.tmp'
