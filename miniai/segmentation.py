@@ -149,7 +149,7 @@ class FeaturePyramid(nn.Module):
         for o in finer: h = o + F.interpolate(h, o.shape[-2:], mode='bilinear')
         return self.out(h),maps[1],maps[0]
 
-# %% ../nbs/41_segmentation.ipynb #1000738a
+# %% ../nbs/41_segmentation.ipynb #54c5e89f
 class ChannelNorm(nn.LayerNorm):
     "`LayerNorm` over the channels of each place of a map."
     def forward(self,
@@ -177,7 +177,7 @@ class PromptEncoder(nn.Module):
         xy, # Points, (...,2), in [0,1]
     ): # (...,n)
         "Random Fourier features, arXiv:2006.10739."
-        angle = 2*math.pi*(2*xy-1)@self.waves
+        angle = 2*math.pi*((2*xy-1)[...,None]*self.waves).sum(-2)       # full precision, always
         return torch.cat([angle.sin(), angle.cos()], -1)
 
     def forward(self,
@@ -185,15 +185,16 @@ class PromptEncoder(nn.Module):
         labels=None, # (b,k), int64: 1 for "belongs to it", 0 for "does not"
         boxes=None, # Corners, (b,4), in [0,1]
         mask=None, # Logits of an earlier mask, (b,1,4*h,4*w) for a map of (h,w)
-    ): # `(tokens, dense)`: (b,l,n), and what is added to the map, (b or 1,n,h or 1,w or 1)
+    ): # `(tokens, dense)`: (b,l,n), and what is added to the map, (b,n,h or 1,w or 1)
         "The question, for the decoder."
         tokens = []
         if points is not None:
             tokens.append(self.at(points)+self.kinds(labels))
             if boxes is None: tokens.append(self.pad.expand(len(points), 1, -1))
         if boxes is not None: tokens.append(self.at(boxes.unflatten(-1, (2,2)))+self.kinds.weight[2:])
-        dense = self.no_mask[:,None,None] if mask is None else self.mask(mask)
-        return torch.cat(tokens, 1),dense
+        tokens = torch.cat(tokens, 1)
+        if mask is not None: return tokens,self.mask(mask)
+        return tokens,self.no_mask[:,None,None].expand(len(tokens), -1, 1, 1)
 
 # %% ../nbs/41_segmentation.ipynb #4172801a
 class NarrowAttention(nn.Module):

@@ -824,6 +824,32 @@ def call_detection():
     assert d.precision_area(torch.tensor([True]), 1)==1
     assert set(d.average_precision(d.load_detector().detect(x), boxes, labels))<=set(range(10))
 
+def call_segmentation():
+    from miniai import segmentation as s
+    rgb,alpha = s.place_stickers(torch.full((1, 4, 64, 64), 255, dtype=torch.uint8), torch.zeros(1).long(), torch.zeros(1, 2), torch.ones(1), torch.zeros(1), 32)
+    assert rgb.shape==(1,3,32,32) and alpha.min()>.4
+    x,masks,labels = s.paste_objects(2, 1, size=32)
+    assert masks.shape==(2,7,32,32) and labels.shape==(2,3)
+    f,truth,_ = s.pick_masks(x, masks)
+    assert s.ChannelNorm(4)(torch.randn(1, 4, 2, 2)).shape==(1,4,2,2) and len(s.FeaturePyramid(8, (4,8,8))(f))==3
+    tokens,dense = s.PromptEncoder(16)(torch.rand(2, 1, 2), torch.ones(2, 1).long())
+    assert tokens.shape==(2,2,16) and s.NarrowAttention(16, 4)(tokens, tokens, tokens).shape==(2,2,16)
+    assert s.TwoWayBlock(16, 4, 8, True)(tokens, tokens, tokens, 0.)[0].shape==(2,2,16)
+    assert s.MaskDecoder(16)(torch.randn(1, 16, 4, 4), torch.zeros(16, 16), tokens)[0].shape==(2,3,16,16)
+    net = s.PromptSegmenter(16, (4,8,8), size=32)
+    preds = s.ClickTraining(net)(f, truth)
+    assert s.mask_loss(preds, truth)>0 and s.pair_ious(preds[0]>0, truth.flatten(0, 1)).shape==(4,3)
+    m = masks[:,0]
+    assert s.random_click(m).shape==s.middle_click(m).shape==s.next_click(m, m)[0].shape==(2,2) and s.masks_to_boxes(m).shape==(2,4)
+    seg = s.load_segmenter().set_image(x[0].permute(1, 2, 0).numpy())
+    assert isinstance(seg, s.Segmenter) and seg.predict([[16,16]], [1])[0].shape==(3,32,32) and s.automatic_masks(seg, 2)[0].shape[1:]==(32,32)
+    assert s.RelativeAttention(8, 2, 3)(torch.randn(1, 3, 3, 8)).shape==s.WindowBlock(8, 2, 8, 3, 2)(torch.randn(1, 3, 3, 8)).shape
+    eye = s.SAMEncoder(32, 8, 8, 1, 2, 8, 2, (), 16)
+    net = s.PromptSegmenter(16, n_ff=8, size=32, local=False, encoder=eye, mask_nf=4)
+    assert net(f[:1], torch.rand(1, 1, 2), torch.ones(1, 1).long())[0].shape==(1,3,16,16)
+    assert 'encoder.stem' in s.sam_names(net) and s.sam_weights({'a': 1, 'b.bias': 2})=={'a.weight': 1, 'b.bias': 2}
+    with pytest.raises(FileNotFoundError): s.load_sam('nowhere')
+
 def call_core():
     from miniai.checks import core as c
     c.same([x[0,0,0,0], 1], (x[0,0,0,0].item(), 1.))

@@ -17,7 +17,7 @@ def grounds():
     return emoji.x[torch.tensor([zlib.crc32(o.encode())%10>0 for o in emoji.names])],get_data('cifar10').x_train
 
 def main():
-    args = arguments('segmenter', n=10_000, epochs=10)
+    args = arguments('segmenter', n=10_000, epochs=8)
     n,config,lr = little(args, args.n),dict(n=64, nfs=[16,32,64,80,80]),2e-3
     stickers,photos = (None,None) if args.few else grounds()
     data = in_parts(args, 'images', max(1, n//1000), lambda i: paste_objects(min(n, 1000), 41_000+i, stickers, photos)[:2])
