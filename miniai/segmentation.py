@@ -8,15 +8,17 @@ __all__ = ['place_stickers', 'paste_objects', 'FeaturePyramid', 'ChannelNorm', '
            'masks_to_boxes', 'ClickTraining', 'pick_masks', 'Segmenter', 'load_segmenter', 'automatic_masks',
            'RelativeAttention', 'WindowBlock', 'SAMEncoder', 'sam_names', 'sam_weights', 'load_sam']
 
-# %% ../nbs/41_segmentation.ipynb #d85de648
+# %% ../nbs/41_segmentation.ipynb #24de75aa
 #| code-summary: "Imports of the module"
 #| code-fold: true
 import json,math,numpy as np,torch,torch.nn.functional as F
+from fastcore.basics import patch
 from functools import partial
 from pathlib import Path
 from torch import nn
 from .conv import conv
-from .data import BACKGROUNDS,COLOURS,SHAPES,check_finite,draw_masks,open_image,whole_number
+from .data import BACKGROUNDS,COLOURS,SHAPES,check_finite,draw_masks
+from .data import open_image,whole_number
 from .ddpm import check_images,load_model
 from .detection import layer_objects,nms,places
 from .published import read_tensors,take_weights
@@ -45,14 +47,14 @@ def place_stickers(
     e = fine.where(scale[:,None,None,None]*size>.6*stickers.shape[-1], rough)
     return e[:,:3]/e[:,3:].clamp(min=1e-3),e[:,3]
 
-# %% ../nbs/41_segmentation.ipynb #83748669
+# %% ../nbs/41_segmentation.ipynb #983bb7db
 #| code-summary: "Exported: paste_objects, images with the masks of objects, parts and ground"
 #| code-fold: true
 def paste_objects(
     n, # How many images
     seed=0, # The same seed gives the same images
-    stickers=None, # Images with alpha, (k,4,64,64), uint8, for half of the objects; None for none
-    photos=None, # Grounds, (k,3,h,w), uint8, for some of the images; None for none
+    stickers=None, # Images with alpha, (k,4,64,64), uint8, for half of the objects
+    photos=None, # Grounds, (k,3,h,w), uint8, for some of the images
     size=64, # Pixels along each side
     most=3, # Whole objects in an image: 1 to this many
     least=24, # Objects and parts of fewer visible pixels do not count
@@ -87,7 +89,7 @@ def _palette(n, gen, m, plain):
     spread = (.2*torch.rand(2, n, m, 3, generator=gen)-.1)*~plain[:,None,None]
     return colours[a]+spread[0],colours[(a+1+b)%len(colours)]+spread[1]
 
-# %% ../nbs/41_segmentation.ipynb #5e6f741e
+# %% ../nbs/41_segmentation.ipynb #2f5e70cd
 #| code-summary: "Exported: the drawing itself"
 #| code-fold: true
 def _paste(n, gen, size, m, stickers, photos, least):
@@ -107,9 +109,10 @@ def _paste(n, gen, size, m, stickers, photos, least):
     if stickers is not None:
         i = (rand(0, 1, m)<.5).nonzero(as_tuple=True)
         which,turn = torch.randint(len(stickers), (n,m), generator=gen)[i],rand(-.4, .4, m)[i]
-        colours[0][i],whole[i] = place_stickers(stickers, which, centre[i], scale[i]*1.1, turn, size)
+        colours[0][i],whole[i] = place_stickers(stickers, which, centre[i], scale[i]*1.1, turn,
+                                                size)
         part[i],labels[i] = 0.,-1
-    def pairs(a, b): return torch.stack([a, b], 2).flatten(1, 2)      # each part before its whole
+    def pairs(a, b): return torch.stack([a, b], 2).flatten(1, 2)    # a part before its whole
     alpha = pairs(part, whole)*there.repeat_interleave(2, 1)[...,None,None]
     own = torch.eye(2*m)[None,:,:,None,None].expand(n, -1, -1, size, size)
     x = layer_objects(torch.cat([pairs(*colours[::-1]), own], 2), alpha,
@@ -123,12 +126,12 @@ def _paste(n, gen, size, m, stickers, photos, least):
     labels = labels.where(whole.flatten(2).any(2), -1)
     return x.clamp(0, 1).mul(255).round().byte(),masks&large(masks),labels
 
-# %% ../nbs/41_segmentation.ipynb #0173d806
+# %% ../nbs/41_segmentation.ipynb #481c2a77
 class FeaturePyramid(nn.Module):
     "Residual blocks down, and coarse maps added to finer ones: arXiv:1612.03144."
     def __init__(self,
         n=64, # Channels of the map
-        nfs=(16,32,64,80,80), # Channels of the levels, from the full size on, each half the size
+        nfs=(16,32,64,80,80), # Channels of the levels, from the full size on, each halved
     ):
         super().__init__()
         self.stem = conv(3, nfs[0], stride=1, norm=nn.BatchNorm2d)
@@ -149,7 +152,9 @@ class FeaturePyramid(nn.Module):
         for o in finer: h = o + F.interpolate(h, o.shape[-2:], mode='bilinear')
         return self.out(h),maps[1],maps[0]
 
-# %% ../nbs/41_segmentation.ipynb #54c5e89f
+# %% ../nbs/41_segmentation.ipynb #ebdf6941
+#| code-summary: "Exported: ChannelNorm, a layer norm for maps"
+#| code-fold: true
 class ChannelNorm(nn.LayerNorm):
     "`LayerNorm` over the channels of each place of a map."
     def forward(self,
@@ -158,11 +163,12 @@ class ChannelNorm(nn.LayerNorm):
         "Mean 0 and variance 1 over the channels, then scaled and shifted."
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
+# %% ../nbs/41_segmentation.ipynb #62689d69
 class PromptEncoder(nn.Module):
     "Clicks, boxes and masks as tokens and maps: section 3 of arXiv:2304.02643."
     def __init__(self,
         n, # Features of a token, even
-        mask_nf=None, # Channels for a mask given as a prompt, a multiple of 4; None for no masks
+        mask_nf=None, # Channels for a mask as a prompt, a multiple of 4; None for no masks
     ):
         super().__init__()
         self.register_buffer('waves', torch.randn(2, n//2))
@@ -191,12 +197,13 @@ class PromptEncoder(nn.Module):
         if points is not None:
             tokens.append(self.at(points)+self.kinds(labels))
             if boxes is None: tokens.append(self.pad.expand(len(points), 1, -1))
-        if boxes is not None: tokens.append(self.at(boxes.unflatten(-1, (2,2)))+self.kinds.weight[2:])
+        if boxes is not None:
+            tokens.append(self.at(boxes.unflatten(-1, (2,2)))+self.kinds.weight[2:])
         tokens = torch.cat(tokens, 1)
         if mask is not None: return tokens,self.mask(mask)
         return tokens,self.no_mask[:,None,None].expand(len(tokens), -1, 1, 1)
 
-# %% ../nbs/41_segmentation.ipynb #4172801a
+# %% ../nbs/41_segmentation.ipynb #b62d49e9
 class NarrowAttention(nn.Module):
     "Attention whose queries, keys and values are given apart, in `n_in` features."
     def __init__(self,
@@ -220,6 +227,7 @@ class NarrowAttention(nn.Module):
         w = (q@k.transpose(-1, -2)/q.shape[-1]**.5).softmax(-1)
         return self.out((w@v).transpose(1, 2).flatten(2))    # (b,heads,l,d) -> (b,l,heads*d)
 
+# %% ../nbs/41_segmentation.ipynb #d1c42f48
 class TwoWayBlock(nn.Module):
     "Tokens look at each other and at the image, and the image at them: arXiv:2304.02643."
     def __init__(self,
@@ -249,11 +257,14 @@ class TwoWayBlock(nn.Module):
         t = self.norm3(t + self.ff(t))
         return t,self.norm4(h + self.tell(h+place, t+own, t))
 
-# %% ../nbs/41_segmentation.ipynb #841ab836
+# %% ../nbs/41_segmentation.ipynb #3d1356dc
+#| code-summary: "Exported: a small network of three layers"
+#| code-fold: true
 def _mlp(ni, nf, no):
     return nn.Sequential(nn.Linear(ni, nf), nn.ReLU(), nn.Linear(nf, nf), nn.ReLU(),
                          nn.Linear(nf, no))
 
+# %% ../nbs/41_segmentation.ipynb #297fa35d
 class MaskDecoder(nn.Module):
     "Masks and their predicted IoU, from a map and a question: figure 14, arXiv:2304.02643."
     def __init__(self,
@@ -265,7 +276,7 @@ class MaskDecoder(nn.Module):
         fine=None, # Channels of two finer maps, as in `FeaturePyramid`; None for none
     ):
         super().__init__()
-        self.own = nn.Embedding(1+n_masks, n)                       # for the IoUs, and the masks
+        self.own = nn.Embedding(1+n_masks, n)                      # for the IoUs, and the masks
         self.blocks = nn.ModuleList(TwoWayBlock(n, n_heads, n_ff, i==0) for i in range(depth))
         self.look,self.norm = NarrowAttention(n, n_heads, n//2),nn.LayerNorm(n)
         self.up1,self.up2 = (nn.ConvTranspose2d(a, b, 2, 2) for a,b in ((n,n//4), (n//4,n//8)))
@@ -293,7 +304,7 @@ class MaskDecoder(nn.Module):
         w = torch.stack([write(t[:,1+i]) for i,write in enumerate(self.write)], 1)
         return torch.einsum('bmc,bchw->bmhw', w, F.gelu(h)),self.iou(t[:,0])
 
-# %% ../nbs/41_segmentation.ipynb #dca86092
+# %% ../nbs/41_segmentation.ipynb #21df8528
 class PromptSegmenter(nn.Module):
     "A promptable segmentation model after SAM: arXiv:2304.02643."
     def __init__(self,
@@ -316,47 +327,55 @@ class PromptSegmenter(nn.Module):
         self.see = nn.Linear(n, n) if local else None
         self.paint = nn.Parameter(.5*torch.randn(3, n)) if local else None   # not it, it, box
 
-    def encode(self,
-        x, # Images, (b,3,size,size), float
-    ): # List of maps, for `decode`
-        "What does not depend on the question."
-        h,*fine = self.encoder(x)
-        return [h, *(into(o) for into,o in zip(self.decoder.fine, fine))]
+# %% ../nbs/41_segmentation.ipynb #4d6a3392
+@patch
+def encode(self:PromptSegmenter,
+    x, # Images, (b,3,size,size), float
+): # List of maps, for `decode`
+    "What does not depend on the question."
+    h,*fine = self.encoder(x)
+    return [h, *(into(o) for into,o in zip(self.decoder.fine, fine))]
 
-    def decode(self,
-        maps, # As from `encode`, of b images, or of one for all questions
-        points=None, # As for `PromptEncoder`, with `labels`, `boxes` and `mask`
-        labels=None,
-        boxes=None,
-        mask=None,
-    ): # `(logits, ious)`: (b,n_masks,h,w) and (b,n_masks)
-        "The answers to one question per row."
-        h,*fine = maps
-        xy = places(*h.shape[-2:]).to(self.prompts.waves)
-        tokens,dense = self.prompts(points, labels, boxes, mask)
-        if self.see is not None:
-            if points is not None: tokens = tokens + self._seen(h, points, tokens.shape[1])
-            dense = dense + self._painted(xy, points, labels, boxes).unflatten(2, h.shape[-2:])
-        return self.decoder(h+dense, self.prompts.at(xy), tokens, fine)
+@patch
+def decode(self:PromptSegmenter,
+    maps, # As from `encode`, of b images, or of one for all questions
+    points=None, # As for `PromptEncoder`, with `labels`, `boxes` and `mask`
+    labels=None,
+    boxes=None,
+    mask=None,
+): # `(logits, ious)`: (b,n_masks,h,w) and (b,n_masks)
+    "The answers to one question per row."
+    h,*fine = maps
+    xy = places(*h.shape[-2:]).to(self.prompts.waves)
+    tokens,dense = self.prompts(points, labels, boxes, mask)
+    if self.see is not None:
+        if points is not None: tokens = tokens + self._seen(h, points, tokens.shape[1])
+        dense = dense + self._painted(xy, points, labels, boxes).unflatten(2, h.shape[-2:])
+    return self.decoder(h+dense, self.prompts.at(xy), tokens, fine)
 
-    def forward(self,
-        x, # Images, (b,3,size,size), float
-        points=None, # As for `decode`, with `labels`, `boxes` and `mask`
-        labels=None,
-        boxes=None,
-        mask=None,
-    ): # As `decode`
-        "Both steps at once."
-        return self.decode(self.encode(x), points, labels, boxes, mask)
+@patch
+def forward(self:PromptSegmenter,
+    x, # Images, (b,3,size,size), float
+    points=None, # As for `decode`, with `labels`, `boxes` and `mask`
+    labels=None,
+    boxes=None,
+    mask=None,
+): # As `decode`
+    "Both steps at once."
+    return self.decode(self.encode(x), points, labels, boxes, mask)
 
-# %% ../nbs/41_segmentation.ipynb #b11bc135
-def _seen(self, h, points, l):
+# %% ../nbs/41_segmentation.ipynb #1d288ec1
+#| code-summary: "Exported: the two helps"
+#| code-fold: true
+@patch
+def _seen(self:PromptSegmenter, h, points, l):
     "What the map shows at the clicks, for `l` tokens, (b,l,n)."
     h = h.expand(len(points), -1, -1, -1)
     seen = F.grid_sample(h, (2*points-1)[:,None].to(h), align_corners=False)[:,:,0]
     return F.pad(self.see(seen.transpose(1, 2)), (0,0,0,l-points.shape[1]))
 
-def _painted(self, xy, points, labels, boxes):
+@patch
+def _painted(self:PromptSegmenter, xy, points, labels, boxes):
     "Clicks as spots and boxes as rectangles on the places `xy` (l,2): (b,n,l)."
     out = 0.
     if points is not None:
@@ -367,9 +386,9 @@ def _painted(self, xy, points, labels, boxes):
         out = out + inside[:,None]*self.paint[2,:,None]
     return out
 
-PromptSegmenter._seen,PromptSegmenter._painted = _seen,_painted
-
-# %% ../nbs/41_segmentation.ipynb #4032946c
+# %% ../nbs/41_segmentation.ipynb #3686a0c2
+#| code-summary: "Exported: pair_ious, the IoU of several masks with one"
+#| code-fold: true
 def pair_ious(
     masks, # bool, (...,m,h,w)
     truth, # bool, (...,h,w)
@@ -379,11 +398,12 @@ def pair_ious(
     both,union = ((o.flatten(-2).sum(-1)) for o in (masks&truth, masks|truth))
     return both/union.clamp(min=1)
 
+# %% ../nbs/41_segmentation.ipynb #172c36d7
 def mask_loss(
     preds, # `(logits, ious)` of a `PromptSegmenter`
     truth, # bool, (b,h,w) or (b1,b2,h,w), together b masks
 ): # Scalar
-    "Cross entropy and Dice of the best mask, and the error of all IoUs: after arXiv:2304.02643."
+    "Cross entropy and Dice of the best mask, error of all IoUs: after arXiv:2304.02643."
     logits,iou = preds
     truth = truth.view(len(logits), *logits.shape[2:])
     t = truth[:,None].expand_as(logits).float()
@@ -392,7 +412,9 @@ def mask_loss(
     best = (2*cross.mean((2, 3))+dice).min(1)[0]
     return best.mean() + F.mse_loss(iou, pair_ious(logits>0, truth))
 
-# %% ../nbs/41_segmentation.ipynb #d9cec090
+# %% ../nbs/41_segmentation.ipynb #b3b47a71
+#| code-summary: "Exported: random_click and middle_click, pixels of a region"
+#| code-fold: true
 def random_click(
     region, # bool, (b,h,w); the whole image where it is empty
 ): # (b,2): x and y in [0,1]
@@ -413,6 +435,7 @@ def middle_click(
     i = depth.argmax(1)
     return torch.stack([(i%w+.5)/w, (i//w+.5)/h], 1)
 
+# %% ../nbs/41_segmentation.ipynb #86548778
 def next_click(
     mask, # Answer, bool, (b,h,w)
     truth, # What is meant, bool, (b,h,w)
@@ -425,6 +448,9 @@ def next_click(
     x,y = (xy*xy.new_tensor([w,h])).long().unbind(1)
     return xy,truth[torch.arange(len(x), device=x.device),y,x].long()
 
+# %% ../nbs/41_segmentation.ipynb #2a6a3318
+#| code-summary: "Exported: masks_to_boxes"
+#| code-fold: true
 def masks_to_boxes(
     masks, # bool, (b,h,w)
 ): # Corners, (b,4), float in [0,1]; zeros where a mask is empty
@@ -436,7 +462,7 @@ def masks_to_boxes(
         ends += [i.where(line, l).amin(1)/l, (i+1).where(line, 0).amax(1)/l]
     return torch.stack([ends[0], ends[2], ends[1], ends[3]], 1)*masks.flatten(1).any(1)[:,None]
 
-# %% ../nbs/41_segmentation.ipynb #3ccb9c68
+# %% ../nbs/41_segmentation.ipynb #35715442
 class ClickTraining(nn.Module):
     "A `PromptSegmenter` and its simulated user: section 3 and appendix A of arXiv:2304.02643."
     def __init__(self,
@@ -476,6 +502,9 @@ class ClickTraining(nn.Module):
             ask = self.play([o.detach() for o in maps], truth, ask)
         return self.net.decode(maps, **ask)
 
+# %% ../nbs/41_segmentation.ipynb #8bdcf90b
+#| code-summary: "Exported: pick_masks, which makes a batch"
+#| code-fold: true
 def pick_masks(
     x, # Images, uint8 (b,3,h,w)
     masks, # Theirs, bool (b,m,h,w), empty where there is none, the last one the ground
@@ -492,14 +521,15 @@ def pick_masks(
         x[flip],truth[flip] = x[flip].flip(axis),truth[flip].flip(axis)
     return x.contiguous(memory_format=torch.channels_last),truth,truth
 
-# %% ../nbs/41_segmentation.ipynb #b00f3085
-#| code-summary: "Exported: load_segmenter and the class Segmenter, which takes pixels of any image"
+# %% ../nbs/41_segmentation.ipynb #28653410
+#| code-summary: "Exported: the checks of clicks and box"
 #| code-fold: true
 def _points(points, labels, size):
     "Clicks in pixels as (1,k,2) in [0,1], and labels (1,k)."
     points = check_finite(torch.as_tensor(np.asarray(points), dtype=torch.float32), 'points')
     if points.ndim!=2 or points.shape[1]!=2 or not len(points):
-        raise ValueError(f"points: expected the shape (k,2), k from 1 on, got {tuple(points.shape)}")
+        got = tuple(points.shape)
+        raise ValueError(f"points: expected the shape (k,2), k from 1 on, got {got}")
     labels = torch.as_tensor(np.asarray([] if labels is None else labels))
     if labels.shape!=points.shape[:1] or not ((labels==0)|(labels==1)).all():
         raise ValueError(f"labels: expected {len(points)} of 0 and 1, got {labels.tolist()}")
@@ -517,67 +547,87 @@ def _box(box, size):
     if not ok: raise ValueError(f"{want} {w} by {h} pixels, got {box.tolist()}")
     return (box/torch.tensor([w,h,w,h]))[None]
 
+# %% ../nbs/41_segmentation.ipynb #e9474998
+#| code-summary: "Exported: Segmenter"
+#| code-fold: true
 class Segmenter:
     "An image that can be asked for masks, after SAM's predictor."
     def __init__(self,
         net, # `PromptSegmenter`
         mean=(.5,.5,.5), # Of red, green and blue, which is subtracted; white is 1
         std=(.5,.5,.5), # By which the rest is divided
-        pad=False, # Keep the shape of the image and fill up the square with 0? Else it is stretched
+        pad=False, # Fill up the image to a square with 0, instead of stretching it?
     ):
         self.net,self.pad,self.maps = net.eval(),pad,None
         self.mean,self.std = (torch.tensor(o)[:,None,None] for o in (mean, std))
 
-    @torch.no_grad()
-    def set_image(self,
-        image, # PIL image, upright and opaque as by `open_image`, or uint8 array (h,w,3)
-    ): # `self`
-        "Run the image encoder, once for all questions."
-        if not isinstance(image, (np.ndarray,torch.Tensor)): image = np.array(open_image(image))
-        x = torch.as_tensor(np.ascontiguousarray(image))
-        if x.dtype!=torch.uint8 or x.ndim!=3 or x.shape[2]!=3 or not x.numel():
-            raise ValueError(f"image: expected uint8 (h,w,3), got {x.dtype} {tuple(x.shape)}")
-        h,w = x.shape[:2]
-        side,k = self.net.size,self.net.size/max(h, w)
-        inner = (max(1, round(h*k)), max(1, round(w*k))) if self.pad else (side,side)
-        x = F.interpolate(x.permute(2, 0, 1)[None].float()/255, inner, mode='bilinear',
-                          antialias=True)
-        x = F.pad((x-self.mean)/self.std, (0,side-inner[1],0,side-inner[0]))
-        weight = next(self.net.parameters())
-        self.maps = self.net.encode(x.to(weight).contiguous(memory_format=torch.channels_last))
-        self.size,self.fills = (w,h),torch.tensor([inner[1]/side, inner[0]/side])
-        return self
+# %% ../nbs/41_segmentation.ipynb #5a281fb8
+#| code-summary: "Exported: Segmenter.set_image"
+#| code-fold: true
+@patch
+@torch.no_grad()
+def set_image(self:Segmenter,
+    image, # PIL image, upright and opaque as by `open_image`, or uint8 array (h,w,3)
+): # `self`
+    "Run the image encoder, once for all questions."
+    if not isinstance(image, (np.ndarray,torch.Tensor)): image = np.array(open_image(image))
+    x = torch.as_tensor(np.ascontiguousarray(image))
+    if x.dtype!=torch.uint8 or x.ndim!=3 or x.shape[2]!=3 or not x.numel():
+        raise ValueError(f"image: expected uint8 (h,w,3), got {x.dtype} {tuple(x.shape)}")
+    h,w = x.shape[:2]
+    side,k = self.net.size,self.net.size/max(h, w)
+    inner = (max(1, round(h*k)), max(1, round(w*k))) if self.pad else (side,side)
+    x = F.interpolate(x.permute(2, 0, 1)[None].float()/255, inner, mode='bilinear',
+                      antialias=True)
+    x = F.pad((x-self.mean)/self.std, (0,side-inner[1],0,side-inner[0]))
+    weight = next(self.net.parameters())
+    self.maps = self.net.encode(x.to(weight).contiguous(memory_format=torch.channels_last))
+    self.size,self.fills = (w,h),torch.tensor([inner[1]/side, inner[0]/side])
+    return self
 
-    def _answer(self, points=None, labels=None, boxes=None):
-        "Logits (b,m,h,w) at the size of the image, and predicted IoUs (b,m), the best first."
-        move = lambda o, k: None if o is None else (o*k).to(self.maps[0])
-        if self.maps is None: raise ValueError("image: expected one, call set_image first")
-        logits,iou = self.net.decode(self.maps, move(points, self.fills), labels,
-                                     move(boxes, self.fills.repeat(2)))
-        iou,order = iou.float().clamp(0, 1).sort(1, descending=True)
-        logits = logits.float().gather(1, order[...,None,None].expand_as(logits))
-        fx,fy = (self.fills*self.net.size).round().int().tolist()
-        if self.pad: logits = F.interpolate(logits, [self.net.size]*2, mode='bilinear')[...,:fy,:fx]
-        return logits,iou
+# %% ../nbs/41_segmentation.ipynb #0fc100b1
+#| code-summary: "Exported: the answers to several questions"
+#| code-fold: true
+@patch
+def _answer(self:Segmenter, points=None, labels=None, boxes=None):
+    "Logits (b,m,h,w) at the size of the image, and predicted IoUs (b,m), the best first."
+    move = lambda o, k: None if o is None else (o*k).to(self.maps[0])
+    if self.maps is None: raise ValueError("image: expected one, call set_image first")
+    logits,iou = self.net.decode(self.maps, move(points, self.fills), labels,
+                                 move(boxes, self.fills.repeat(2)))
+    iou,order = iou.float().clamp(0, 1).sort(1, descending=True)
+    logits = logits.float().gather(1, order[...,None,None].expand_as(logits))
+    if self.pad:
+        x,y = (self.fills*self.net.size).round().int().tolist()
+        logits = F.interpolate(logits, [self.net.size]*2, mode='bilinear')[...,:y,:x]
+    return logits,iou
 
-    @torch.no_grad()
-    def predict(self,
-        points=None, # Clicks, (k,2): x and y in pixels of the image
-        labels=None, # (k,): 1 for "belongs to it", 0 for "does not"
-        box=None, # Left, top, right, bottom in pixels of the image
-    ): # `(masks, ious)`: bool (3,h,w) and their predicted IoU (3,), arrays, the best first
-        "Answer one question about the image."
-        if self.maps is None: raise ValueError("image: expected one, call set_image first")
-        ask = {}
-        if points is not None: ask |= zip(('points','labels'), _points(points, labels, self.size))
-        if box is not None: ask |= dict(boxes=_box(box, self.size))
-        if not ask: raise ValueError("points, box: expected one of them at least, got neither")
-        if box is None and not ask['labels'].any():
-            raise ValueError("labels: expected a 1 at least, as there is no box, got only 0")
-        logits,iou = self._answer(**ask)
-        logits = F.interpolate(logits, self.size[::-1], mode='bilinear')
-        return (logits[0]>0).numpy(),iou[0].numpy()
+# %% ../nbs/41_segmentation.ipynb #7e9a8431
+#| code-summary: "Exported: Segmenter.predict"
+#| code-fold: true
+@patch
+@torch.no_grad()
+def predict(self:Segmenter,
+    points=None, # Clicks, (k,2): x and y in pixels of the image
+    labels=None, # (k,): 1 for "belongs to it", 0 for "does not"
+    box=None, # Left, top, right, bottom in pixels of the image
+): # `(masks, ious)`: bool (3,h,w) and their predicted IoU (3,), arrays, the best first
+    "Answer one question about the image."
+    if self.maps is None: raise ValueError("image: expected one, call set_image first")
+    ask = {}
+    if points is not None:
+        ask |= zip(('points','labels'), _points(points, labels, self.size))
+    if box is not None: ask |= dict(boxes=_box(box, self.size))
+    if not ask: raise ValueError("points, box: expected one of them at least, got neither")
+    if box is None and not ask['labels'].any():
+        raise ValueError("labels: expected a 1 at least, as there is no box, got only 0")
+    logits,iou = self._answer(**ask)
+    logits = F.interpolate(logits, self.size[::-1], mode='bilinear')
+    return (logits[0]>0).numpy(),iou[0].numpy()
 
+# %% ../nbs/41_segmentation.ipynb #e63c9c0d
+#| code-summary: "Exported: load_segmenter"
+#| code-fold: true
 def load_segmenter(
     path='segmenter', # As in `load_weights`: a name of the package's own weights, or a path
 ): # `Segmenter`
@@ -606,7 +656,7 @@ def automatic_masks(
     masks = F.interpolate(logits[keep][:,None], segmenter.size[::-1], mode='bilinear')[:,0]>0
     return masks,iou[keep]
 
-# %% ../nbs/41_segmentation.ipynb #82060732
+# %% ../nbs/41_segmentation.ipynb #cd3d10ed
 class RelativeAttention(nn.Module):
     "Attention over a map with relative positions of rows and of columns: arXiv:2112.01526."
     def __init__(self,
@@ -616,7 +666,8 @@ class RelativeAttention(nn.Module):
     ):
         super().__init__()
         self.n_heads,self.qkv,self.out = n_heads,nn.Linear(n, 3*n),nn.Linear(n, n)
-        self.rows,self.cols = (nn.Parameter(torch.zeros(2*side-1, n//n_heads)) for _ in range(2))
+        self.rows,self.cols = (nn.Parameter(torch.zeros(2*side-1, n//n_heads))
+                               for _ in range(2))
 
     def forward(self,
         x, # (b,side,side,n), float
@@ -634,6 +685,9 @@ class RelativeAttention(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v, bias)           # (b,heads,s*s,d)
         return self.out(y.unflatten(2, (s,s)).permute(0, 2, 3, 1, 4).flatten(3))
 
+# %% ../nbs/41_segmentation.ipynb #79baced5
+#| code-summary: "Exported: WindowBlock, a block that cuts the map into windows"
+#| code-fold: true
 class WindowBlock(nn.Module):
     "A pre-norm block that attends inside windows: arXiv:2203.16527."
     def __init__(self,
@@ -663,6 +717,9 @@ class WindowBlock(nn.Module):
         x = x + h
         return x + self.ff(self.norm2(x))
 
+# %% ../nbs/41_segmentation.ipynb #6bce85a8
+#| code-summary: "Exported: SAMEncoder, the whole encoder"
+#| code-fold: true
 class SAMEncoder(nn.Module):
     "The image encoder of SAM: arXiv:2203.16527, appendix A of arXiv:2304.02643."
     def __init__(self,
@@ -678,9 +735,11 @@ class SAMEncoder(nn.Module):
     ):
         super().__init__()
         side = size//patch
-        self.stem,self.positions = patch_embed(3, n, patch),nn.Parameter(torch.zeros(1, side, side, n))
-        self.blocks = nn.ModuleList(WindowBlock(n, n_heads, n_ff, side, 0 if i in whole else window)
-                                    for i in range(depth))
+        self.stem = patch_embed(3, n, patch)
+        self.positions = nn.Parameter(torch.zeros(1, side, side, n))
+        self.blocks = nn.ModuleList(
+            WindowBlock(n, n_heads, n_ff, side, 0 if i in whole else window)
+            for i in range(depth))
         self.neck = nn.Sequential(nn.Conv2d(n, no, 1, bias=False), ChannelNorm(no, eps=1e-6),
                                   nn.Conv2d(no, no, 3, padding=1, bias=False),
                                   ChannelNorm(no, eps=1e-6))
@@ -693,15 +752,16 @@ class SAMEncoder(nn.Module):
         for block in self.blocks: h = block(h)
         return self.neck(h.movedim(-1, 1)),
 
-# %% ../nbs/41_segmentation.ipynb #eeebffb4
+# %% ../nbs/41_segmentation.ipynb #9661f02a
 #| code-summary: "Exported: sam_names, the table of names"
 #| code-fold: true
 def sam_names(
     net, # `PromptSegmenter` with a `SAMEncoder`
 ): # dict: module or parameter of `net` to its name, or tuple of names, in `transformers`
     "What the parts of a `PromptSegmenter` are called in `SamModel`."
-    e,d,p = 'vision_encoder','mask_decoder','prompt_encoder'
-    names = {'encoder.stem': f'{e}.patch_embed.projection', 'encoder.positions': f'{e}.pos_embed'}
+    e = 'vision_encoder'
+    names = {'encoder.stem': f'{e}.patch_embed.projection',
+             'encoder.positions': f'{e}.pos_embed'}
     for i,k in enumerate(('conv1','layer_norm1','conv2','layer_norm2')):
         names[f'encoder.neck.{i}'] = f'{e}.neck.{k}'
     for i in range(len(net.encoder.blocks)):
@@ -710,14 +770,25 @@ def sam_names(
                   f'{a}.ff.0': f'{b}.mlp.lin1', f'{a}.ff.2': f'{b}.mlp.lin2'}
         names |= {f'{a}.attend.{k}': f'{b}.attn.{v}' for k,v in dict(
             qkv='qkv', out='proj', rows='rel_pos_h', cols='rel_pos_w').items()}
-    names |= {'prompts.waves': 'shared_image_embedding.positional_embedding',
+    return names | _prompt_names() | _decoder_names(net.decoder)
+
+# %% ../nbs/41_segmentation.ipynb #82fdd5be
+#| code-summary: "Exported: the names of the other two parts"
+#| code-fold: true
+def _prompt_names():
+    p = 'prompt_encoder'
+    names = {'prompts.waves': 'shared_image_embedding.positional_embedding',
               'prompts.kinds': tuple(f'{p}.point_embed.{i}' for i in range(4)),
               'prompts.pad': f'{p}.not_a_point_embed', 'prompts.no_mask': f'{p}.no_mask_embed'}
     for i,k in enumerate(('conv1','layer_norm1','','conv2','layer_norm2','','conv3')):
         names[f'prompts.mask.{i}'] = f'{p}.mask_embed.{k}'
+    return names
+
+def _decoder_names(net):
+    d,names = 'mask_decoder',{}
     def attention(a, b):
         return {f'{a}.{k}': f'{b}.{k}_proj' for k in ('q','k','v','out')}
-    for i in range(len(net.decoder.blocks)):
+    for i in range(len(net.blocks)):
         a,b = f'decoder.blocks.{i}',f'{d}.transformer.layers.{i}'
         names |= {f'{a}.norm{k}': f'{b}.layer_norm{k}' for k in (1,2,3,4)}
         names |= {f'{a}.ff.0': f'{b}.mlp.lin1', f'{a}.ff.2': f'{b}.mlp.lin2'}
@@ -730,22 +801,48 @@ def sam_names(
               'decoder.up1': f'{d}.upscale_conv1', 'decoder.up2': f'{d}.upscale_conv2',
               'decoder.up_norm': f'{d}.upscale_layer_norm'}
     heads = {f'decoder.write.{i}': f'{d}.output_hypernetworks_mlps.{i}'
-             for i in range(len(net.decoder.write))} | {'decoder.iou': f'{d}.iou_prediction_head'}
+             for i in range(len(net.write))} | {'decoder.iou': f'{d}.iou_prediction_head'}
     for a,b in heads.items():
-        names |= {f'{a}.0': f'{b}.proj_in', f'{a}.2': f'{b}.layers.0', f'{a}.4': f'{b}.proj_out'}
+        names |= {f'{a}.0': f'{b}.proj_in', f'{a}.2': f'{b}.layers.0',
+                  f'{a}.4': f'{b}.proj_out'}
     return names
 
-# %% ../nbs/41_segmentation.ipynb #51dd5b7c
-#| code-summary: "Exported: sam_weights and load_sam, which reads a folder"
+# %% ../nbs/41_segmentation.ipynb #dbd7b0cf
+#| code-summary: "Exported: sam_weights, each tensor once"
 #| code-fold: true
 def sam_weights(
     w, # Tensors by their names, as `SamModel` has them
 ): # dict, for `take_weights` with `sam_names`
     "Each tensor once, and parameters of their own with an ending."
     twice = 'prompt_encoder.shared_embedding.'            # the same waves under a second name
-    ended = ('.weight','.bias')
-    return {k if k.endswith(ended) else f'{k}.weight': v for k,v in w.items() if not k.startswith(twice)}
+    w = {k: v for k,v in w.items() if not k.startswith(twice)}
+    return {k if k.endswith(('.weight','.bias')) else f'{k}.weight': v for k,v in w.items()}
 
+# %% ../nbs/41_segmentation.ipynb #77e8cff9
+#| code-summary: "Exported: the layout that a config describes"
+#| code-fold: true
+def _sam_layout(c, file):
+    "A `PromptSegmenter` without weights, from the config of a `SamModel`."
+    parts = {k: c.get(f'{k}_config') or {} for k in ('vision','prompt_encoder','mask_decoder')}
+    def number(part, key, default):
+        return whole_number(f'folder: {file}: {key}', parts[part].get(key, default), 0)
+    def eye(key, default): return number('vision', key, default)
+    def decoder(key, default): return number('mask_decoder', key, default)
+    v,n,no = parts['vision'],eye('hidden_size', 768),eye('output_channels', 256)
+    size = eye('image_size', 1024)
+    n_ff = eye('mlp_dim', 0) if v.get('mlp_dim') else int(n*v.get('mlp_ratio', 4))
+    with torch.device('meta'):
+        encoder = SAMEncoder(size, eye('patch_size', 16), n, eye('num_hidden_layers', 12),
+                             eye('num_attention_heads', 12), n_ff, eye('window_size', 14),
+                             v.get('global_attn_indexes', (2,5,8,11)), no)
+        return PromptSegmenter(no, (), decoder('num_attention_heads', 8),
+                               decoder('num_hidden_layers', 2), decoder('mlp_dim', 2048),
+                               decoder('num_multimask_outputs', 3)+1, size, False, encoder,
+                               number('prompt_encoder', 'mask_input_channels', 16))
+
+# %% ../nbs/41_segmentation.ipynb #c39f418c
+#| code-summary: "Exported: load_sam, which reads a folder"
+#| code-fold: true
 def load_sam(
     folder, # With `config.json` and `model.safetensors`, as transformers writes them
 ): # `Segmenter`, on the CPU; its first mask is for questions that are not ambiguous
@@ -759,15 +856,7 @@ def load_sam(
     if not isinstance(c, dict) or c.get('model_type')!='sam':
         kind = c.get('model_type') if isinstance(c, dict) else None
         raise ValueError(f"folder: {files[0]}: expected the model_type 'sam', got {kind!r}")
-    v,p,d = (c.get(f'{k}_config') or {} for k in ('vision','prompt_encoder','mask_decoder'))
-    def number(of, k, default): return whole_number(f'folder: {files[0]}: {k}', of.get(k, default), 0)
-    n,no,size = (number(v, *o) for o in (('hidden_size', 768), ('output_channels', 256), ('image_size', 1024)))
-    encoder = (number(v, 'patch_size', 16), n, *(number(v, k, 12) for k in ('num_hidden_layers','num_attention_heads')),
-               v.get('mlp_dim') or int(n*v.get('mlp_ratio', 4)), number(v, 'window_size', 14), v.get('global_attn_indexes', [2,5,8,11]), no)
-    with torch.device('meta'):
-        net = PromptSegmenter(no, (), number(d, 'num_attention_heads', 8), number(d, 'num_hidden_layers', 2),
-                              number(d, 'mlp_dim', 2048), number(d, 'num_multimask_outputs', 3)+1, size, False,
-                              SAMEncoder(size, *encoder), number(p, 'mask_input_channels', 16))
+    net = _sam_layout(c, files[0])
     w = sam_weights(read_tensors(files[1:]))
     take_weights(net, sam_names(net), w, f'folder: {files[1]}')
     return Segmenter(net, (.485,.456,.406), (.229,.224,.225), pad=True)
