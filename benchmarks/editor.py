@@ -13,7 +13,7 @@ from miniai.segmentation import load_segmenter
 from miniai.stable import StableDiffusion
 
 results = Path(__file__).parent/'results'
-grows = 0,1,2,3,4,6,8
+grows = 0,1,2,4,8
 
 
 def middle(mask):
