@@ -237,13 +237,13 @@ def _options(prompt, negative='', soft=0, **kw):
         if v is not None: args += [f'--{k}', str(v)]
     return [*args, '-o', 'result.png', *(['--'] if prompt[:1]=='-' else ()), prompt]
 
-# %% ../nbs/42_photo_editor.ipynb #355fb378
+# %% ../nbs/42_photo_editor.ipynb #0679c869
 @patch
 def edit(self:EditSession,
     prompt, # What should be there
     everything_else=False, # Keep the object, and draw the rest anew?
     grow=None, # Pixels by which the mask of an object grows; a 16th of the longer side if None
-    soft=None, # Pixels over which the drawing fades in; a quarter of `grow`, at most 32, if None
+    soft=None, # Pixels over which it fades in; None for a quarter of `grow`, or 0 around an object
     cb=None, # Called after each step as `cb(i)`
     **kw, # Options of the command `miniai`: `negative`, `seed`, `steps`, `sampler`, ...
 ): # uint8 (h,w,3); `state.edited` has it too
@@ -252,7 +252,7 @@ def edit(self:EditSession,
     if not mask.any(): raise ValueError("mask: it is empty; click another place")
     if grow is None: grow = max(1, round(max(mask.shape)/16))
     region = ~mask if everything_else else grow_mask(mask, grow)
-    soft = min(32, grow//4) if soft is None else soft
+    if soft is None: soft = 0 if everything_else else min(32, grow//4)
     args = [*self.options, *_options(prompt, soft=soft, **kw)]
     a,asked = parse_drawing(args)
     self.stopping.clear()
@@ -371,7 +371,7 @@ def _need_gradio():
         atexit.register(shutil.rmtree, os.environ['GRADIO_TEMP_DIR'], ignore_errors=True)
     return importlib.import_module('gradio')
 
-# %% ../nbs/42_photo_editor.ipynb #18a4a33a
+# %% ../nbs/42_photo_editor.ipynb #19b06786
 def _handlers(gr, sessions):
     "What happens on a click, on a button, and when somebody leaves."
     def act(f):
@@ -391,15 +391,15 @@ def _handlers(gr, sessions):
         names = 'negative','seed','strength','sampler','steps','guidance'
         def f(s, prompt, grow, soft, *values):
             side = max(s.state.image.shape)/100                 # the page says it in percent
-            s.edit(prompt, everything_else, round(grow*side), min(32, round(soft*side)),
-                   **dict(zip(names, values)))
+            soft = 0 if everything_else else min(32, round(soft*side))
+            s.edit(prompt, everything_else, round(grow*side), soft, **dict(zip(names, values)))
             return ' '.join(s.state.edited.warned) or 'done'
         return act(f)
     def stop(request: gr.Request): sessions[request.session_hash].stop()
     def leave(request: gr.Request): sessions.drop(request.session_hash)
     return act,click,draw,stop,leave
 
-# %% ../nbs/42_photo_editor.ipynb #0335887f
+# %% ../nbs/42_photo_editor.ipynb #d1ff606c
 #| code-summary: "Exported: the components of the page, from top to bottom"
 #| code-fold: true
 def _layout(gr, guidance):
@@ -416,7 +416,7 @@ def _layout(gr, guidance):
     c.views = []                                # the label of a component would cover a corner
     with gr.Row():
         for name in ('Image', 'Mask', 'Result'):
-            with gr.Column():
+            with gr.Column(min_width=160):                  # all three side by side
                 gr.Markdown(f'**{name}**')
                 c.views.append(gr.Image(type='pil', format='png', interactive=False, buttons=[],
                                         show_label=False, elem_id=name.lower()))

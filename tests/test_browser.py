@@ -12,7 +12,8 @@ from test_app import bomb,on_object,png
 
 chromium = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 missing = next((what for what,there in (('gradio', find_spec('gradio')), ('playwright', find_spec('playwright')), ('Chromium', chromium)) if not there), None)
-pytestmark = pytest.mark.skipif(missing is not None, reason=f'the browser test needs {missing}')
+pytestmark = [pytest.mark.skipif(missing is not None, reason=f'the browser test needs {missing}'),
+              pytest.mark.filterwarnings('ignore::DeprecationWarning', 'ignore::PIL.Image.DecompressionBombWarning')]
 
 def until(f, seconds=30):
     "Wait until `f()` is true."
@@ -90,7 +91,7 @@ class User:
         return np.array(Image.open(io.BytesIO(self.page.request.get(url).body())).convert('RGB'))
 
     def shot(self, name):
-        if os.environ.get('MINIAI_SHOTS'): self.page.screenshot(path=f"{os.environ['MINIAI_SHOTS']}/{name}.png")
+        if os.environ.get('MINIAI_SHOTS'): self.page.screenshot(path=f"{os.environ['MINIAI_SHOTS']}/{name}.png", full_page=True)
 
 @pytest.fixture
 def user(browser, served):
@@ -102,7 +103,6 @@ def user(browser, served):
 def image(): return draw_scenes(random_scenes(1, seed=5), 128, seed=1)[0].permute(1, 2, 0).numpy()
 
 def test_click_draw_download_undo(user, image, served):
-    user.shot('page_empty')
     user.open(png(image))
     assert user.shown('image').shape==(512,512,3) and (user.shown('image')[::4,::4]==image).all()
     x,y = on_object(image)
@@ -124,7 +124,7 @@ def test_click_draw_download_undo(user, image, served):
     assert (user.shown('result')[::4,::4]==e.result).all()
     assert re.fullmatch(r"miniai --init image.png --mask mask.png --paste \d+ .*'a large blue ring'", e.command)
     user.page.wait_for_selector('#files a')
-    user.shot('page')
+    user.shot('editor')
     got = {}
     for name in ('image', 'mask', 'result'):
         with user.page.expect_download() as d: user.page.locator(f'#files a[download="{name}.png"]').first.click()
@@ -134,7 +134,7 @@ def test_click_draw_download_undo(user, image, served):
     user.draw('#rest', 'a large red moon on a black background')
     e = s.state.edited
     assert (e.region==~s.mask).all() and (e.result[s.mask]==image[s.mask]).all()
-    user.shot('page_rest')
+    user.shot('editor_rest')
     user.page.get_by_role('button', name='Go on with the result').click()
     until(lambda: s.state.image is e.result and not s.state.points)
     assert user.hosts<={f'127.0.0.1:{served[0].port}', ''} and not user.errors
