@@ -268,7 +268,9 @@ def edit(self:EditSession,
     self._push(edited=Edited(result, region, shlex.join(['miniai', *args]), warned))
     return result
 
-# %% ../nbs/42_photo_editor.ipynb #669c7c1e
+# %% ../nbs/42_photo_editor.ipynb #0ec4d32d
+#| code-summary: "Exported: the files for the command line, and the end of a session"
+#| code-fold: true
 @patch
 def files(self:EditSession):
     "Paths of `image.png`, `mask.png` and `result.png`, as the command line names them."
@@ -465,7 +467,9 @@ def edit_page(
         page.unload(leave)
     return page.queue(max_size=32)
 
-# %% ../nbs/42_photo_editor.ipynb #bcaf2c96
+# %% ../nbs/42_photo_editor.ipynb #29e60216
+#| code-summary: "Exported: PageServer, which takes its port first and can run beside a program"
+#| code-fold: true
 class PageServer:
     "A server that has its port already; in a `with` it runs beside the program."
     def __init__(self,
@@ -505,7 +509,9 @@ class PageServer:
         self.thread.join()
         self.socket.close()
 
-# %% ../nbs/42_photo_editor.ipynb #f83c49e0
+# %% ../nbs/42_photo_editor.ipynb #d2a3e3cd
+#| code-summary: "Exported: the doorman, and his headers"
+#| code-fold: true
 _policy = ("default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' "
            "'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
            "frame-ancestors 'none'; form-action 'self'; base-uri 'self'")
@@ -544,7 +550,9 @@ class _Doorman:
         await sent(dict(type='http.response.start', status=400, headers=[]))
         await sent(dict(type='http.response.body', body=b'this file was not uploaded here'))
 
-# %% ../nbs/42_photo_editor.ipynb #c8584822
+# %% ../nbs/42_photo_editor.ipynb #733c6928
+#| code-summary: "Exported: safe_app, the page behind the doorman"
+#| code-fold: true
 def safe_app(
     page, # `gradio.Blocks`
     hosts=('127.0.0.1','localhost'), # Names under which it may be asked for; ('*',) for all
@@ -564,7 +572,9 @@ def safe_app(
     page.has_launched = True                # without it gradio takes any path for an upload
     return _Doorman(app, os.environ['GRADIO_TEMP_DIR'])
 
-# %% ../nbs/42_photo_editor.ipynb #512759dd
+# %% ../nbs/42_photo_editor.ipynb #bb05d7ab
+#| code-summary: "Exported: app_main, the command"
+#| code-fold: true
 def app_main(
     args=None, # List of str; what stands behind `miniai-app` in the shell if None
 ): # Nothing; where something is wrong, SystemExit with the code 2

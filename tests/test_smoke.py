@@ -762,9 +762,12 @@ def call_single_file():
     assert torch.equal(again.unet.stem.weight, pipe.unet.stem.weight)
 
 def call_command():
-    from miniai.command import main
+    from miniai.command import OneLineParser,load_drawing,main,one_line_errors,parse_drawing
     with pytest.raises(SystemExit) as e: main(['a star', '--steps', '0'])
     assert e.value.code==2
+    a,kw = parse_drawing(['a star', '--steps', '3'])
+    assert kw['steps']==3 and load_drawing(a, 3)[0].size==64
+    with pytest.raises(SystemExit), one_line_errors('x'): OneLineParser('x').parse_args(['--no'])
 
 def call_captioning():
     from miniai import captioning as c
@@ -823,6 +826,27 @@ def call_detection():
     assert len(d.match_objects(*(o[:,-1] for o in preds), boxes, labels))==3
     assert d.precision_area(torch.tensor([True]), 1)==1
     assert set(d.average_precision(d.load_detector().detect(x), boxes, labels))<=set(range(10))
+
+def call_app():
+    import numpy as np
+    from miniai import app as a
+    from miniai.segmentation import load_segmenter
+    from miniai.stable import StableDiffusion
+    image,f = np.full((16,24,3), 240, np.uint8),io.BytesIO()
+    image[4:12,6:14] = 30
+    Image.fromarray(image).save(f, 'png')
+    assert (a.read_image(f.getvalue())==image).all()
+    mask = a.grow_mask(image[...,0]<99, 1)
+    assert mask.sum()==100 and a.soft_edge(mask, 1).max()==255 and a.pixel_at((47, 0), (48, 32), (24, 16))==(23,0)
+    pipe,segmenter = StableDiffusion.load(),load_segmenter()
+    assert a.draw_region(pipe, image, mask, prompt='a star', steps=1).shape==image.shape
+    users = a.Sessions(lambda: a.EditSession(pipe, segmenter))
+    users['x'].open(f.getvalue())
+    assert isinstance(users['x'].state, a.EditState) and a.EditState(image).edited is None
+    assert a.Edited(image, mask, 'miniai').warned==() and issubclass(a.Stopped, Exception)
+    if find_spec('gradio'):
+        with a.PageServer(a.safe_app(a.edit_page(users))) as server: assert server.port
+    with pytest.raises(SystemExit): a.app_main(['--port', 'x'])
 
 def call_segmentation():
     from miniai import segmentation as s
