@@ -828,7 +828,10 @@ def call_detection():
     assert set(d.average_precision(d.load_detector().detect(x), boxes, labels))<=set(range(10))
 
 def call_app():
+    import io
     import numpy as np
+    from importlib.util import find_spec
+    from PIL import Image
     from miniai import app as a
     from miniai.segmentation import load_segmenter
     from miniai.stable import StableDiffusion
