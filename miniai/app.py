@@ -119,7 +119,9 @@ def draw_region(
     weight = Image.fromarray(soft_edge(mask, soft))
     return np.array(Image.composite(drawn, Image.fromarray(image), weight))
 
-# %% ../nbs/42_photo_editor.ipynb #8b000a71
+# %% ../nbs/42_photo_editor.ipynb #a99349fc
+#| code-summary: "Exported: EditState, with image, clicks, choice and last drawing, and what it consists of"
+#| code-fold: true
 class Stopped(Exception):
     "Somebody asked for a drawing to end, or closed the page."
 
