@@ -22,7 +22,7 @@ from .command import load_drawing,one_line_errors,OneLineParser,parse_drawing
 from .conv import def_device
 from .data import open_image,whole_number
 
-# %% ../nbs/42_photo_editor.ipynb #bf2cb23e
+# %% ../nbs/42_photo_editor.ipynb #d03d27fc
 _formats = 'PNG','JPEG','WEBP','GIF','BMP'
 
 def read_image(
@@ -36,7 +36,7 @@ def read_image(
     try: im = Image.open(io.BytesIO(data), formats=_formats)
     except (Image.DecompressionBombError,Image.DecompressionBombWarning):
         raise too_large('far more') from None
-    except Exception:                                   # a damaged file can raise nearly anything
+    except Exception:                                 # a damaged file can raise nearly anything
         raise ValueError(f"{name}: expected an image, as PNG, JPEG, WebP, GIF or BMP, and this "
                          "file is none") from None
     w,h = im.size
@@ -239,13 +239,13 @@ def _options(prompt, negative='', soft=0, **kw):
         if v is not None: args += [f'--{k}', str(v)]
     return [*args, '-o', 'result.png', *(['--'] if prompt[:1]=='-' else ()), prompt]
 
-# %% ../nbs/42_photo_editor.ipynb #0679c869
+# %% ../nbs/42_photo_editor.ipynb #38eb5e9a
 @patch
 def edit(self:EditSession,
     prompt, # What should be there
     everything_else=False, # Keep the object, and draw the rest anew?
     grow=None, # Pixels by which the mask of an object grows; a 16th of the longer side if None
-    soft=None, # Pixels over which it fades in; None for a quarter of `grow`, or 0 around an object
+    soft=None, # Pixels over which it fades in; None: a quarter of `grow`, 0 around an object
     cb=None, # Called after each step as `cb(i)`
     **kw, # Options of the command `miniai`: `negative`, `seed`, `steps`, `sampler`, ...
 ): # uint8 (h,w,3); `state.edited` has it too
@@ -403,7 +403,7 @@ def _handlers(gr, sessions):
     def leave(request: gr.Request): sessions.drop(request.session_hash)
     return act,click,draw,stop,leave
 
-# %% ../nbs/42_photo_editor.ipynb #d1ff606c
+# %% ../nbs/42_photo_editor.ipynb #296efd21
 #| code-summary: "Exported: the components of the page, from top to bottom"
 #| code-fold: true
 def _layout(gr, guidance):
@@ -440,7 +440,8 @@ def _layout(gr, guidance):
                   gr.Slider(1, 100, 30, step=1, label='Steps'),
                   gr.Slider(0, 20, guidance, label='Guidance')]
     c.command = words('The same from the command line', 'command', interactive=False)
-    c.files = gr.File(label='Download', file_count='multiple', interactive=False, elem_id='files')
+    c.files = gr.File(label='Download', file_count='multiple', interactive=False,
+                      elem_id='files')
     return c
 
 # %% ../nbs/42_photo_editor.ipynb #f62eb4f6
@@ -511,12 +512,12 @@ class PageServer:
         self.thread.join()
         self.socket.close()
 
-# %% ../nbs/42_photo_editor.ipynb #d2a3e3cd
+# %% ../nbs/42_photo_editor.ipynb #70d2e1a1
 #| code-summary: "Exported: the doorman, and his headers"
 #| code-fold: true
-_policy = ("default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' "
-           "'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
-           "frame-ancestors 'none'; form-action 'self'; base-uri 'self'")
+_policy = ("default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+           "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+           "font-src 'self' data:; frame-ancestors 'none'; form-action 'self'; base-uri 'self'")
 _headers = ((b'content-security-policy', _policy.encode()),
             (b'x-content-type-options', b'nosniff'), (b'referrer-policy', b'no-referrer'))
 
@@ -540,7 +541,8 @@ class _Doorman:
             if message['type']=='http.response.start':
                 message = message | dict(headers=[*message.get('headers', ()), *_headers])
             await send(message)
-        if scope['type']!='http' or scope['method']!='POST' or scope['path'].endswith('/upload'):
+        post = scope['type']=='http' and scope['method']=='POST'
+        if not post or scope['path'].endswith('/upload'):
             return await self.app(scope, receive, sent)
         messages,body = [],b''
         while not messages or messages[-1].get('more_body') and len(body)<1_000_000:
@@ -574,7 +576,7 @@ def safe_app(
     page.has_launched = True                # without it gradio takes any path for an upload
     return _Doorman(app, os.environ['GRADIO_TEMP_DIR'])
 
-# %% ../nbs/42_photo_editor.ipynb #bb05d7ab
+# %% ../nbs/42_photo_editor.ipynb #e4b51c3b
 #| code-summary: "Exported: app_main, the command"
 #| code-fold: true
 def app_main(
@@ -582,15 +584,16 @@ def app_main(
 ): # Nothing; where something is wrong, SystemExit with the code 2
     "Serve the photo editor: the command `miniai-app`; `miniai-app --help` tells the options."
     with one_line_errors('miniai-app'):
-        p = OneLineParser('miniai-app', description='A page that edits images: click an object, '
-                          'and say what should be there.')
+        p = OneLineParser('miniai-app', description='A page that edits images: click an '
+                          'object, and say what should be there.')
         p.add_argument('--host', default='127.0.0.1', help='address to listen on (default: '
                        '127.0.0.1, which nobody but this computer can reach)')
         p.add_argument('--port', type=int, default=7860, help='(default: 7860)')
         p.add_argument('--segmenter', default='segmenter', help='path of its weights')
         names = 'model','weights','lora','concept'
-        for o in names: p.add_argument(f'--{o}', action='append', default=[], help='as in miniai')
-        p.add_argument('--half', action='store_true', help='as in miniai')
+        kw = dict(help='as in miniai')
+        for o in names: p.add_argument(f'--{o}', action='append', default=[], **kw)
+        p.add_argument('--half', action='store_true', **kw)
         o = p.parse_args(args)
         options = [w for k in names for v in getattr(o, k) for w in (f'--{k}', v)]
         options += ['--half']*o.half
@@ -598,7 +601,8 @@ def app_main(
         _need_gradio()
         server = PageServer(host=o.host, port=o.port)
         pipe,segmenter = load_drawing(a)[0].to(def_device),_segmenter(o.segmenter)
-        page = edit_page(Sessions(lambda: EditSession(pipe, segmenter, options)), kw['guidance'])
+        users = Sessions(lambda: EditSession(pipe, segmenter, options))
+        page = edit_page(users, kw['guidance'])
         hosts = ('127.0.0.1','localhost')
         if o.host not in hosts:
             hosts = ('*',)

@@ -11,7 +11,7 @@ import numpy as np
 from pathlib import Path
 from .core import Checker,Exercise,compare
 
-# %% ../../nbs/solutions/42_photo_editor.ipynb #fe54de0b
+# %% ../../nbs/solutions/42_photo_editor.ipynb #240fb258
 def _sizes():
     free,n = torch.randint(10**6, 10**9, (1,)).item(),torch.randint(1, 50, (1,)).item()
     return free,n
@@ -40,7 +40,7 @@ def _test_box_mask(f):
             if not isinstance(got, np.ndarray) or got.shape!=m.shape or got.dtype!=bool:
                 raise AssertionError(f"expected an array of bool {m.shape}")
             if (got!=want).any():
-                raise AssertionError(f"margin {margin}, a mask of {m.sum()} pixels in {m.shape}: "
+                raise AssertionError(f"margin {margin}, {m.sum()} pixels in {m.shape}: "
                                      f"expected {want.sum()} pixels, got {got.sum()}")
 
 def _test_clicks(f):
@@ -50,11 +50,12 @@ def _test_clicks(f):
     given = [(3,4)]
     c,d = f(given),f(given)
     c.add(5, 6)
-    if list(c.points)!=[(3,4),(5,6)]: raise AssertionError("expected the given clicks, then its own")
+    if list(c.points)!=[(3,4),(5,6)]:
+        raise AssertionError("expected the given clicks, then its own")
     if list(d.points)!=[(3,4)] or given!=[(3,4)]:
         raise AssertionError("two objects made from one list still share it")
 
-# %% ../../nbs/solutions/42_photo_editor.ipynb #3d7fe2c1
+# %% ../../nbs/solutions/42_photo_editor.ipynb #660a00f7
 def _test_inside(f):
     with tempfile.TemporaryDirectory() as d:
         d = Path(os.path.realpath(d))
@@ -62,8 +63,9 @@ def _test_inside(f):
         for o in (up, beside, up/'a'): o.mkdir()
         for o in (up/'x.png', up/'a'/'y.png', beside/'z.png'): o.write_text('')
         cases = [(up/'x.png', True), ('x.png', True), ('a/y.png', True), ('a/../x.png', True),
-                 (up/'..'/'up'/'x.png', True), ('/etc/passwd', False), (up/'..'/'no.png', False),
-                 ('../no.png', False), (beside/'z.png', False), ('a/../../up-private/z.png', False)]
+                 (up/'..'/'up'/'x.png', True), ('/etc/passwd', False),
+                 (up/'..'/'no.png', False), ('../no.png', False), (beside/'z.png', False),
+                 ('a/../../up-private/z.png', False)]
         with contextlib.suppress(OSError):
             (up/'link').symlink_to(beside)
             cases.append(('link/z.png', False))
