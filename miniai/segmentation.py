@@ -398,7 +398,7 @@ def pair_ious(
     both,union = ((o.flatten(-2).sum(-1)) for o in (masks&truth, masks|truth))
     return both/union.clamp(min=1)
 
-# %% ../nbs/41_segmentation.ipynb #172c36d7
+# %% ../nbs/41_segmentation.ipynb #3d5bc5e1
 def mask_loss(
     preds, # `(logits, ious)` of a `PromptSegmenter`
     truth, # bool, (b,h,w) or (b1,b2,h,w), together b masks
@@ -410,7 +410,7 @@ def mask_loss(
     p,cross = logits.sigmoid(),F.binary_cross_entropy_with_logits(logits, t, reduction='none')
     dice = 1-(2*(p*t).sum((2, 3))+1)/((p+t).sum((2, 3))+1)
     best = (2*cross.mean((2, 3))+dice).min(1)[0]
-    return best.mean() + F.mse_loss(iou, pair_ious(logits>0, truth))
+    return best.mean() + 5*F.mse_loss(iou, pair_ious(logits>0, truth))
 
 # %% ../nbs/41_segmentation.ipynb #b3b47a71
 #| code-summary: "Exported: random_click and middle_click, pixels of a region"
@@ -561,7 +561,7 @@ class Segmenter:
         self.net,self.pad,self.maps = net.eval(),pad,None
         self.mean,self.std = (torch.tensor(o)[:,None,None] for o in (mean, std))
 
-# %% ../nbs/41_segmentation.ipynb #5a281fb8
+# %% ../nbs/41_segmentation.ipynb #74403db7
 #| code-summary: "Exported: Segmenter.set_image"
 #| code-fold: true
 @patch
@@ -570,8 +570,8 @@ def set_image(self:Segmenter,
     image, # PIL image, upright and opaque as by `open_image`, or uint8 array (h,w,3)
 ): # `self`
     "Run the image encoder, once for all questions."
-    if not isinstance(image, (np.ndarray,torch.Tensor)): image = np.array(open_image(image))
-    x = torch.as_tensor(np.ascontiguousarray(image))
+    if not isinstance(image, (np.ndarray,torch.Tensor)): image = open_image(image)
+    x = image if isinstance(image, torch.Tensor) else torch.from_numpy(np.array(image))
     if x.dtype!=torch.uint8 or x.ndim!=3 or x.shape[2]!=3 or not x.numel():
         raise ValueError(f"image: expected uint8 (h,w,3), got {x.dtype} {tuple(x.shape)}")
     h,w = x.shape[:2]

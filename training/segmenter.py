@@ -27,6 +27,7 @@ def main():
     bs = 8 if args.few else 24
     losses,minutes = train(args, 'clicks', ClickTraining(net), data, mask_loss, lr, cbs, opt, args.epochs, bs, 0, pick_masks)
     save_weights(net.eval(), args.folder/f'{args.name}.safetensors', bits=8, config=config, notebook='41_segmentation',
-                 data=f'{n:,} images of drawn shapes, and of emoji on photographs', seed=0, images=bs*len(losses), minutes=minutes, curve=curve(losses, bs), **info(args))
+                 data=f'{n:,} images of drawn shapes, and of emoji on photographs',
+                 seed=0, images=bs*len(losses), minutes=minutes, curve=curve(losses, bs), **info(args))
 
 if __name__=='__main__': main()
