@@ -11,7 +11,7 @@ import numpy as np
 from pathlib import Path
 from .core import Checker,Exercise,compare
 
-# %% ../../nbs/solutions/42_photo_editor.ipynb #240fb258
+# %% ../../nbs/solutions/42_photo_editor.ipynb #85da4404
 def _sizes():
     free,n = torch.randint(10**6, 10**9, (1,)).item(),torch.randint(1, 50, (1,)).item()
     return free,n
@@ -43,6 +43,7 @@ def _test_box_mask(f):
                 raise AssertionError(f"margin {margin}, {m.sum()} pixels in {m.shape}: "
                                      f"expected {want.sum()} pixels, got {got.sum()}")
 
+# %% ../../nbs/solutions/42_photo_editor.ipynb #566afaee
 def _test_clicks(f):
     a,b = f(),f()
     a.add(1, 2)
