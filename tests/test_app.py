@@ -306,6 +306,7 @@ def refused(*args):
     assert e.value.code==2 and err.getvalue().count('\n')==1
     return err.getvalue()
 
+@needs_gradio
 def test_one_line_and_code_2():
     with socket.create_server(('127.0.0.1', 0)) as s:
         port = s.getsockname()[1]
@@ -313,4 +314,6 @@ def test_one_line_and_code_2():
     assert 'port: expected a whole number, from 0 to 65535' in refused('--port', '65536')
     assert '--port' in refused('--port', 'x') and 'no.such.host.invalid' in refused('--host', 'no.such.host.invalid')
     assert 'model: expected scenes' in refused('--model', 'oil') and '--colour' in refused('--colour', 'red')
+
+def test_without_gradio():
     with mock('miniai.app.importlib.util.find_spec', return_value=None): assert "pip install 'miniai[app]'" in refused()

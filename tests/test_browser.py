@@ -12,8 +12,8 @@ from test_app import bomb,on_object,png
 
 chromium = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 missing = next((what for what,there in (('gradio', find_spec('gradio')), ('playwright', find_spec('playwright')), ('Chromium', chromium)) if not there), None)
-pytestmark = [pytest.mark.skipif(missing is not None, reason=f'the browser test needs {missing}'),
-              pytest.mark.filterwarnings('ignore::DeprecationWarning', 'ignore::PIL.Image.DecompressionBombWarning')]
+if missing: pytest.skip(f'the browser test needs {missing}', allow_module_level=True)
+pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning', 'ignore::PIL.Image.DecompressionBombWarning')
 
 def until(f, seconds=30):
     "Wait until `f()` is true."
