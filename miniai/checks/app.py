@@ -56,7 +56,7 @@ def _test_clicks(f):
     if list(d.points)!=[(3,4)] or given!=[(3,4)]:
         raise AssertionError("two objects made from one list still share it")
 
-# %% ../../nbs/solutions/42_photo_editor.ipynb #660a00f7
+# %% ../../nbs/solutions/42_photo_editor.ipynb #81b7485b
 def _test_inside(f):
     with tempfile.TemporaryDirectory() as d:
         d = Path(os.path.realpath(d))
@@ -75,6 +75,7 @@ def _test_inside(f):
                 shown = str(path).replace(str(d), '')
                 raise AssertionError(f"inside('/up', {shown!r}): expected {want}")
 
+# %% ../../nbs/solutions/42_photo_editor.ipynb #4bc925ed
 def _soft(m, soft):
     total = np.zeros(m.shape)
     for _ in range(soft+1):
