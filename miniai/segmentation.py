@@ -634,12 +634,12 @@ def load_segmenter(
     "A `PromptSegmenter` with stored weights, ready for an image."
     return Segmenter(load_model(PromptSegmenter, path).to(memory_format=torch.channels_last))
 
-# %% ../nbs/41_segmentation.ipynb #abd83c77
+# %% ../nbs/41_segmentation.ipynb #02992018
 @torch.no_grad()
 def automatic_masks(
     segmenter, # `Segmenter` with an image
     side=8, # Clicks along each side of a grid
-    least=.8, # Drop masks with a lower predicted IoU
+    least=.6, # Drop masks with a lower predicted IoU
     stable=.8, # Drop masks whose IoU between the limits -1 and 1 is lower
     limit=.7, # Of two masks whose boxes have a larger IoU keep the better
 ): # `(masks, ious)`: bool (k,h,w) and predicted IoUs (k,), tensors, the best first
