@@ -15,6 +15,7 @@ setup(
     packages=find_packages(include=['miniai*']), include_package_data=False,
     package_data=dict(miniai=['weights/*','*.json']),
     python_requires='>='+cfg['min_python'], install_requires=cfg['requirements'].split(),
-    extras_require=dict(dev=cfg['dev_requirements'].split(), serve=cfg['serve_requirements'].split()),
-    entry_points=dict(nbdev=['miniai=miniai._modidx:d'], console_scripts=['miniai=miniai.command:main','miniai-serve=miniai.serving:serve_main']),
+    extras_require=dict(dev=cfg['dev_requirements'].split(), app=cfg['app_requirements'].split(), serve=cfg['serve_requirements'].split()),
+    entry_points=dict(nbdev=['miniai=miniai._modidx:d'],
+                      console_scripts=['miniai=miniai.command:main','miniai-app=miniai.app:app_main','miniai-serve=miniai.serving:serve_main']),
 )

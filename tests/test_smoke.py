@@ -763,9 +763,12 @@ def call_single_file():
     assert torch.equal(again.unet.stem.weight, pipe.unet.stem.weight)
 
 def call_command():
-    from miniai.command import main
+    from miniai.command import OneLineParser,load_drawing,main,one_line_errors,parse_drawing
     with pytest.raises(SystemExit) as e: main(['a star', '--steps', '0'])
     assert e.value.code==2
+    a,kw = parse_drawing(['a star', '--steps', '3'])
+    assert kw['steps']==3 and load_drawing(a, 3)[0].size==64
+    with pytest.raises(SystemExit), one_line_errors('x'): OneLineParser('x').parse_args(['--no'])
 
 def call_captioning():
     from miniai import captioning as c
@@ -840,6 +843,55 @@ def call_responsible():
     assert r.auc(y.float(), y>4)==1 and len(r.roc(y.float(), y>4))==2
     assert isinstance(r.group_rates(y>4, y>6, y%2)[0], r.GroupRates)
     assert isinstance(r.emoji_credits(), list) and r.training_energy()[0]['wh']>0
+def call_app():
+    import io
+    import numpy as np
+    from importlib.util import find_spec
+    from PIL import Image
+    from miniai import app as a
+    from miniai.segmentation import load_segmenter
+    from miniai.stable import StableDiffusion
+    image,f = np.full((16,24,3), 240, np.uint8),io.BytesIO()
+    image[4:12,6:14] = 30
+    Image.fromarray(image).save(f, 'png')
+    assert (a.read_image(f.getvalue())==image).all()
+    mask = a.grow_mask(image[...,0]<99, 1)
+    assert mask.sum()==100 and a.soft_edge(mask, 1).max()==255 and a.pixel_at((47, 0), (48, 32), (24, 16))==(23,0)
+    pipe,segmenter = StableDiffusion.load(),load_segmenter()
+    assert a.draw_region(pipe, image, mask, prompt='a star', steps=1).shape==image.shape
+    users = a.Sessions(lambda: a.EditSession(pipe, segmenter))
+    users['x'].open(f.getvalue())
+    assert isinstance(users['x'].state, a.EditState) and a.EditState(image).edited is None
+    assert a.Edited(image, mask, 'miniai').warned==() and issubclass(a.Stopped, Exception)
+    if find_spec('gradio'):
+        with a.PageServer(a.safe_app(a.edit_page(users))) as server: assert server.port
+    with pytest.raises(SystemExit): a.app_main(['--port', 'x'])
+
+def call_segmentation():
+    from miniai import segmentation as s
+    rgb,alpha = s.place_stickers(torch.full((1, 4, 64, 64), 255, dtype=torch.uint8), torch.zeros(1).long(), torch.zeros(1, 2), torch.ones(1), torch.zeros(1), 32)
+    assert rgb.shape==(1,3,32,32) and alpha.min()>.4
+    x,masks,labels = s.paste_objects(2, 1, size=32)
+    assert masks.shape==(2,7,32,32) and labels.shape==(2,3)
+    f,truth,_ = s.pick_masks(x, masks)
+    assert s.ChannelNorm(4)(torch.randn(1, 4, 2, 2)).shape==(1,4,2,2) and len(s.FeaturePyramid(8, (4,8,8))(f))==3
+    tokens,dense = s.PromptEncoder(16)(torch.rand(2, 1, 2), torch.ones(2, 1).long())
+    assert tokens.shape==(2,2,16) and s.NarrowAttention(16, 4)(tokens, tokens, tokens).shape==(2,2,16)
+    assert s.TwoWayBlock(16, 4, 8, True)(tokens, tokens, tokens, 0.)[0].shape==(2,2,16)
+    assert s.MaskDecoder(16)(torch.randn(1, 16, 4, 4), torch.zeros(16, 16), tokens)[0].shape==(2,3,16,16)
+    net = s.PromptSegmenter(16, (4,8,8), size=32)
+    preds = s.ClickTraining(net)(f, truth)
+    assert s.mask_loss(preds, truth)>0 and s.pair_ious(preds[0]>0, truth.flatten(0, 1)).shape==(4,3)
+    m = masks[:,0]
+    assert s.random_click(m).shape==s.middle_click(m).shape==s.next_click(m, m)[0].shape==(2,2) and s.masks_to_boxes(m).shape==(2,4)
+    seg = s.load_segmenter().set_image(x[0].permute(1, 2, 0).numpy())
+    assert isinstance(seg, s.Segmenter) and seg.predict([[16,16]], [1])[0].shape==(3,32,32) and s.automatic_masks(seg, 2)[0].shape[1:]==(32,32)
+    assert s.RelativeAttention(8, 2, 3)(torch.randn(1, 3, 3, 8)).shape==s.WindowBlock(8, 2, 8, 3, 2)(torch.randn(1, 3, 3, 8)).shape
+    eye = s.SAMEncoder(32, 8, 8, 1, 2, 8, 2, (), 16)
+    net = s.PromptSegmenter(16, n_ff=8, size=32, local=False, encoder=eye, mask_nf=4)
+    assert net(f[:1], torch.rand(1, 1, 2), torch.ones(1, 1).long())[0].shape==(1,3,16,16)
+    assert 'encoder.stem' in s.sam_names(net) and s.sam_weights({'a': 1, 'b.bias': 2})=={'a.weight': 1, 'b.bias': 2}
+    with pytest.raises(FileNotFoundError): s.load_sam('nowhere')
 
 def call_core():
     from miniai.checks import core as c

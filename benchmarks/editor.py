@@ -1,0 +1,96 @@
+"""Edits by a click: the mask of lesson 41 at a click on the thing, grown by so many pixels, and drawn anew as lesson 42 does it. The scenes are those of editing.py.
+
+`python editor.py --n 160` takes some minutes; each finished part of 40 scenes is kept in the given `--log`, and a run that was stopped goes on from there.
+The result is `results/editor.jsonl`, one row for each way to choose the region."""
+import argparse,json,os
+from pathlib import Path
+import numpy as np,torch
+from miniai.app import draw_region,grow_mask
+from miniai.data import caption
+from miniai.editing import scene_edits,score_edits
+from miniai.latents import load_reader
+from miniai.segmentation import load_segmenter
+from miniai.stable import StableDiffusion
+
+results = Path(__file__).parent/'results'
+grows = 0,1,2,4,8
+
+
+def middle(mask):
+    "A pixel `(x, y)` deep inside a mask."
+    while (less := ~grow_mask(~mask, 1)).any(): mask = less
+    y,x = np.nonzero(mask)
+    return int(x[len(x)//2]),int(y[len(y)//2])
+
+
+def box(mask):
+    "The smallest rectangle around a mask."
+    y,x = np.nonzero(mask)
+    out = np.zeros_like(mask)
+    if len(y): out[y.min():y.max()+1,x.min():x.max()+1] = True
+    return out
+
+
+def things(edits):
+    "The mask of the thing before the edit: what its colour changes in the drawing without noise, within the true mask of the edit."
+    for x,m in zip(edits.before, edits.mask):
+        x,m = x.permute(1, 2, 0).numpy().astype(int),m.numpy()
+        around = np.median(x[grow_mask(m, 2)&~m], 0)
+        there = m&(np.abs(x-around).max(-1)>60)
+        yield there if there.any() else m
+
+
+def part(pipe, segmenter, reader, n, seed):
+    "Scores of `n` edits by each way, a dict by name."
+    edits = scene_edits(n, seed)
+    images,true = [x.permute(1, 2, 0).numpy() for x in edits.before],list(things(edits))
+    clicked = []
+    for x,m in zip(images, true):
+        segmenter.set_image(x)
+        clicked.append(segmenter.predict(np.array([middle(m)]), np.array([1]))[0][0])
+    iou = float(np.mean([(a&b).sum()/(a|b).sum() for a,b in zip(clicked, true)]))
+    ways = {f'a click, grown by {r}': [grow_mask(m, r) for m in clicked] for r in grows}
+    ways['a click, box around it, grown by 2'] = [grow_mask(box(m), 2) for m in clicked]
+    ways['true mask of the thing, grown by 4'] = [grow_mask(m, 4) for m in true]
+    rows = {}
+    for name,regions in ways.items():
+        out = [draw_region(pipe, x, m, prompt=caption(s), steps=12) if m.any() else x for x,m,s in zip(images, regions, edits.target)]
+        x = torch.from_numpy(np.stack(out)).permute(0, 3, 1, 2).contiguous()
+        shape = [a.things[i][1]!=b.things[i][1] for a,b in zip(edits.source, edits.target) for i in range(len(a.things)) if a.things[i]!=b.things[i]]
+        found,said = reader.right(x.float()/127.5-1, edits.target)
+        right = (found|~said)[:,:8].all(1).float()
+        by_kind = [right[torch.tensor(shape)==k].mean().item() for k in (False, True)]
+        region = np.mean([m.mean() for m in regions])
+        rows[name] = score_edits(reader, x, edits)._asdict() | dict(iou=iou, colour=by_kind[0], shape=by_kind[1], region=100*float(region))
+    return rows
+
+
+def mean(parts, n=40):
+    "The parts' means, one row for each way."
+    rows = []
+    for name in parts[0]:
+        row = {'edit by': name, 'scenes': n*len(parts)}
+        for k in ('right', 'colour', 'shape', 'changed', 'region', 'iou'): row[k] = round(sum(p[name][k] for p in parts)/len(parts), 3)
+        rows.append(row)
+    return rows
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--n', type=int, default=160, help="scenes, a multiple of 40")
+    p.add_argument('--log', default='editor.parts.jsonl', help="finished parts")
+    o = p.parse_args()
+    if o.n<40 or o.n%40: p.error(f"--n: expected a multiple of 40, got {o.n}")
+    log,parts = Path(o.log),[]
+    if log.exists(): parts = [json.loads(l) for l in log.read_text().splitlines()]
+    pipe,segmenter,reader = StableDiffusion.load(),load_segmenter(),load_reader()
+    for i in range(len(parts), o.n//40):
+        parts.append(part(pipe, segmenter, reader, 40, 1000+i))
+        with open(log, 'a') as f: f.write(json.dumps(parts[-1])+'\n')
+        print(f'{40*(i+1)} scenes', flush=True)
+    temp = results/'editor.tmp'
+    temp.write_text(''.join(json.dumps(r)+'\n' for r in mean(parts)))
+    os.replace(temp, results/'editor.jsonl')
+
+
+if __name__=='__main__': main()
