@@ -1,0 +1,80 @@
+"""The nets of lesson 43: a reader of things that move, and a `VideoUNet`, which is an image model first."""
+import torch,torch.nn.functional as F
+from functools import partial
+from torch.optim import AdamW
+from common import arguments,curve,in_parts,info,little,train
+from miniai.data import BACKGROUNDS,COLOURS
+from miniai.ddpm import EMACB,save_weights
+from miniai.guidance import CondCB
+from miniai.optim import BatchSchedCB,OneCycle
+from miniai.resnet import AutocastCB
+from miniai.video import MOTIONS,RADII,ThingReader,VideoCB,WordUNet,inflate,moving_caption,moving_masks,random_moving,video_loss,word_vectors
+
+parts = len(RADII),len(COLOURS),-1,len(MOTIONS)
+palette,black = torch.tensor(list(COLOURS.values()), dtype=torch.float32),BACKGROUNDS['black'][0]
+sigma_data = .5
+
+def masks(n, seed):
+    "Coverage of `n` clips as bytes (n,8,32,32), and their words (n,24)."
+    things = random_moving(n, seed)
+    return (moving_masks(things, seed)*255).round().byte(),word_vectors([moving_caption(o) for o in things])
+
+def recolour(w):
+    "The words with a colour drawn anew."
+    w,k = w.clone(),len(RADII)
+    w[:,k:k+len(COLOURS)] = F.one_hot(torch.randint(len(COLOURS), (len(w),)), len(COLOURS))
+    return w
+
+def painted(m, w):
+    "Masks (n,...,h,w) in the colours of their words, floats (n,...,3,h,w) in [-1,1]."
+    k = len(RADII)
+    colour = (w[:,k:k+len(COLOURS)]@palette-black).reshape(len(m), *[1]*(m.ndim-3), 3, 1, 1)
+    return (black + colour*m.float().unsqueeze(-3)/255)/127.5-1
+
+def frame(m, w):
+    "One frame of each clip, and its words without the motion."
+    w = torch.cat([w[:,:-len(MOTIONS)], torch.zeros(len(w), len(MOTIONS))], 1)
+    return painted(m[torch.arange(len(m)),torch.randint(m.shape[1], (len(m),))], w),w
+
+def frames(m, w): return frame(m, recolour(w))
+
+def clips(m, w, p=.2):
+    "Clips of all colours; one batch in five consists of single images."
+    w = recolour(w)
+    if torch.rand(())<p: return frame(m.flatten(0, 1)[:,None], w.repeat_interleave(m.shape[1], 0))
+    return painted(m, w),w
+
+def seen(m, w):
+    "Frames for the reader, some with noise or a little blurred, and their three answers."
+    x,w = frames(m, w)
+    u,v = torch.rand(2).tolist()
+    if u<.3: x = x.lerp(F.avg_pool2d(F.pad(x, (1,1,1,1), mode='replicate'), 3, 1), .6*v)
+    elif u<.6: x = x + .15*v*torch.randn_like(x)
+    words = w[:,:-len(MOTIONS)].split([len(RADII), len(COLOURS), w.shape[1]-len(RADII)-len(COLOURS)-len(MOTIONS)], 1)
+    return x,torch.stack([o.argmax(1) for o in words], 1)
+
+def main():
+    args = arguments('video', n=16_000, reader_epochs=8, image_epochs=16, video_epochs=4)
+    n,bs,lr = little(args, args.n),8 if args.few else 128,2e-3
+    data = in_parts(args, 'masks', max(1, n//1000), lambda i: masks(min(n, 1000), 43_000+i))
+    opt = partial(AdamW, weight_decay=.01)
+    def rates(lr): return BatchSchedCB(partial(OneCycle, max_lr=lr, pct_start=.1))
+    def tasks(p): return [CondCB(VideoCB(sigma_data, p=p), 0.), AutocastCB(n_inp=3), rates(lr)]
+
+    torch.manual_seed(0)
+    reader = ThingReader().to(memory_format=torch.channels_last)
+    def loss(pred, y): return sum(F.cross_entropy(o, y[:,i]) for i,o in enumerate(pred.split(reader.parts, 1)))
+    losses,minutes = train(args, 'reader', reader, data, loss, 3e-3, [AutocastCB(), rates(3e-3)], opt, args.reader_epochs, bs, 0, seen)
+    about = dict(notebook='43_video', data=f'{n:,} drawn clips of one thing', seed=0)
+    save_weights(reader.eval(), args.folder/'video_reader.safetensors', bits=8, config={}, images=bs*len(losses), minutes=minutes, curve=curve(losses, bs),
+                 **about, **info(args))
+
+    net,ema = WordUNet().to(memory_format=torch.channels_last),EMACB(.998)
+    losses,before = train(args, 'image', net, data, video_loss, lr, [*tasks(0), ema], opt, args.image_epochs, bs, 0, frames)
+    images = bs*len(losses)
+    net,ema,bs = inflate(ema.model).to(memory_format=torch.channels_last),EMACB(.998),8 if args.few else 16
+    losses,minutes = train(args, 'video', net, data, video_loss, lr, [*tasks(.3), ema], opt, args.video_epochs, bs, 0, clips)
+    save_weights(ema.model, args.folder/'video.safetensors', bits=8, config={}, sigma_data=sigma_data, images=images, clips=bs*len(losses),
+                 minutes=round(before+minutes, 1), curve=curve(losses, bs), **about, **info(args))
+
+if __name__=='__main__': main()
