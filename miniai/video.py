@@ -279,11 +279,10 @@ def _check_words(net, cond, n):
         raise ValueError(f"cond: expected one row of words each, {want}, got {got}")
     return cond
 
-# %% ../nbs/43_video.ipynb #b276fd4e
-def _check_frames(x, t):
-    if x.ndim!=4 or t<1 or len(x)%t:
-        got = tuple(x.shape)
-        raise ValueError(f"x: expected (n*{t},c,h,w), {t} frames per clip, got {got}")
+# %% ../nbs/43_video.ipynb #0117db41
+def _check_clips(x, nf):
+    if x.ndim!=5 or x.shape[2]!=nf:
+        raise ValueError(f"x: expected clips of the shape (n,t,{nf},h,w), got {tuple(x.shape)}")
 
 class TemporalConv(nn.Module):
     "Convolutions over time at each place, added; fresh: no change. arXiv:2304.08818"
@@ -300,16 +299,15 @@ class TemporalConv(nn.Module):
         for p in self.layers[-1][-1].parameters(): nn.init.zeros_(p)
 
     def forward(self,
-        x, # Frames, those of a clip one after another, (n*t,nf,h,w), float
-        t, # Frames of a clip
+        x, # Clips (n,t,nf,h,w), float
     ): # Like `x`
         "The frames, and what each takes from its neighbours."
-        _check_frames(x, t)
-        h = x.permute(0,2,3,1).unflatten(0, (-1,t)).flatten(2, 3)       # (n,t,h*w,c)
-        h = self.layers(h.permute(0,3,1,2)).permute(0,2,3,1)
-        return x + h.unflatten(2, x.shape[2:]).flatten(0, 1).permute(0,3,1,2)
+        _check_clips(x, self.layers[0][0].num_channels)
+        h = x.permute(0, 1, 3, 4, 2).flatten(2, 3)                      # (n,t,h*w,c)
+        h = self.layers(h.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return x + h.unflatten(2, x.shape[3:]).permute(0, 1, 4, 2, 3)
 
-# %% ../nbs/43_video.ipynb #9c8d3b0f
+# %% ../nbs/43_video.ipynb #155616bf
 class TemporalAttention(nn.Module):
     "Each place asks itself in all frames; fresh: no change. Section 3, arXiv:2204.03458."
     def __init__(self,
@@ -321,25 +319,21 @@ class TemporalAttention(nn.Module):
         for p in self.attend.out.parameters(): nn.init.zeros_(p)
 
     def sequences(self,
-        x, # As for `forward`
-        t, # Frames of a clip
+        x, # Clips (n,t,nf,h,w), float
     ): # (n*h*w,t,nf)
         "For each place a sequence of frames, normed, with their numbers added."
-        _check_frames(x, t)
-        h = x.permute(0,2,3,1).unflatten(0, (-1,t)).flatten(2, 3)       # (n,t,h*w,c)
-        h = self.norm(h.transpose(1, 2).flatten(0, 1))
-        return h + sinusoidal_positions(t, h.shape[-1]).to(h)
+        _check_clips(x, self.attend.q.in_features)
+        h = x.permute(0, 3, 4, 1, 2).flatten(0, 2)                      # (n*h*w,t,c)
+        return self.norm(h) + sinusoidal_positions(x.shape[1], h.shape[-1]).to(h)
 
     def forward(self,
-        x, # Frames, those of a clip one after another, (n*t,nf,h,w), float
-        t, # Frames of a clip
+        x, # Clips (n,t,nf,h,w), float
     ): # Like `x`
         "The frames, and what each takes from all of them."
-        h = self.attend(self.sequences(x, t)).unflatten(0, (-1,x.shape[2]*x.shape[3]))
-        h = h.transpose(1, 2).flatten(0, 1).unflatten(1, x.shape[2:])   # (n*t,h,w,c)
-        return x + h.permute(0,3,1,2)
+        y = self.attend(self.sequences(x)).unflatten(0, (len(x),*x.shape[3:]))   # (n,h,w,t,c)
+        return x + y.permute(0, 3, 4, 1, 2)
 
-# %% ../nbs/43_video.ipynb #14165c8c
+# %% ../nbs/43_video.ipynb #94bf459e
 class VideoBlock(EmbResBlock):
     "A residual block for each frame, then the layers over time; those, fresh: no change."
     def __init__(self,
@@ -357,8 +351,8 @@ class VideoBlock(EmbResBlock):
     ): # Like `x`, with nf channels
         "The block frame by frame; for clips, what its layers over time add."
         if emb is None or emb.ndim==2: return super().forward(x, emb)
-        t,x = emb.shape[1],super().forward(x, emb.flatten(0, 1))
-        return self.temporal_attend(self.temporal_conv(x, t), t)
+        h = super().forward(x, emb.flatten(0, 1)).unflatten(0, emb.shape[:2])
+        return self.temporal_attend(self.temporal_conv(h)).flatten(0, 1)
 
 class VideoUNet(WordUNet):
     "A `WordUNet` that looks along time if it is given clips: after arXiv:2204.03458."
@@ -369,9 +363,9 @@ class VideoUNet(WordUNet):
 
     def _embedding(self, x, c, cond=None):
         if c.ndim<2: return super()._embedding(x, c, cond)
-        emb = UNet._embedding(self, x, c.flatten()).unflatten(0, c.shape)     # (n,t,n_emb)
-        if cond is None: return emb
-        return emb + self.words(_check_words(self, cond, len(c)))[:,None]
+        n,t = c.shape
+        if cond is not None: cond = _check_words(self, cond, n).repeat_interleave(t, 0)
+        return super()._embedding(x, c.flatten(), cond).unflatten(0, c.shape)    # (n,t,n_emb)
 
     def forward(self,
         x, # Clips (n,t,3,h,w), or images (n,3,h,w), float
@@ -386,20 +380,23 @@ class VideoUNet(WordUNet):
                              f"{tuple(x.shape[:2])}, got {tuple(c.shape)}")
         return super().forward(x.flatten(0, 1), c, cond).unflatten(0, x.shape[:2])
 
-# %% ../nbs/43_video.ipynb #952b76e2
+# %% ../nbs/43_video.ipynb #6411047d
 def inflate(
     image, # `WordUNet`
 ): # `VideoUNet`, which treats each frame as `image` does
     "A video model that starts as an image model, frame by frame."
-    cfg = dict(nfs=image.nfs, n_words=image.words.in_features, n_emb=image.words.out_features,
-               n_groups=image.norm.num_groups, patch=image.patch)
-    video = VideoUNet(**cfg)
-    missing,extra = video.load_state_dict(image.state_dict(), strict=False)
-    if extra or any('temporal' not in k for k in missing):
-        raise ValueError("image: expected a WordUNet, its weights don't fit a VideoUNet")
+    if not isinstance(image, WordUNet) or isinstance(image, VideoUNet):
+        raise ValueError(f"image: expected a WordUNet, got a {type(image).__name__}")
+    video = VideoUNet(image.nfs, n_words=image.words.in_features, patch=image.patch,
+                      n_emb=image.words.out_features, n_groups=image.norm.num_groups)
+    new,old = video.state_dict(),image.state_dict()
+    shapes = [{k: v.shape for k,v in o.items() if 'temporal' not in k} for o in (new, old)]
+    if shapes[0]!=shapes[1]:
+        raise ValueError("image: expected a WordUNet of depth 1 and the usual blocks")
+    video.load_state_dict(new|old)
     return video
 
-# %% ../nbs/43_video.ipynb #13a189c9
+# %% ../nbs/43_video.ipynb #706b0eb2
 KNOWN = .002               # noise level of frames that are given
 
 def frame_levels(
@@ -412,8 +409,9 @@ def frame_levels(
     first = torch.arange(t, device=sigma.device)<given
     return torch.where(first, KNOWN, sigma.reshape(-1, 1).expand(-1, t))
 
+# %% ../nbs/43_video.ipynb #1500ae6a
 class VideoCB(Callback):
-    "Like `KarrasCB`, for clips, of which some have clean frames at the start, and for images."
+    "Noise for clips, of which some have clean frames at the start, or for images."
     order = 10
     def __init__(self,
         sigma_data, # As for `KarrasCB`

@@ -16,6 +16,7 @@ def exported(test):
 nets = exported(lambda n, o: isinstance(o, type) and issubclass(o, nn.Module))
 nets.pop('personalise.TextualInversion')                    # holds the nets of a pipeline without owning them: test_personalise.py
 nets.pop('vit.DINO')                                        # two nets, of which one takes no gradient: test_vit.py
+nets.pop('video.VideoBlock')                                # frames of several clips in one axis: test_video.py
 samplers = exported(lambda n, o: inspect.isfunction(o) and n.startswith('sample_'))
 
 # How to make a small one, and the arguments of a batch of n. `rows=False`: what comes out is no batch (losses)
@@ -105,6 +106,12 @@ recipes = {
     'detection.DETRBlock': (lambda: get('detection.DETRBlock')(16, 4, cross=True), lambda n, g: (states()(n, g), states()(n, g), states(4)(n, g), states(4)(n, g))),
     'detection.DETR': (lambda: get('detection.DETR')(5, 8, 2, 1, 2, 3, nfs=(4,8)), image(3)),
     'latents.Reader': (lambda: get('latents.Reader')((4,8,8,16)), image(3, 32)),
+    'video.ThingReader': (lambda: get('video.ThingReader')((4,8)), image(3)),
+    'video.WordUNet': (lambda: get('video.WordUNet')((8,16), n_emb=16), with_more(levels(image(3)), lambda n, g: torch.rand(n, 24, generator=g))),
+    'video.TemporalConv': (lambda: get('video.TemporalConv')(8), lambda n, g: (torch.randn(n, 3, 8, 4, 4, generator=g),)),
+    'video.TemporalAttention': (lambda: get('video.TemporalAttention')(8), lambda n, g: (torch.randn(n, 3, 8, 4, 4, generator=g),)),
+    'video.VideoUNet': (lambda: get('video.VideoUNet')((8,16), n_emb=16), lambda n, g: (torch.randn(n, 3, 3, 16, 16, generator=g), torch.randn(n, generator=g),
+                        torch.rand(n, 24, generator=g))),
     'autoregressive.ImageGPT': (lambda: get('autoregressive.ImageGPT')(16, 9, 5, 2, 16, 2, 2),
                                 with_more(lambda n, g: (ids(16, 8)(n, g),), lambda n, g: torch.randint(5, (n, 2), generator=g))),
     'autoregressive.VectorQuantizer': (lambda: get('autoregressive.VectorQuantizer')(1, 4), image(4)),   # one code: rounding changes no choice

@@ -54,7 +54,7 @@ def seen(m, w):
     return x,torch.stack([o.argmax(1) for o in words], 1)
 
 def main():
-    args = arguments('video', n=16_000, reader_epochs=8, image_epochs=16, video_epochs=4)
+    args = arguments('video', n=16_000, reader_epochs=8, image_epochs=6, video_epochs=2)
     n,bs,lr = little(args, args.n),8 if args.few else 128,2e-3
     data = in_parts(args, 'masks', max(1, n//1000), lambda i: masks(min(n, 1000), 43_000+i))
     opt = partial(AdamW, weight_decay=.01)
@@ -69,10 +69,11 @@ def main():
     save_weights(reader.eval(), args.folder/'video_reader.safetensors', bits=8, config={}, images=bs*len(losses), minutes=minutes, curve=curve(losses, bs),
                  **about, **info(args))
 
+    bs = 8 if args.few else 64
     net,ema = WordUNet().to(memory_format=torch.channels_last),EMACB(.998)
     losses,before = train(args, 'image', net, data, video_loss, lr, [*tasks(0), ema], opt, args.image_epochs, bs, 0, frames)
     images = bs*len(losses)
-    net,ema,bs = inflate(ema.model).to(memory_format=torch.channels_last),EMACB(.998),8 if args.few else 16
+    net,ema,bs = inflate(ema.model).to(memory_format=torch.channels_last),EMACB(.998),8
     losses,minutes = train(args, 'video', net, data, video_loss, lr, [*tasks(.3), ema], opt, args.video_epochs, bs, 0, clips)
     save_weights(ema.model, args.folder/'video.safetensors', bits=8, config={}, sigma_data=sigma_data, images=images, clips=bs*len(losses),
                  minutes=round(before+minutes, 1), curve=curve(losses, bs), **about, **info(args))
