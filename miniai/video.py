@@ -52,11 +52,11 @@ def animation(
                    duration=[ms]*(len(frames)-1)+[ms*hold])
     return out.getvalue()
 
-# %% ../nbs/43_video.ipynb #9166f543
+# %% ../nbs/43_video.ipynb #205a6d8b
 MOTIONS = ('moves left','moves right','moves up','moves down','bounces','turns')
-RADII = dict(small=.3, large=.45)      # of things that move; the image reaches from -1 to 1
+RADII = dict(small=.4, large=.6)      # of things that move; the image reaches from -1 to 1
 VOCABULARY = (*RADII,*COLOURS,*SHAPES,*MOTIONS)
-MOVING_SHAPES = ('circle','star','ring','cross','moon','bar')    # those of our clips
+MOVING_SHAPES = ('circle','triangle','star','ring','cross','bar')     # those of our clips
 
 class MovingThing(NamedTuple):
     "What a clip shows."
@@ -115,14 +115,14 @@ def motion_paths(
     angle = rand(-.4, .4)[:,None] + spin[:,None]*torch.arange(n_frames)
     return centre,angle
 
-# %% ../nbs/43_video.ipynb #0fd5d17f
+# %% ../nbs/43_video.ipynb #5d875a66
 #| code-summary: "Exported: moving_masks and draw_moving, the clips themselves"
 #| code-fold: true
 def moving_masks(
     things, # List of `MovingThing`, in which nothing is left open
     seed=0, # Of the paths; the same seed gives the same clips
     n_frames=8, # Frames, 2 or more
-    size=32, # Pixels along each side
+    size=24, # Pixels along each side
 ): # Coverage (n,t,size,size), float in [0,1]
     "Draw the shapes of things that move."
     gen = torch.Generator().manual_seed(whole_number('seed', seed, 0, 2**63-1))
@@ -145,7 +145,7 @@ def draw_moving(
     things, # List of `MovingThing`, in which nothing is left open
     seed=0, # Of the paths; the same seed gives the same clips
     n_frames=8, # Frames, 2 or more
-    size=32, # Pixels along each side
+    size=24, # Pixels along each side
 ): # Clips, uint8 (n,t,3,size,size)
     "Draw things that move, each on black."
     mask = moving_masks(things, seed, n_frames, size)[:,:,None]
@@ -176,7 +176,7 @@ def jitter(
                          f"got {tuple(path.shape)}")
     return path.diff(dim=-2).diff(dim=-2).norm(dim=-1).mean(-1)
 
-# %% ../nbs/43_video.ipynb #4ac5f0a2
+# %% ../nbs/43_video.ipynb #484ac2a7
 #| code-summary: "Exported: read_motions, by the path and without a network"
 #| code-fold: true
 def read_motions(
@@ -191,14 +191,16 @@ def read_motions(
     there = (x[:,0]-x[:,0,:,:1,:1]).abs().sum((1,2,3)).clamp(min=1)
     res = []
     for s,(dx,dy),c in zip(sag.tolist(), way.tolist(), (change/there).tolist()):
-        if s>3: res.append('bounces')
-        elif max(abs(dx), abs(dy))>6:
+        if s>2: res.append('bounces')
+        elif max(abs(dx), abs(dy))>4:
             if abs(dx)>abs(dy): res.append('moves right' if dx>0 else 'moves left')
             else: res.append('moves down' if dy>0 else 'moves up')
         else: res.append('turns' if c>.2 else '')
     return res
 
-# %% ../nbs/43_video.ipynb #6a088942
+# %% ../nbs/43_video.ipynb #862e7491
+#| code-summary: "Exported: ThingReader, a small convolutional net"
+#| code-fold: true
 class ThingReader(nn.Module):
     "Size, colour and shape of the thing in a frame, as three times logits, one after another."
     def __init__(self,
@@ -235,7 +237,9 @@ def load_thing_reader(
     "A `ThingReader` with stored weights."
     return load_model(ThingReader, name)
 
-# %% ../nbs/43_video.ipynb #6c1c3823
+# %% ../nbs/43_video.ipynb #80de4056
+#| code-summary: "Exported: word_vectors"
+#| code-fold: true
 def word_vectors(
     captions, # List of str, made of entries of `VOCABULARY` and "a"; '' for nothing
 ): # (n,24), float, 1 for each entry that occurs
@@ -335,7 +339,7 @@ class TemporalAttention(nn.Module):
         y = self.attend(self.sequences(x)).unflatten(0, (len(x),*x.shape[3:]))   # (n,h,w,t,c)
         return x + y.permute(0, 3, 4, 1, 2)
 
-# %% ../nbs/43_video.ipynb #94bf459e
+# %% ../nbs/43_video.ipynb #a87ffe64
 class VideoBlock(EmbResBlock):
     "A residual block for each frame, then the layers over time; those, fresh: no change."
     def __init__(self,
@@ -343,9 +347,11 @@ class VideoBlock(EmbResBlock):
         nf, # Channels out, a multiple of 8
         n_emb=None, # Length of the embedding
         norm=nn.BatchNorm2d, # As for `EmbResBlock`
+        attend=0, # Attention over time only from so many channels on
     ):
         super().__init__(ni, nf, n_emb, norm)
-        self.temporal_conv,self.temporal_attend = TemporalConv(nf),TemporalAttention(nf)
+        self.temporal_conv = TemporalConv(nf)
+        self.temporal_attend = TemporalAttention(nf) if nf>=attend else nn.Identity()
 
     def forward(self,
         x, # Frames (n*t,ni,h,w) or images (n,ni,h,w), float
@@ -361,7 +367,7 @@ class VideoUNet(WordUNet):
     def __init__(self,
         nfs=(48,56), # Channels of each level, multiples of 8
         **kwargs, # More for `WordUNet`
-    ): super().__init__(nfs, block=VideoBlock, **kwargs)
+    ): super().__init__(nfs, block=partial(VideoBlock, attend=max(nfs)), **kwargs)
 
     def _embedding(self, x, c, cond=None):
         if c.ndim<2: return super()._embedding(x, c, cond)
@@ -411,14 +417,14 @@ def frame_levels(
     first = torch.arange(t, device=sigma.device)<given
     return torch.where(first, KNOWN, sigma.reshape(-1, 1).expand(-1, t))
 
-# %% ../nbs/43_video.ipynb #1500ae6a
+# %% ../nbs/43_video.ipynb #5c6fabd4
 class VideoCB(Callback):
     "Noise for clips, of which some have clean frames at the start, or for images."
     order = 10
     def __init__(self,
         sigma_data, # As for `KarrasCB`
         mean=0., # Mean of the natural logarithm of the noise levels
-        std=1.5, # Its standard deviation, 0 or more
+        std=1.2, # Its standard deviation, 0 or more
         p=.3, # Fraction of clips that have clean frames, in [0,1]
         most=4, # They have 1 to this many
     ):
@@ -490,7 +496,7 @@ class GivenFrames:
         out = self.denoise(torch.cat([given, x[:,k:]], 1), frame_levels(s, x.shape[1], k), cond)
         return torch.cat([given, out[:,k:]], 1)
 
-# %% ../nbs/43_video.ipynb #09da7b51
+# %% ../nbs/43_video.ipynb #74775a15
 #| code-summary: "Exported: load_video and generate_video"
 #| code-fold: true
 def load_video(
@@ -509,7 +515,7 @@ def generate_video(
     scale=2., # Guidance scale, 0 or more
     steps=12, # Network evaluations per clip, twice as many with guidance
     n_frames=8, # Frames of a clip, with those that are given
-    size=32, # Pixels along each side
+    size=24, # Pixels along each side
     seed=0, # Of the first clip, the next ones count on
     bs=32, # Clips at a time
 ): # (n,t,3,size,size), float32, in [-1,1], on the CPU
@@ -517,7 +523,7 @@ def generate_video(
     cond,res = word_vectors(captions),[]
     if given is not None and len(given)!=len(cond):
         raise ValueError(f"given: expected frames for {len(cond)} captions, got {len(given)}")
-    levels = karras_sigmas(steps, .02, 20.)
+    levels = karras_sigmas(steps, .1, 15.)
     shape = whole_number('n_frames', n_frames),3,whole_number('size', size),size
     device = next(denoise.model.parameters()).device
     for i in range(0, len(cond), whole_number('bs', bs)):

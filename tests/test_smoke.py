@@ -847,7 +847,7 @@ def call_video():
     assert v.video_loss(net(x_in, c, words), clean, weight)>0
     toy = v.VideoDenoiser(net, .5)
     assert v.GivenFrames(toy, x[:,:1])(x, 1., words).shape==x.shape
-    assert v.generate_video(toy, ['a red star'], x[:1,:1], steps=1, n_frames=4).shape==(1,4,3,32,32)
+    assert v.generate_video(toy, ['a red star'], x[:1,:1], steps=1, n_frames=4).shape==(1,4,3,24,24)
     assert isinstance(v.load_video().model, v.VideoUNet) and isinstance(v.load_thing_reader(), v.ThingReader)
     assert len(v.load_thing_reader().read(x))==3
 

@@ -49,7 +49,7 @@ def test_words_have_no_order():
     assert torch.equal(a, b) and a.sum()==4
 
 def test_an_empty_frame_and_a_still_clip():
-    black = torch.full((1, 8, 3, 32, 32), 15/127.5-1)
+    black = torch.full((1, 8, 3, 24, 24), 15/127.5-1)
     assert torch.equal(centre_of_mass(black), torch.zeros(1, 8, 2)) and read_motions(black)==['']
 
 def test_centre_of_mass_does_not_depend_on_brightness():

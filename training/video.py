@@ -3,20 +3,20 @@ import torch,torch.nn.functional as F
 from functools import partial
 from torch.optim import AdamW
 from common import arguments,curve,in_parts,info,little,train
-from miniai.data import BACKGROUNDS,COLOURS,SHAPES
+from miniai.data import BACKGROUNDS,COLOURS
 from miniai.ddpm import EMACB,save_weights
 from miniai.guidance import CondCB
 from miniai.optim import BatchSchedCB,OneCycle
 from miniai.resnet import AutocastCB
-from miniai.video import MOTIONS,MOVING_SHAPES,RADII,VOCABULARY,ThingReader,VideoCB,WordUNet,inflate,moving_caption,moving_masks,random_moving,video_loss,word_vectors
+from miniai.video import MOTIONS,RADII,ThingReader,VideoCB,WordUNet,inflate,moving_caption,moving_masks,random_moving,video_loss,word_vectors
 
 parts = len(RADII),len(COLOURS),-1,len(MOTIONS)
 palette,black = torch.tensor(list(COLOURS.values()), dtype=torch.float32),BACKGROUNDS['black'][0]
 sigma_data = .5
 
 def masks(n, seed):
-    "Coverage of `n` clips as bytes (n,8,32,32), and their words (n,24)."
-    things = random_moving(n, seed, SHAPES)
+    "Coverage of `n` clips as bytes (n,8,24,24), and their words (n,24)."
+    things = random_moving(n, seed)
     return (moving_masks(things, seed)*255).round().byte(),word_vectors([moving_caption(o) for o in things])
 
 def recolour(w):
@@ -58,9 +58,9 @@ def seen(m, w):
     return x,torch.stack([o.argmax(1) for o in words], 1)
 
 def main():
-    args = arguments('video', n=16_000, reader_epochs=8, image_epochs=6, video_epochs=4)
+    args = arguments('video', n=9_600, reader_epochs=10, image_epochs=6, video_epochs=3)
     n,bs,lr = little(args, args.n),8 if args.few else 128,2e-3
-    data = in_parts(args, 'masks', max(1, n//1000), lambda i: masks(min(n, 1000), 43_000+i))
+    data = in_parts(args, 'masks', max(1, n//800), lambda i: masks(min(n, 800), 43_000+i))
     opt = partial(AdamW, weight_decay=.01)
     def rates(lr): return BatchSchedCB(partial(OneCycle, max_lr=lr, pct_start=.1))
     def tasks(p): return [CondCB(VideoCB(sigma_data, p=p), 0.), AutocastCB(n_inp=3), rates(lr)]
@@ -77,8 +77,6 @@ def main():
     net,ema = WordUNet().to(memory_format=torch.channels_last),EMACB(.998)
     losses,before = train(args, 'image', net, data, video_loss, lr, [*tasks(0), ema], opt, args.image_epochs, bs, 0, frames)
     images = bs*len(losses)
-    seen_moving = data[1][:,[VOCABULARY.index(o) for o in MOVING_SHAPES]].any(1)
-    data = tuple(o[seen_moving] for o in data)
     net,ema,tfm,bs = inflate(ema.model).to(memory_format=torch.channels_last),EMACB(.998),clips_or_frames(data, bs),8
     losses,minutes = train(args, 'video', net, data, video_loss, lr, [*tasks(.3), ema], opt, args.video_epochs, bs, 0, tfm)
     save_weights(ema.model, args.folder/'video.safetensors', bits=8, config={}, sigma_data=sigma_data, images=images, batches=len(losses),
