@@ -6,13 +6,13 @@
 __all__ = ['MOTIONS', 'RADII', 'VOCABULARY', 'MOVING_SHAPES', 'KNOWN', 'animation', 'MovingThing', 'moving_caption',
            'random_moving', 'motion_paths', 'moving_masks', 'draw_moving', 'centre_of_mass', 'jitter', 'read_motions',
            'ThingReader', 'load_thing_reader', 'word_vectors', 'WordUNet', 'TemporalConv', 'TemporalAttention',
-           'VideoBlock', 'VideoUNet', 'inflate', 'frame_levels', 'VideoCB', 'video_loss', 'VideoDenoiser',
-           'GivenFrames', 'load_video', 'generate_video']
+           'FramePlaces', 'VideoBlock', 'VideoUNet', 'inflate', 'frame_levels', 'VideoCB', 'video_loss',
+           'VideoDenoiser', 'GivenFrames', 'load_video', 'generate_video']
 
-# %% ../nbs/43_video.ipynb #d25dc69a
+# %% ../nbs/43_video.ipynb #77a867df
 #| code-summary: "Imports of the module"
 #| code-fold: true
-import io,torch
+import io,torch,torch.nn.functional as F
 from functools import partial
 from PIL import Image
 from torch import nn
@@ -21,14 +21,14 @@ from .attention import MultiHeadAttention,sinusoidal_positions
 from .conv import conv
 from .data import BACKGROUNDS,COLOURS,SHAPES,check_finite,draw_masks,finite_number
 from .data import whole_number
-from .ddpm import c_noise,generate,load_model,load_weights
+from .ddpm import c_noise,check_images,generate,load_model,load_weights
 from .guidance import GuidedDenoiser
 from .karras import karras_sigmas,precondition,sample_dpmpp_2m
 from .learner import Callback
 from .resnet import ResBlock
 from .unet import EmbResBlock,UNet
 
-# %% ../nbs/43_video.ipynb #68d17e24
+# %% ../nbs/43_video.ipynb #86cd0c03
 #| code-summary: "Exported: animation, clips side by side in one animated PNG"
 #| code-fold: true
 def animation(
@@ -44,7 +44,7 @@ def animation(
     zoom,ms,hold = (whole_number(*o) for o in (('zoom', zoom), ('ms', ms), ('hold', hold)))
     x = check_finite(x, 'x').detach().cpu().clamp(-1, 1).expand(-1, -1, 3, -1, -1)
     x = ((x+1)*127.5).round().byte().permute(1, 3, 0, 4, 2)          # (t,h,n,w,3)
-    x = nn.functional.pad(x, (0,0, 0,2), value=255).flatten(2, 3)    # a white line after each
+    x = F.pad(x, (0,0, 0,2), value=255).flatten(2, 3)    # a white line after each
     frames = [Image.fromarray(o.numpy()) for o in x.contiguous()]
     frames = [o.resize((zoom*o.width, zoom*o.height), Image.Resampling.NEAREST) for o in frames]
     frames,out = [o.quantize(128) for o in frames],io.BytesIO()
@@ -339,18 +339,42 @@ class TemporalAttention(nn.Module):
         y = self.attend(self.sequences(x)).unflatten(0, (len(x),*x.shape[3:]))   # (n,h,w,t,c)
         return x + y.permute(0, 3, 4, 1, 2)
 
-# %% ../nbs/43_video.ipynb #a87ffe64
+# %% ../nbs/43_video.ipynb #e363cd00
+#| code-summary: "Exported: FramePlaces, slopes from side to side that the words ask for"
+#| code-fold: true
+class FramePlaces(nn.Module):
+    "Adds to each place of each frame what the words say about it; fresh: no change."
+    def __init__(self,
+        nf, # Channels
+        n_emb, # Length of the embedding
+        n=8, # Numbers that are read from the embedding
+    ):
+        super().__init__()
+        self.ask,self.push = nn.Linear(n_emb, n),nn.Linear(2*n, nf, bias=False)
+        nn.init.zeros_(self.push.weight)
+
+    def forward(self,
+        x, # Clips (n,t,nf,h,w), float
+        emb, # (n,t,n_emb)
+    ): # Like `x`
+        "The clips, and slopes from left to right and top to bottom, as the words want."
+        h,w = (torch.linspace(-1, 1, k, device=x.device) for k in x.shape[3:])
+        xy = torch.stack(torch.meshgrid(h, w, indexing='ij')).to(x.dtype)       # (2,h,w)
+        slopes = self.ask(emb)[...,None,None,None]*xy                           # (n,t,8,2,h,w)
+        return x + self.push(slopes.flatten(2, 3).movedim(2, -1)).movedim(-1, 2)
+
+# %% ../nbs/43_video.ipynb #68f8e431
 class VideoBlock(EmbResBlock):
     "A residual block for each frame, then the layers over time; those, fresh: no change."
     def __init__(self,
         ni, # Channels in
         nf, # Channels out, a multiple of 8
-        n_emb=None, # Length of the embedding
+        n_emb, # Length of the embedding
         norm=nn.BatchNorm2d, # As for `EmbResBlock`
         attend=0, # Attention over time only from so many channels on
     ):
         super().__init__(ni, nf, n_emb, norm)
-        self.temporal_conv = TemporalConv(nf)
+        self.temporal_place,self.temporal_conv = FramePlaces(nf, n_emb),TemporalConv(nf)
         self.temporal_attend = TemporalAttention(nf) if nf>=attend else nn.Identity()
 
     def forward(self,
@@ -360,20 +384,32 @@ class VideoBlock(EmbResBlock):
         "The block frame by frame; for clips, what its layers over time add."
         if emb is None or emb.ndim==2: return super().forward(x, emb)
         h = super().forward(x, emb.flatten(0, 1)).unflatten(0, emb.shape[:2])
-        return self.temporal_attend(self.temporal_conv(h)).flatten(0, 1)
+        h = self.temporal_conv(self.temporal_place(h, emb))
+        return self.temporal_attend(h).flatten(0, 1)
 
 class VideoUNet(WordUNet):
     "A `WordUNet` that looks along time if it is given clips: after arXiv:2204.03458."
     def __init__(self,
         nfs=(48,56), # Channels of each level, multiples of 8
         **kwargs, # More for `WordUNet`
-    ): super().__init__(nfs, block=partial(VideoBlock, attend=max(nfs)), **kwargs)
+    ):
+        super().__init__(nfs, block=partial(VideoBlock, attend=max(nfs)), **kwargs)
+        n_words,n_emb = self.words.in_features,self.words.out_features
+        self.temporal_words = nn.Linear(n_words, n_emb)
+        self.temporal_out = nn.Linear(n_emb, n_emb)
+        self.temporal_first = nn.Conv2d(3*self.patch**2, self.nfs[0], 1, bias=False)
+        for m in (self.temporal_out, self.temporal_first):
+            for p in m.parameters(): nn.init.zeros_(p)
 
     def _embedding(self, x, c, cond=None):
         if c.ndim<2: return super()._embedding(x, c, cond)
         n,t = c.shape
-        if cond is not None: cond = _check_words(self, cond, n).repeat_interleave(t, 0)
-        return super()._embedding(x, c.flatten(), cond).unflatten(0, c.shape)    # (n,t,n_emb)
+        if cond is None: cond = c.new_zeros(n, self.words.in_features)
+        rows = _check_words(self, cond, n).repeat_interleave(t, 0)
+        emb = super()._embedding(x, c.flatten(), rows).unflatten(0, c.shape)     # (n,t,n_emb)
+        h = self.temporal_words(cond)
+        h = h[:,None]*sinusoidal_positions(t, h.shape[1]).to(h)        # each word in each frame
+        return emb + self.temporal_out(F.silu(h))
 
     def forward(self,
         x, # Clips (n,t,3,h,w), or images (n,3,h,w), float
@@ -386,7 +422,21 @@ class VideoUNet(WordUNet):
         if c.shape!=x.shape[:2]:
             raise ValueError(f"c: expected one level per clip or frame, ({len(x)},) or "
                              f"{tuple(x.shape[:2])}, got {tuple(c.shape)}")
-        return super().forward(x.flatten(0, 1), c, cond).unflatten(0, x.shape[:2])
+        (n,t),emb = x.shape[:2],self._embedding(x.flatten(0, 1), c, cond)
+        first,x = x[:,0]*(c[:,0]<-1.5).to(x)[:,None,None,None],x.flatten(0, 1)   # if clean
+        check_images(x, self.ni, self.patch)
+        first = self.temporal_first(F.pixel_unshuffle(first, self.patch))
+        x = self.stem(F.pixel_unshuffle(x, self.patch)) + first.repeat_interleave(t, 0)
+        saved = [x]
+        for m in self.downs:
+            x = m(x, emb) if isinstance(m, VideoBlock) else m(x)
+            saved.append(x)
+        for m in self.mid: x = m(x, emb)
+        for m in self.ups:
+            if isinstance(m, VideoBlock): x = m(torch.cat([x, saved.pop()], 1), emb)
+            else: x = m(x, saved[-1].shape[-2:])
+        x = self.head(F.silu(self.norm(x)))
+        return F.pixel_shuffle(x, self.patch).unflatten(0, (n,t))
 
 # %% ../nbs/43_video.ipynb #6411047d
 def inflate(
@@ -417,13 +467,13 @@ def frame_levels(
     first = torch.arange(t, device=sigma.device)<given
     return torch.where(first, KNOWN, sigma.reshape(-1, 1).expand(-1, t))
 
-# %% ../nbs/43_video.ipynb #5c6fabd4
+# %% ../nbs/43_video.ipynb #bcda6078
 class VideoCB(Callback):
     "Noise for clips, of which some have clean frames at the start, or for images."
     order = 10
     def __init__(self,
         sigma_data, # As for `KarrasCB`
-        mean=0., # Mean of the natural logarithm of the noise levels
+        mean=.5, # Mean of the natural logarithm of the noise levels
         std=1.2, # Its standard deviation, 0 or more
         p=.3, # Fraction of clips that have clean frames, in [0,1]
         most=4, # They have 1 to this many
@@ -496,7 +546,7 @@ class GivenFrames:
         out = self.denoise(torch.cat([given, x[:,k:]], 1), frame_levels(s, x.shape[1], k), cond)
         return torch.cat([given, out[:,k:]], 1)
 
-# %% ../nbs/43_video.ipynb #74775a15
+# %% ../nbs/43_video.ipynb #e95b5daa
 #| code-summary: "Exported: load_video and generate_video"
 #| code-fold: true
 def load_video(
@@ -511,24 +561,28 @@ def load_video(
 def generate_video(
     denoise, # `VideoDenoiser`
     captions, # List of str, one per clip
-    given=None, # First frames (n,k,3,h,w), float in [-1,1]; None to begin with nothing
+    given=None, # First frames (n,k,3,h,w), float in [-1,1]; None to draw one as an image
     scale=2., # Guidance scale, 0 or more
-    steps=12, # Network evaluations per clip, twice as many with guidance
+    steps=12, # Of the sampler
     n_frames=8, # Frames of a clip, with those that are given
     size=24, # Pixels along each side
     seed=0, # Of the first clip, the next ones count on
     bs=32, # Clips at a time
 ): # (n,t,3,size,size), float32, in [-1,1], on the CPU
-    "Clips for captions."
-    cond,res = word_vectors(captions),[]
+    "Clips for captions: a first frame, then the others, as in arXiv:2311.10709."
+    cond,res,nothing = word_vectors(captions),[],word_vectors([''])
     if given is not None and len(given)!=len(cond):
         raise ValueError(f"given: expected frames for {len(cond)} captions, got {len(given)}")
+    still = cond*torch.tensor([w not in MOTIONS for w in VOCABULARY])     # of the first frame
     levels = karras_sigmas(steps, .1, 15.)
     shape = whole_number('n_frames', n_frames),3,whole_number('size', size),size
     device = next(denoise.model.parameters()).device
     for i in range(0, len(cond), whole_number('bs', bs)):
-        f = denoise if given is None else GivenFrames(denoise, given[i:i+bs])
-        f = GuidedDenoiser(f, cond[i:i+bs], word_vectors(['']), scale)
-        n = len(cond[i:i+bs])
-        res.append(generate(f, levels, n, sample_dpmpp_2m, shape, bs, seed+i, device))
+        words,n = cond[i:i+bs],len(cond[i:i+bs])
+        def draw(f, words, shape):
+            f = GuidedDenoiser(f, words, nothing, scale)
+            return generate(f, levels, n, sample_dpmpp_2m, shape, bs, seed+i, device)
+        if given is None: first = draw(denoise, still[i:i+bs], shape[1:])[:,None]
+        else: first = given[i:i+bs]
+        res.append(draw(GivenFrames(denoise, first), words, shape))
     return torch.cat(res) if res else torch.empty(0, *shape)

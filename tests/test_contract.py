@@ -110,6 +110,7 @@ recipes = {
     'video.WordUNet': (lambda: get('video.WordUNet')((8,16), n_emb=16), with_more(levels(image(3)), lambda n, g: torch.rand(n, 24, generator=g))),
     'video.TemporalConv': (lambda: get('video.TemporalConv')(8), lambda n, g: (torch.randn(n, 3, 8, 4, 4, generator=g),)),
     'video.TemporalAttention': (lambda: get('video.TemporalAttention')(8), lambda n, g: (torch.randn(n, 3, 8, 4, 4, generator=g),)),
+    'video.FramePlaces': (lambda: get('video.FramePlaces')(8, 6), lambda n, g: (torch.randn(n, 3, 8, 4, 4, generator=g), torch.randn(n, 3, 6, generator=g))),
     'video.VideoUNet': (lambda: get('video.VideoUNet')((8,16), n_emb=16), lambda n, g: (torch.randn(n, 3, 3, 16, 16, generator=g), torch.randn(n, generator=g),
                         torch.rand(n, 24, generator=g))),
     'autoregressive.ImageGPT': (lambda: get('autoregressive.ImageGPT')(16, 9, 5, 2, 16, 2, 2),

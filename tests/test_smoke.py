@@ -840,6 +840,7 @@ def call_video():
     assert isinstance(net, v.VideoUNet) and isinstance(net.mid[0], v.VideoBlock)
     h = torch.randn(2, 3, 8, 2, 2)
     assert torch.equal(v.TemporalConv(8)(h), h) and torch.equal(v.TemporalAttention(8)(h), h)
+    assert torch.equal(v.FramePlaces(8, 6)(h, torch.randn(2, 3, 6)), h) and len(v.MOVING_SHAPES)==6
     assert v.frame_levels(torch.ones(2), 3, 1)[:,0].tolist()==[torch.tensor(v.KNOWN).item()]*2
     learn = type('learn', (), dict(batch=(x, words), training=True))
     v.VideoCB(.5).before_batch(learn)

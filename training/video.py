@@ -1,14 +1,16 @@
-"""The nets of lesson 43: a reader of things that move, and a `VideoUNet`, which is an image model first."""
+"""The nets of lesson 43: a reader of things that move, and a `VideoUNet`, which is an image model first.
+
+`--start FILE` begins the last stage with the weights of an earlier run of this script."""
 import torch,torch.nn.functional as F
 from functools import partial
 from torch.optim import AdamW
 from common import arguments,curve,in_parts,info,little,train
 from miniai.data import BACKGROUNDS,COLOURS
-from miniai.ddpm import EMACB,save_weights
+from miniai.ddpm import EMACB,load_weights,save_weights
 from miniai.guidance import CondCB
 from miniai.optim import BatchSchedCB,OneCycle
 from miniai.resnet import AutocastCB
-from miniai.video import MOTIONS,RADII,ThingReader,VideoCB,WordUNet,inflate,moving_caption,moving_masks,random_moving,video_loss,word_vectors
+from miniai.video import MOTIONS,RADII,ThingReader,VideoCB,VideoUNet,WordUNet,inflate,moving_caption,moving_masks,random_moving,video_loss,word_vectors
 
 parts = len(RADII),len(COLOURS),-1,len(MOTIONS)
 palette,black = torch.tensor(list(COLOURS.values()), dtype=torch.float32),BACKGROUNDS['black'][0]
@@ -57,29 +59,50 @@ def seen(m, w):
     words = w[:,:-len(MOTIONS)].split([len(RADII), len(COLOURS), w.shape[1]-len(RADII)-len(COLOURS)-len(MOTIONS)], 1)
     return x,torch.stack([o.argmax(1) for o in words], 1)
 
-def main():
-    args = arguments('video', n=9_600, reader_epochs=10, image_epochs=6, video_epochs=3)
-    n,bs,lr = little(args, args.n),8 if args.few else 128,2e-3
-    data = in_parts(args, 'masks', max(1, n//800), lambda i: masks(min(n, 800), 43_000+i))
-    opt = partial(AdamW, weight_decay=.01)
-    def rates(lr): return BatchSchedCB(partial(OneCycle, max_lr=lr, pct_start=.1))
-    def tasks(p): return [CondCB(VideoCB(sigma_data, p=p), 0.), AutocastCB(n_inp=3), rates(lr)]
-
+def train_reader(args, data, bs, about):
+    "The reader of things."
     torch.manual_seed(0)
     reader = ThingReader().to(memory_format=torch.channels_last)
     def loss(pred, y): return sum(F.cross_entropy(o, y[:,i]) for i,o in enumerate(pred.split(reader.parts, 1)))
     losses,minutes = train(args, 'reader', reader, data, loss, 3e-3, [AutocastCB(), rates(3e-3)], opt, args.reader_epochs, bs, 0, seen)
-    about = dict(notebook='43_video', data=f'{n:,} drawn clips of one thing', seed=0)
     save_weights(reader.eval(), args.folder/'video_reader.safetensors', bits=8, config={}, images=bs*len(losses), minutes=minutes, curve=curve(losses, bs),
                  **about, **info(args))
 
-    bs = 8 if args.few else 64
-    net,ema = WordUNet().to(memory_format=torch.channels_last),EMACB(.998)
-    losses,before = train(args, 'image', net, data, video_loss, lr, [*tasks(0), ema], opt, args.image_epochs, bs, 0, frames)
-    images = bs*len(losses)
-    net,ema,tfm,bs = inflate(ema.model).to(memory_format=torch.channels_last),EMACB(.998),clips_or_frames(data, bs),8
-    losses,minutes = train(args, 'video', net, data, video_loss, lr, [*tasks(.3), ema], opt, args.video_epochs, bs, 0, tfm)
-    save_weights(ema.model, args.folder/'video.safetensors', bits=8, config={}, sigma_data=sigma_data, images=images, batches=len(losses),
-                 minutes=round(before+minutes, 1), curve=curve(losses, bs), **about, **info(args))
+opt = partial(AdamW, weight_decay=.01)
+def rates(lr): return BatchSchedCB(partial(OneCycle, max_lr=lr, pct_start=.1))
+
+def main():
+    args = arguments('video', n=8000, reader_epochs=10, image_epochs=6, video_epochs=3, motion_epochs=1, start='')
+    n,lr = little(args, args.n),2e-3
+    data = in_parts(args, 'masks', max(1, n//800), lambda i: masks(min(n, 800), 43_000+i))
+    about = dict(notebook='43_video', data=f'{n:,} drawn clips of one thing', seed=0)
+    bs,few = (8,8) if args.few else (128,64)
+    def tasks(p, mean): return [CondCB(VideoCB(sigma_data, mean, p=p), 0.), AutocastCB(n_inp=3), rates(lr)]
+    net,before,images,batches = VideoUNet(),0.,0,0
+    if args.start:
+        past = load_weights(args.start, net)[1]
+        before,images,batches = past['minutes'],past['images'],past['batches']
+    else:
+        train_reader(args, data, bs, about)
+        torch.manual_seed(0)
+        ema = EMACB(.998)
+        losses,before = train(args, 'image', WordUNet().to(memory_format=torch.channels_last), data, video_loss, lr, [*tasks(0, 0.), ema], opt,
+                              args.image_epochs, few, 0, frames)
+        net,images = inflate(ema.model),few*len(losses)
+        torch.manual_seed(0)
+        ema,tfm = EMACB(.998),clips_or_frames(data, few, .4)
+        losses,minutes = train(args, 'video', net.to(memory_format=torch.channels_last), data, video_loss, lr, [*tasks(.3, .5), ema], opt, args.video_epochs, 8, 0, tfm)
+        net,before,batches = ema.model.requires_grad_(True),before+minutes,len(losses)
+    torch.manual_seed(0)
+    ema,new = EMACB(.99),{id(p) for k,p in net.named_parameters() if 'temporal' in k}
+    def two_rates(params, lr):
+        "The layers over time learn ten times as fast as those of the image model."
+        params = list(params)
+        return opt([dict(params=[p for p in params if (id(p) in new)==k]) for k in (True,False)], lr=lr)
+    task,rate = CondCB(VideoCB(sigma_data, .7, 1., p=.95, most=2), 0.),BatchSchedCB(partial(OneCycle, max_lr=[5e-3,5e-4], pct_start=.1))
+    losses,minutes = train(args, 'motion', net.to(memory_format=torch.channels_last), data, video_loss, 5e-3, [task, AutocastCB(n_inp=3), rate, ema], two_rates,
+                           args.motion_epochs, 16 if not args.few else 8, 0, clips_or_frames(data, few, 0.))
+    save_weights(ema.model, args.folder/'video.safetensors', bits=8, config={}, sigma_data=sigma_data, images=images, batches=batches+len(losses),
+                 minutes=round(before+minutes, 1), curve=curve(losses, 16), **about, **info(args))
 
 if __name__=='__main__': main()
