@@ -111,8 +111,8 @@ recipes = {
     'video.TemporalConv': (lambda: get('video.TemporalConv')(8), lambda n, g: (torch.randn(n, 3, 8, 4, 4, generator=g),)),
     'video.TemporalAttention': (lambda: get('video.TemporalAttention')(8), lambda n, g: (torch.randn(n, 3, 8, 4, 4, generator=g),)),
     'video.FramePlaces': (lambda: get('video.FramePlaces')(8, 6), lambda n, g: (torch.randn(n, 3, 8, 4, 4, generator=g), torch.randn(n, 3, 6, generator=g))),
-    'video.VideoUNet': (lambda: get('video.VideoUNet')((8,16), n_emb=16), lambda n, g: (torch.randn(n, 3, 3, 16, 16, generator=g), torch.randn(n, generator=g),
-                        torch.rand(n, 24, generator=g))),
+    'video.VideoUNet': (lambda: get('video.VideoUNet')((8,16), n_emb=16), lambda n, g: (torch.randn(n, 3, 3, 16, 16, generator=g),
+                        torch.tensor([-1.6, .1, .3]).repeat(n, 1), torch.rand(n, 24, generator=g))),
     'autoregressive.ImageGPT': (lambda: get('autoregressive.ImageGPT')(16, 9, 5, 2, 16, 2, 2),
                                 with_more(lambda n, g: (ids(16, 8)(n, g),), lambda n, g: torch.randint(5, (n, 2), generator=g))),
     'autoregressive.VectorQuantizer': (lambda: get('autoregressive.VectorQuantizer')(1, 4), image(4)),   # one code: rounding changes no choice

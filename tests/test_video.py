@@ -65,7 +65,7 @@ def test_animation_holds_all_frames():
     import io
     from PIL import Image
     im = Image.open(io.BytesIO(animation(floats(draw_moving(random_moving(3), n_frames=5)), zoom=2)))
-    assert im.n_frames==5 and im.size==(2*3*34,64)
+    assert im.n_frames==5 and im.size==(2*3*26,48)
 
 # ---- layers
 

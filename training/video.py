@@ -72,7 +72,7 @@ opt = partial(AdamW, weight_decay=.01)
 def rates(lr): return BatchSchedCB(partial(OneCycle, max_lr=lr, pct_start=.1))
 
 def main():
-    args = arguments('video', n=8000, reader_epochs=10, image_epochs=6, video_epochs=3, motion_epochs=1, start='')
+    args = arguments('video', n=8000, reader_epochs=10, image_epochs=6, video_epochs=3, motion_epochs=2, start='')
     n,lr = little(args, args.n),2e-3
     data = in_parts(args, 'masks', max(1, n//800), lambda i: masks(min(n, 800), 43_000+i))
     about = dict(notebook='43_video', data=f'{n:,} drawn clips of one thing', seed=0)
