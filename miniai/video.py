@@ -28,7 +28,7 @@ from .learner import Callback
 from .resnet import ResBlock
 from .unet import EmbResBlock,UNet
 
-# %% ../nbs/43_video.ipynb #86cd0c03
+# %% ../nbs/43_video.ipynb #92cdb479
 #| code-summary: "Exported: animation, clips side by side in one animated PNG"
 #| code-fold: true
 def animation(
@@ -47,7 +47,7 @@ def animation(
     x = F.pad(x, (0,0, 0,2), value=255).flatten(2, 3)    # a white line after each
     frames = [Image.fromarray(o.numpy()) for o in x.contiguous()]
     frames = [o.resize((zoom*o.width, zoom*o.height), Image.Resampling.NEAREST) for o in frames]
-    frames,out = [o.quantize(128) for o in frames],io.BytesIO()
+    out = io.BytesIO()
     frames[0].save(out, 'PNG', save_all=True, append_images=frames[1:], loop=0,
                    duration=[ms]*(len(frames)-1)+[ms*hold])
     return out.getvalue()
