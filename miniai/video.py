@@ -6,13 +6,14 @@
 __all__ = ['MOTIONS', 'RADII', 'VOCABULARY', 'MOVING_SHAPES', 'KNOWN', 'animation', 'MovingThing', 'moving_caption',
            'random_moving', 'motion_paths', 'moving_masks', 'draw_moving', 'centre_of_mass', 'jitter', 'read_motions',
            'ThingReader', 'load_thing_reader', 'word_vectors', 'WordUNet', 'TemporalConv', 'TemporalAttention',
-           'FramePlaces', 'VideoBlock', 'VideoUNet', 'inflate', 'frame_levels', 'VideoCB', 'video_loss',
+           'FramePlaces', 'VideoBlock', 'VideoUNet', 'forward', 'inflate', 'frame_levels', 'VideoCB', 'video_loss',
            'VideoDenoiser', 'GivenFrames', 'load_video', 'generate_video']
 
-# %% ../nbs/43_video.ipynb #77a867df
+# %% ../nbs/43_video.ipynb #8f35cc5a
 #| code-summary: "Imports of the module"
 #| code-fold: true
 import io,torch,torch.nn.functional as F
+from fastcore.basics import patch as fc_patch
 from functools import partial
 from PIL import Image
 from torch import nn
@@ -28,7 +29,7 @@ from .learner import Callback
 from .resnet import ResBlock
 from .unet import EmbResBlock,UNet
 
-# %% ../nbs/43_video.ipynb #92cdb479
+# %% ../nbs/43_video.ipynb #3a0674ca
 #| code-summary: "Exported: animation, clips side by side in one animated PNG"
 #| code-fold: true
 def animation(
@@ -44,7 +45,7 @@ def animation(
     zoom,ms,hold = (whole_number(*o) for o in (('zoom', zoom), ('ms', ms), ('hold', hold)))
     x = check_finite(x, 'x').detach().cpu().clamp(-1, 1).expand(-1, -1, 3, -1, -1)
     x = ((x+1)*127.5).round().byte().permute(1, 3, 0, 4, 2)          # (t,h,n,w,3)
-    x = F.pad(x, (0,0, 0,2), value=255).flatten(2, 3)    # a white line after each
+    x = F.pad(F.pad(x, (0,1), value=255), (0,0, 0,2)).flatten(2, 3)  # clear lines between
     frames = [Image.fromarray(o.numpy()) for o in x.contiguous()]
     frames = [o.resize((zoom*o.width, zoom*o.height), Image.Resampling.NEAREST) for o in frames]
     out = io.BytesIO()
@@ -363,7 +364,7 @@ class FramePlaces(nn.Module):
         slopes = self.ask(emb)[...,None,None,None]*xy                           # (n,t,8,2,h,w)
         return x + self.push(slopes.flatten(2, 3).movedim(2, -1)).movedim(-1, 2)
 
-# %% ../nbs/43_video.ipynb #68f8e431
+# %% ../nbs/43_video.ipynb #c05ff6e0
 class VideoBlock(EmbResBlock):
     "A residual block for each frame, then the layers over time; those, fresh: no change."
     def __init__(self,
@@ -387,6 +388,7 @@ class VideoBlock(EmbResBlock):
         h = self.temporal_conv(self.temporal_place(h, emb))
         return self.temporal_attend(h).flatten(0, 1)
 
+# %% ../nbs/43_video.ipynb #930bb546
 class VideoUNet(WordUNet):
     "A `WordUNet` that looks along time if it is given clips: after arXiv:2204.03458."
     def __init__(self,
@@ -411,32 +413,36 @@ class VideoUNet(WordUNet):
         h = h[:,None]*sinusoidal_positions(t, h.shape[1]).to(h)        # each word in each frame
         return emb + self.temporal_out(F.silu(h))
 
-    def forward(self,
-        x, # Clips (n,t,3,h,w), or images (n,3,h,w), float
-        c, # Noise levels as `c_noise` gives them, (n,), for clips also one per frame, (n,t)
-        cond=None, # Words, (n,n_words); None for none
-    ): # Like `x`
-        "One number for each pixel and channel."
-        if x.ndim!=5: return super().forward(x, c, cond)
-        if c.ndim==1 and len(c)==len(x): c = c[:,None].expand(x.shape[:2])
-        if c.shape!=x.shape[:2]:
-            raise ValueError(f"c: expected one level per clip or frame, ({len(x)},) or "
-                             f"{tuple(x.shape[:2])}, got {tuple(c.shape)}")
-        (n,t),emb = x.shape[:2],self._embedding(x.flatten(0, 1), c, cond)
-        first,x = x[:,0]*(c[:,0]<-1.5).to(x)[:,None,None,None],x.flatten(0, 1)   # if clean
-        check_images(x, self.ni, self.patch)
-        first = self.temporal_first(F.pixel_unshuffle(first, self.patch))
-        x = self.stem(F.pixel_unshuffle(x, self.patch)) + first.repeat_interleave(t, 0)
-        saved = [x]
-        for m in self.downs:
-            x = m(x, emb) if isinstance(m, VideoBlock) else m(x)
-            saved.append(x)
-        for m in self.mid: x = m(x, emb)
-        for m in self.ups:
-            if isinstance(m, VideoBlock): x = m(torch.cat([x, saved.pop()], 1), emb)
-            else: x = m(x, saved[-1].shape[-2:])
-        x = self.head(F.silu(self.norm(x)))
-        return F.pixel_shuffle(x, self.patch).unflatten(0, (n,t))
+# %% ../nbs/43_video.ipynb #fd0ca13e
+#| code-summary: "Exported: its forward, which is that of the UNet with the first frame added"
+#| code-fold: true
+@fc_patch
+def forward(self:VideoUNet,
+    x, # Clips (n,t,3,h,w), or images (n,3,h,w), float
+    c, # Noise levels as `c_noise` gives them, (n,), for clips also one per frame, (n,t)
+    cond=None, # Words, (n,n_words); None for none
+): # Like `x`
+    "One number for each pixel and channel."
+    if x.ndim!=5: return WordUNet.forward(self, x, c, cond)
+    if c.ndim==1 and len(c)==len(x): c = c[:,None].expand(x.shape[:2])
+    if c.shape!=x.shape[:2]:
+        raise ValueError(f"c: expected one level per clip or frame, ({len(x)},) or "
+                         f"{tuple(x.shape[:2])}, got {tuple(c.shape)}")
+    (n,t),emb = x.shape[:2],self._embedding(x.flatten(0, 1), c, cond)
+    first,x = x[:,0]*(c[:,0]<-1.5).to(x)[:,None,None,None],x.flatten(0, 1)   # if clean
+    check_images(x, self.ni, self.patch)
+    first = self.temporal_first(F.pixel_unshuffle(first, self.patch))
+    x = self.stem(F.pixel_unshuffle(x, self.patch)) + first.repeat_interleave(t, 0)
+    saved = [x]
+    for m in self.downs:
+        x = m(x, emb) if isinstance(m, VideoBlock) else m(x)
+        saved.append(x)
+    for m in self.mid: x = m(x, emb)
+    for m in self.ups:
+        if isinstance(m, VideoBlock): x = m(torch.cat([x, saved.pop()], 1), emb)
+        else: x = m(x, saved[-1].shape[-2:])
+    x = self.head(F.silu(self.norm(x)))
+    return F.pixel_shuffle(x, self.patch).unflatten(0, (n,t))
 
 # %% ../nbs/43_video.ipynb #6411047d
 def inflate(
