@@ -6,14 +6,14 @@
 __all__ = ['MOTIONS', 'RADII', 'VOCABULARY', 'MOVING_SHAPES', 'KNOWN', 'animation', 'MovingThing', 'moving_caption',
            'random_moving', 'motion_paths', 'moving_masks', 'draw_moving', 'centre_of_mass', 'jitter', 'read_motions',
            'ThingReader', 'load_thing_reader', 'word_vectors', 'WordUNet', 'TemporalConv', 'TemporalAttention',
-           'FramePlaces', 'VideoBlock', 'VideoUNet', 'forward', 'inflate', 'frame_levels', 'VideoCB', 'video_loss',
+           'FramePlaces', 'VideoBlock', 'VideoUNet', 'inflate', 'frame_levels', 'VideoCB', 'video_loss',
            'VideoDenoiser', 'GivenFrames', 'load_video', 'generate_video']
 
-# %% ../nbs/43_video.ipynb #8f35cc5a
+# %% ../nbs/43_video.ipynb #b94f0058
 #| code-summary: "Imports of the module"
 #| code-fold: true
 import io,torch,torch.nn.functional as F
-from fastcore.basics import patch as fc_patch
+from fastcore.basics import patch
 from functools import partial
 from PIL import Image
 from torch import nn
@@ -413,10 +413,10 @@ class VideoUNet(WordUNet):
         h = h[:,None]*sinusoidal_positions(t, h.shape[1]).to(h)        # each word in each frame
         return emb + self.temporal_out(F.silu(h))
 
-# %% ../nbs/43_video.ipynb #fd0ca13e
+# %% ../nbs/43_video.ipynb #2bb70d45
 #| code-summary: "Exported: its forward, which is that of the UNet with the first frame added"
 #| code-fold: true
-@fc_patch
+@patch
 def forward(self:VideoUNet,
     x, # Clips (n,t,3,h,w), or images (n,3,h,w), float
     c, # Noise levels as `c_noise` gives them, (n,), for clips also one per frame, (n,t)
