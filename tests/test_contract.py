@@ -17,6 +17,7 @@ nets = exported(lambda n, o: isinstance(o, type) and issubclass(o, nn.Module))
 nets.pop('personalise.TextualInversion')                    # holds the nets of a pipeline without owning them: test_personalise.py
 nets.pop('segmentation.ClickTraining')                    # plays a random game: test_segmentation.py
 nets.pop('vit.DINO')                                        # two nets, of which one takes no gradient: test_vit.py
+nets.pop('video.VideoBlock')                                # frames of several clips in one axis: test_video.py
 samplers = exported(lambda n, o: inspect.isfunction(o) and n.startswith('sample_'))
 
 # How to make a small one, and the arguments of a batch of n. `rows=False`: what comes out is no batch (losses)
@@ -118,6 +119,13 @@ recipes = {
     'segmentation.WindowBlock': (lambda: get('segmentation.WindowBlock')(16, 2, 32, 5, 2), lambda n, g: (torch.randn(n, 5, 5, 16, generator=g),)),
     'segmentation.SAMEncoder': (lambda: get('segmentation.SAMEncoder')(16, 4, 16, 2, 2, 32, 3, (1,), 8), image(3)),
     'latents.Reader': (lambda: get('latents.Reader')((4,8,8,16)), image(3, 32)),
+    'video.ThingReader': (lambda: get('video.ThingReader')((4,8)), image(3)),
+    'video.WordUNet': (lambda: get('video.WordUNet')((8,16), n_emb=16), with_more(levels(image(3)), lambda n, g: torch.rand(n, 24, generator=g))),
+    'video.TemporalConv': (lambda: get('video.TemporalConv')(8), lambda n, g: (torch.randn(n, 3, 8, 4, 4, generator=g),)),
+    'video.TemporalAttention': (lambda: get('video.TemporalAttention')(8), lambda n, g: (torch.randn(n, 3, 8, 4, 4, generator=g),)),
+    'video.FramePlaces': (lambda: get('video.FramePlaces')(8, 6), lambda n, g: (torch.randn(n, 3, 8, 4, 4, generator=g), torch.randn(n, 3, 6, generator=g))),
+    'video.VideoUNet': (lambda: get('video.VideoUNet')((8,16), n_emb=16), lambda n, g: (torch.randn(n, 3, 3, 16, 16, generator=g),
+                        torch.tensor([-1.6, .1, .3]).repeat(n, 1), torch.rand(n, 24, generator=g))),
     'autoregressive.ImageGPT': (lambda: get('autoregressive.ImageGPT')(16, 9, 5, 2, 16, 2, 2),
                                 with_more(lambda n, g: (ids(16, 8)(n, g),), lambda n, g: torch.randint(5, (n, 2), generator=g))),
     'autoregressive.VectorQuantizer': (lambda: get('autoregressive.VectorQuantizer')(1, 4), image(4)),   # one code: rounding changes no choice

@@ -892,6 +892,33 @@ def call_segmentation():
     assert net(f[:1], torch.rand(1, 1, 2), torch.ones(1, 1).long())[0].shape==(1,3,16,16)
     assert 'encoder.stem' in s.sam_names(net) and s.sam_weights({'a': 1, 'b.bias': 2})=={'a.weight': 1, 'b.bias': 2}
     with pytest.raises(FileNotFoundError): s.load_sam('nowhere')
+def call_video():
+    from miniai import video as v
+    things = v.random_moving(3, 1)
+    assert isinstance(things[0], v.MovingThing) and things[0].motion in v.MOTIONS and things[0].size in v.RADII
+    centre,angle = v.motion_paths(things, torch.Generator().manual_seed(0), 4)
+    assert centre.shape==(3,4,2) and angle.shape==(3,4) and v.moving_masks(things, size=8).shape==(3,8,8,8)
+    x = v.draw_moving(things, n_frames=4).float()/127.5-1
+    assert v.jitter(v.centre_of_mass(x)).shape==(3,) and set(v.read_motions(x))<={*v.MOTIONS,''}
+    words = v.word_vectors([v.moving_caption(o) for o in things])
+    assert words.shape==(3,len(v.VOCABULARY)) and words.sum()==12
+    assert v.animation(x, zoom=1)[:4]==b'\x89PNG'
+    image = v.WordUNet((8,), n_emb=16)
+    net = v.inflate(image).eval()
+    assert isinstance(net, v.VideoUNet) and isinstance(net.mid[0], v.VideoBlock)
+    h = torch.randn(2, 3, 8, 2, 2)
+    assert torch.equal(v.TemporalConv(8)(h), h) and torch.equal(v.TemporalAttention(8)(h), h)
+    assert torch.equal(v.FramePlaces(8, 6)(h, torch.randn(2, 3, 6)), h) and len(v.MOVING_SHAPES)==6
+    assert v.frame_levels(torch.ones(2), 3, 1)[:,0].tolist()==[torch.tensor(v.KNOWN).item()]*2
+    learn = type('learn', (), dict(batch=(x, words), training=True))
+    v.VideoCB(.5).before_batch(learn)
+    x_in,c,clean,weight = learn.batch
+    assert v.video_loss(net(x_in, c, words), clean, weight)>0
+    toy = v.VideoDenoiser(net, .5)
+    assert v.GivenFrames(toy, x[:,:1])(x, 1., words).shape==x.shape
+    assert v.generate_video(toy, ['a red star'], x[:1,:1], steps=1, n_frames=4).shape==(1,4,3,24,24)
+    assert isinstance(v.load_video().model, v.VideoUNet) and isinstance(v.load_thing_reader(), v.ThingReader)
+    assert len(v.load_thing_reader().read(x))==3
 
 def call_core():
     from miniai.checks import core as c

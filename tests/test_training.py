@@ -5,7 +5,8 @@ import pytest
 from common import python,root
 
 scripts = sorted(f for f in (root/'training').glob('*.py') if f.stem not in ('common','scenes'))
-made = {f.stem: [f.stem] for f in scripts} | dict(fashion_features=['fashion_features','fashion_features_stats'], scene_unet=['scene_text','scene_unet'])
+made = {f.stem: [f.stem] for f in scripts} | dict(fashion_features=['fashion_features','fashion_features_stats'], scene_unet=['scene_text','scene_unet'],
+                                                video=['video','video_reader'])
 stored = {f.stem: json.loads(f.read_text(encoding='utf-8')) for f in (root/'miniai/weights').glob('*.json')}
 
 def test_every_stored_file_names_its_script():
