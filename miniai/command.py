@@ -20,8 +20,8 @@ _example = '"a red star above a blue ring"'
 _own = 'scenes','emoji'                                   # models in the package
 
 def _parser():
-    p = OneLineParser('miniai', description='Draw what the words say: one or two things, with sizes, '
-                'colours and a background.', epilog='miniai progress [--reset NN]: the map '
+    p = OneLineParser('miniai', description='Draw what the words say: one or two things, with '
+                'sizes, colours and a background.', epilog='miniai progress [--reset NN]: the map '
                 'of the course with the exercises that you have solved.')
     p.add_argument('prompt', nargs='*', help=f'what to draw, such as {_example}')
     def add(name, default=None, help=''):
@@ -35,8 +35,8 @@ def _parser():
         'trained for it, unless guidance, sampler, image or another part is given too')
     add('--guidance', help='how far to follow the words, 0 or more (default: 4 or 7.5)')
     add('--sampler', help=f"{', '.join(_samplers)} (default: {_samplers[0]})")
-    add('--init', help='image to begin with, a square of 64 pixels a side or more; of any shape '
-        'with --paste')
+    add('--init', help='image to begin with, a square of 64 pixels a side or more; of any '
+        'shape with --paste')
     add('--strength', help='how much to draw anew, 0 to 1 (default: 0.8, or 1 with a mask)')
     add('--mask', help='image as large as --init; what is white in it is drawn anew')
     add('--paste', help='put what is drawn back into --init at its own size, '
@@ -106,7 +106,8 @@ def _checked(a):
     if a.paste is None: return kw
     a.paste = _number('paste', a.paste, int, 0, 32)
     if a.mask is None: raise ValueError("paste: expected a mask in --mask too")
-    if kw['n']!=1 or a.zoom is not None: raise ValueError("paste: expected no --n and no --zoom")
+    if kw['n']!=1 or a.zoom is not None:
+        raise ValueError("paste: expected no --n and no --zoom")
     return kw
 
 # %% ../nbs/appendix/28x_command.ipynb #4a1b5e02

@@ -14,7 +14,7 @@ end
 
 -- nbdev links names by the address of the published site. Private names and these have no heading of their own on their page,
 -- and so has no name of backprop.
-local bare = {["#gaussian.kl"]=true, ["#change.between"]=true, ["#emoji.rows"]=true, ["#publisheddiffusion.denoiser"]=true, ["#reader.score"]=true}
+local bare = {["#gaussian.kl"]=true, ["#change.between"]=true, ["#emoji.rows"]=true, ["#publisheddiffusion.denoiser"]=true, ["#reader.score"]=true, ["#drawer.check"]=true}
 
 local function own(target)
   if target:sub(1, #home) ~= home then return nil end
