@@ -436,3 +436,13 @@ def test_simulated_queue():
     one = s.simulate_queue(times, lambda n: .08, 1)
     assert min(one)==pytest.approx(.08) and sum(one)/500>.12           # it queues: M/D/1 at 0.8 waits 0.16 on average
     assert max(s.simulate_queue(times, lambda n: .04, 8))<=.08+1e-9
+
+@pytest.mark.parametrize('data,names', (('10,000 images of drawn shapes, and of emoji on photographs', ['emoji','drawn scenes and shapes','CIFAR-10']),
+                                        ('Fashion-MNIST, training images', ['Fashion-MNIST']), ('somebody else\'s files', []), ('', [])))
+def test_a_sheet_names_all_sources(tmp_path, data, names):
+    from miniai.ddpm import save_weights
+    assert [o.name for o in s.data_sources(dict(data=data))]==names
+    save_weights(torch.nn.Linear(1, 1), tmp_path/'a.safetensors', data=data)
+    card,sheet = s.model_card(tmp_path/'a.safetensors'),s.data_sheet(tmp_path/'a.safetensors')
+    for o in names: assert o in card and o in sheet
+    assert names or 'Which data?** not recorded' in sheet and card.rstrip().endswith('not recorded')

@@ -946,7 +946,7 @@ def call_serving():
     assert json.loads((tmp/'card.json').read_text())['state']=='finished'
     assert s.TensorBoardCB(tmp/'e').state_dict()==dict(step=0) and s.TrackioCB('p').config=={}
     save_weights(linear(), tmp/'net.safetensors', data='drawn shapes')
-    source = s.data_source(dict(data='drawn shapes'))
+    source, = s.data_sources(dict(data='drawn shapes'))
     assert isinstance(source, s.Source) and source is s.DATA_SOURCES['drawn']
     assert '# net' in s.model_card(tmp/'net.safetensors') and 'Data of net' in s.data_sheet(tmp/'net.safetensors')
     r = s.Registry(tmp/'r')
