@@ -21,8 +21,8 @@ _own = 'scenes','emoji'                                   # models in the packag
 
 def _parser():
     p = OneLineParser('miniai', description='Draw what the words say: one or two things, with '
-                'sizes, colours and a background.', epilog='miniai progress [--reset NN]: the map '
-                'of the course with the exercises that you have solved.')
+                'sizes, colours and a background.', epilog='miniai progress [--reset NN]: '
+                'the map of the course with the exercises that you have solved.')
     p.add_argument('prompt', nargs='*', help=f'what to draw, such as {_example}')
     def add(name, default=None, help=''):
         p.add_argument(name, default=default, help=help.replace('#', f'default: {default}'))
