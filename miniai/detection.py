@@ -173,6 +173,8 @@ def places(
     return torch.cartesian_prod(y, x).flip(1)
 
 # %% ../nbs/40_detection.ipynb #7e42b397
+#| code-summary: "Exported: dense_targets and dense_loss"
+#| code-fold: true
 def dense_targets(
     xy, # Places, (l,2), in [0,1]
     boxes, # Corners, (n,m,4)
@@ -355,6 +357,8 @@ def match_objects(
     return torch.cat(pairs, 1).to(labels.device).unbind()
 
 # %% ../nbs/40_detection.ipynb #44e932c0
+#| code-summary: "Exported: PlacedAttention"
+#| code-fold: true
 class PlacedAttention(MultiHeadAttention):
     "Attention whose queries and keys know their place; its values don't: arXiv:2005.12872."
     def forward(self,
@@ -372,6 +376,7 @@ class PlacedAttention(MultiHeadAttention):
         w = attention_weights(q, k)
         return w if maps else self.out((w@v).transpose(1, 2).flatten(2))
 
+# %% ../nbs/40_detection.ipynb #ff85c16f
 class DETRBlock(nn.Module):
     "Attention, attention on `cond` where `cross`, two layers; post-norm: arXiv:2005.12872."
     def __init__(self,
@@ -400,6 +405,8 @@ class DETRBlock(nn.Module):
         return self.norm3(x + self.ff(x))
 
 # %% ../nbs/40_detection.ipynb #c1620b78
+#| code-summary: "Exported: detr_positions"
+#| code-fold: true
 def detr_positions(
     h, # Rows
     w, # Columns
@@ -434,9 +441,8 @@ class DETR(nn.Module):
         self.decoder = nn.ModuleList(DETRBlock(n, n_heads, mult, True) for _ in range(n_dec))
         self.queries,self.norm = nn.Parameter(torch.randn(n_queries, n)),nn.LayerNorm(n)
         self.kind = nn.Linear(n, n_classes+1)                        # the last: nothing
-        self.box = nn.Sequential(nn.Linear(n, n), nn.ReLU(), nn.Linear(n, n), nn.ReLU(),
-                                 nn.Linear(n, 4))
-
+        ff = (nn.Linear(n, n), nn.ReLU(), nn.Linear(n, n), nn.ReLU(), nn.Linear(n, 4))
+        self.box = nn.Sequential(*ff)
     def look(self,
         x, # Images, (n,3,h,w), float in [-1,1]
     ): # `(h, place)`: (n,l,n) and (l,n), for l places row by row
@@ -453,10 +459,8 @@ class DETR(nn.Module):
         "What each query sees, and where."
         h,place = self.look(x)
         q,states = torch.zeros_like(self.queries).expand(len(x), -1, -1),[]
-        for block in self.decoder:
-            q = block(q, self.queries, h, place)
-            states.append(self.norm(q))
-        states = torch.stack(states, 1)                              # (n,n_dec,q,n)
+        for block in self.decoder: states.append(q := block(q, self.queries, h, place))
+        states = self.norm(torch.stack(states, 1))                   # (n,n_dec,q,n)
         return self.kind(states),self.box(states).to(self.queries).sigmoid()
 
 # %% ../nbs/40_detection.ipynb #bfe7a4e2
@@ -547,6 +551,9 @@ def paste_objects(
              for i in torch.arange(n).split(100)]
     return tuple(torch.cat(o) for o in zip(*parts))
 
+# %% ../nbs/40_detection.ipynb #1f28c60d
+#| code-summary: "Exported: its drawing"
+#| code-fold: true
 def _paste(cutouts, kinds, grounds, n, gen, size, m):
     def rand(lo, hi, *s): return lo+(hi-lo)*torch.rand(n, *s, generator=gen)
     which = torch.randint(len(cutouts), (n,m), generator=gen)
