@@ -1,5 +1,5 @@
 "The photo editor: images from strangers, masks, sessions of several users, the page's server by HTTP, the command."
-import contextlib,io,json,re,shlex,socket,struct,sys,threading,warnings,zlib
+import contextlib,io,json,shlex,socket,struct,warnings,zlib
 from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import patch as mock
