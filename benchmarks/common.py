@@ -1,5 +1,5 @@
 "Side-by-side timings: run the candidates in turn, take medians, write one table per processor to results/NAME.md."
-import os,platform,re,statistics,time
+import argparse,json,os,platform,re,statistics,time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -70,3 +70,28 @@ def write(
     temp.write_text(text)
     os.replace(temp, path)
     return path
+
+
+def run_in_parts(
+    name, # Of the result, results/NAME.jsonl, and of the log of parts
+    doc, # Of the script, for --help
+    n, # Scenes, if --n is not given
+    load, # Makes what `part` needs, a tuple
+    part, # `part(*load(), 40, seed)`: scores of 40 scenes, a dict for JSON
+    mean, # From the parts to the rows of the result
+):
+    "Parts of 40 scenes, each kept in a log, so that a run that was stopped goes on from there; then the rows, by rename."
+    p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--n', type=int, default=n, help='scenes, a multiple of 40')
+    p.add_argument('--log', type=Path, default=Path(f'{name}.parts.jsonl'), help='finished parts')
+    o = p.parse_args()
+    if o.n<40 or o.n%40: p.error(f'--n: expected a multiple of 40, got {o.n}')
+    parts = [json.loads(l) for l in o.log.read_text().splitlines()] if o.log.exists() else []
+    tools = load() if len(parts)<o.n//40 else ()
+    for i in range(len(parts), o.n//40):
+        parts.append(part(*tools, 40, 1000+i))
+        with o.log.open('a') as f: f.write(json.dumps(parts[-1])+'\n')
+        print(f'{40*(i+1)} scenes', flush=True)
+    temp = RESULTS/f'{name}.tmp'
+    temp.write_text(''.join(json.dumps(r)+'\n' for r in mean(parts[:o.n//40])))
+    os.replace(temp, RESULTS/f'{name}.jsonl')

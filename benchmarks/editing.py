@@ -2,15 +2,13 @@
 
 `python editing.py --n 240` takes some minutes; each finished part of 40 scenes is kept in the given `--log`, and a run that was stopped goes on from there.
 The result is `results/editing.jsonl`, one row for each way to edit."""
-import argparse,json,os
-from pathlib import Path
 import torch
 from miniai.data import caption
 from miniai.editing import diff_edit,edit_mask,mask_iou,scene_edits,score_edits
 from miniai.latents import load_reader
 from miniai.stable import StableDiffusion
+from common import run_in_parts
 
-results = Path(__file__).parent/'results'
 strengths = .4,.5,.6,.7,.8
 
 
@@ -40,24 +38,4 @@ def mean(parts):
     return rows
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--n', type=int, default=240, help="scenes, a multiple of 40")
-    p.add_argument('--log', default='editing.parts.jsonl', help="finished parts")
-    o = p.parse_args()
-    if o.n<40 or o.n%40: p.error(f"--n: expected a multiple of 40, got {o.n}")
-    log,parts = Path(o.log),[]
-    if log.exists(): parts = [json.loads(l) for l in log.read_text().splitlines()]
-    pipe,reader = StableDiffusion.load(),load_reader()
-    for i in range(len(parts), o.n//40):
-        parts.append(part(pipe, reader, 40, 1000+i))
-        with log.open('a') as f: f.write(json.dumps(parts[-1])+'\n')
-        print(f'{40*(i+1)} scenes', flush=True)
-    temp = results/'editing.tmp'
-    temp.write_text(''.join(json.dumps(r)+'\n' for r in mean(parts[:o.n//40])))
-    os.replace(temp, results/'editing.jsonl')
-
-
-if __name__=='__main__':
-    torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 2)))
-    main()
+if __name__=='__main__': run_in_parts('editing', __doc__, 240, lambda: (StableDiffusion.load(), load_reader()), part, mean)

@@ -2,8 +2,6 @@
 
 `python editor.py --n 160` takes some minutes; each finished part of 40 scenes is kept in the given `--log`, and a run that was stopped goes on from there.
 The result is `results/editor.jsonl`, one row for each way to choose the region."""
-import argparse,json,os
-from pathlib import Path
 import numpy as np,torch
 from miniai.app import draw_region,grow_mask
 from miniai.data import caption
@@ -11,8 +9,8 @@ from miniai.editing import scene_edits,score_edits
 from miniai.latents import load_reader
 from miniai.segmentation import load_segmenter
 from miniai.stable import StableDiffusion
+from common import run_in_parts
 
-results = Path(__file__).parent/'results'
 grows = 0,1,2,4,8
 
 
@@ -75,22 +73,4 @@ def mean(parts, n=40):
     return rows
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--n', type=int, default=160, help="scenes, a multiple of 40")
-    p.add_argument('--log', default='editor.parts.jsonl', help="finished parts")
-    o = p.parse_args()
-    if o.n<40 or o.n%40: p.error(f"--n: expected a multiple of 40, got {o.n}")
-    log,parts = Path(o.log),[]
-    if log.exists(): parts = [json.loads(l) for l in log.read_text().splitlines()]
-    pipe,segmenter,reader = StableDiffusion.load(),load_segmenter(),load_reader()
-    for i in range(len(parts), o.n//40):
-        parts.append(part(pipe, segmenter, reader, 40, 1000+i))
-        with open(log, 'a') as f: f.write(json.dumps(parts[-1])+'\n')
-        print(f'{40*(i+1)} scenes', flush=True)
-    temp = results/'editor.tmp'
-    temp.write_text(''.join(json.dumps(r)+'\n' for r in mean(parts)))
-    os.replace(temp, results/'editor.jsonl')
-
-
-if __name__=='__main__': main()
+if __name__=='__main__': run_in_parts('editor', __doc__, 160, lambda: (StableDiffusion.load(), load_segmenter(), load_reader()), part, mean)
