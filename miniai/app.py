@@ -40,7 +40,7 @@ def read_image(
         raise ValueError(f"{name}: expected an image, as PNG, JPEG, WebP, GIF or BMP, and this "
                          "file is none") from None
     w,h = im.size
-    if w*h>most: raise too_large(f"{w:,} x {h:,}, which are {w*h/1e6:.0f}")
+    if w*h>most: raise too_large(f"{w:,} x {h:,}, which are {w*h/1e6:.0f} megapixels")
     if min(w, h)<8: raise ValueError(f"{name}: expected 8 pixels a side or more, got {w} x {h}")
     return np.array(open_image(im, name=name))
 
@@ -70,7 +70,7 @@ def grow_mask(
     mask, # bool (h,w)
     pixels, # By how many it grows on each side, 0 to 1,000
 ): # bool (h,w)
-    "Every pixel with one of the mask at most so far away, across and down."
+    "Every pixel that has one of the mask within `pixels` of it, across and down."
     _check_mask(mask)
     return _grown(torch.from_numpy(mask), whole_number('grow', pixels, 0, 1000)).numpy()
 
@@ -252,7 +252,7 @@ def edit(self:EditSession,
     "Draw the object anew, or everything else."
     image,mask = self.state.image,self.mask
     if not mask.any(): raise ValueError("mask: it is empty; click another place")
-    if grow is None: grow = max(1, round(max(mask.shape)/16))
+    if grow is None: grow = min(1000, max(1, round(max(mask.shape)/16)))
     region = ~mask if everything_else else grow_mask(mask, grow)
     if soft is None: soft = 0 if everything_else else min(32, grow//4)
     args = [*self.options, *_options(prompt, soft=soft, **kw)]
@@ -353,8 +353,8 @@ def _with_clicks(image, points):
     return im
 
 def _views(s, said=''):
-    "What the page shows of a session: image, mask, result, words, command line, files."
-    if not s.history: return None,None,None,said,'',None
+    "What the page shows of a session: image, mask, result, words, command line, files, choice."
+    if not s.history: return None,None,None,said,'',None,1
     state,mask,e = s.state,None,s.state.edited
     if state.points:
         masks,ious = s.masks()
@@ -363,7 +363,7 @@ def _views(s, said=''):
         said = said or (f"{n} click{'s'*(n>1)}, mask {state.choice+1} of 3, predicted IoU "
                         f"{ious[state.choice]:.2f}")
     images = _with_clicks(state.image, state.points),mask,e and _shown(e.result)
-    return *images,said,e.command if e else '',s.files() if e else None
+    return *images,said,e.command if e else '',s.files() if e else None,state.choice+1
 
 def _need_gradio():
     "The package gradio, or one line that says how to get it."
@@ -396,7 +396,8 @@ def _handlers(gr, sessions):
         def f(s, prompt, grow, soft, *values):
             side = max(s.state.image.shape)/100                 # the page says it in percent
             soft = 0 if everything_else else min(32, round(soft*side))
-            s.edit(prompt, everything_else, round(grow*side), soft, **dict(zip(names, values)))
+            grow = min(1000, round(grow*side))
+            s.edit(prompt, everything_else, grow, soft, **dict(zip(names, values)))
             return ' '.join(s.state.edited.warned) or 'done'
         return act(f)
     def stop(request: gr.Request): sessions[request.session_hash].stop()
@@ -455,9 +456,9 @@ def edit_page(
     with gr.Blocks(title='miniai', analytics_enabled=False, delete_cache=(600, 3600)) as page:
         c = _layout(gr, guidance)
         asked = [c.prompt, c.grow, c.soft, c.negative, *c.more]
-        quick = dict(outputs=[*c.views, c.said, c.command, c.files], concurrency_limit=1,
-                     concurrency_id='click', show_progress='hidden', trigger_mode='multiple',
-                     api_visibility='private')
+        quick = dict(outputs=[*c.views, c.said, c.command, c.files, c.choice],
+                     concurrency_limit=1, concurrency_id='click', show_progress='hidden',
+                     trigger_mode='multiple', api_visibility='private')
         slow = quick | dict(concurrency_id='draw', show_progress='minimal', trigger_mode='once')
         c.file.upload(act(EditSession.open), c.file, **quick)
         c.views[0].select(click, c.how, **quick)
@@ -477,7 +478,7 @@ class PageServer:
     "A server that has its port already; in a `with` it runs beside the program."
     def __init__(self,
         app=None, # ASGI application; may be set later
-        host='127.0.0.1', # Address to listen on: this one hears nobody but this computer
+        host='127.0.0.1', # Address to listen on: this one can be reached from this computer only
         port=0, # 1 to 65535, or 0 for one that is free
     ):
         self.app,self.host,self.server = app,host,None
@@ -513,7 +514,7 @@ class PageServer:
         self.socket.close()
 
 # %% ../nbs/42_photo_editor.ipynb #70d2e1a1
-#| code-summary: "Exported: the doorman, and his headers"
+#| code-summary: "Exported: the doorman, and its headers"
 #| code-fold: true
 _policy = ("default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
            "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
@@ -533,7 +534,7 @@ def _harmless(body, folder):
     except (ValueError,RecursionError): return False
 
 class _Doorman:
-    "Lets no request pass that names other files, and no answer without headers that protect."
+    "Refuses requests that name files which were not uploaded; adds headers to each answer."
     def __init__(self, app, folder): self.app,self.folder = app,Path(os.path.realpath(folder))
 
     async def __call__(self, scope, receive, send):
@@ -542,7 +543,7 @@ class _Doorman:
                 message = message | dict(headers=[*message.get('headers', ()), *_headers])
             await send(message)
         post = scope['type']=='http' and scope['method']=='POST'
-        if not post or scope['path'].endswith('/upload'):
+        if not post or scope['path']=='/gradio_api/upload':
             return await self.app(scope, receive, sent)
         messages,body = [],b''
         while not messages or messages[-1].get('more_body') and len(body)<1_000_000:

@@ -362,12 +362,12 @@ def match_objects(
 class PlacedAttention(MultiHeadAttention):
     "Attention whose queries and keys know their place; its values don't: arXiv:2005.12872."
     def forward(self,
-        x, # What asks, (n,l,n), float
-        place, # Of `x`, fits (n,l,n)
-        cond=None, # What is asked, (n,m,n); `x` itself if None
-        cond_place=None, # Of `cond`, fits (n,m,n)
-        maps=False, # Give (n,n_heads,l,m), how much is taken from where, instead?
-    ): # (n,l,n)
+        x, # What asks, (b,l,n), float
+        place, # Of `x`, fits (b,l,n)
+        cond=None, # What is asked, (b,m,n); `x` itself if None
+        cond_place=None, # Of `cond`, fits (b,m,n)
+        maps=False, # Give (b,n_heads,l,m), how much is taken from where, instead?
+    ): # (b,l,n)
         "What each position takes from those it looks at."
         if cond is None: cond,cond_place = x,place
         (wk,wv),(bk,bv) = self.kv.weight.chunk(2),self.kv.bias.chunk(2)

@@ -18,6 +18,12 @@ from .ddpm import c_noise
 from .unet import timestep_embedding
 
 # %% ../nbs/45_responsible.ipynb #d1daf770
+def _level(level):
+    "A ValueError unless it is between 0 and 1, both excluded."
+    level = finite_number('level', level, 0, 1)
+    if level in (0, 1): raise ValueError(f"level: expected more than 0, below 1, got {level}")
+    return level
+
 def wilson(
     k, # How often it happened, 0 to `n`
     n, # Of how many, 1 or more
@@ -25,8 +31,7 @@ def wilson(
 ): # `(lo, hi)`
     "Interval of the fraction k/n: E. B. Wilson, JASA 22, 1927."
     n = whole_number('n', n)
-    k,level = whole_number('k', k, 0, n),finite_number('level', level, 0, 1)
-    if level in (0, 1): raise ValueError(f"level: expected more than 0, below 1, got {level}")
+    k,level = whole_number('k', k, 0, n),_level(level)
     z = math.sqrt(2)*torch.erfinv(torch.tensor(level, dtype=torch.float64)).item()
     middle,half = k+z*z/2,z*math.sqrt(k*(n-k)/n + z*z/4)
     return max(0., (middle-half)/(n+z*z)),min(1., (middle+half)/(n+z*z))
@@ -42,7 +47,7 @@ def bootstrap(
     seed=0, # Of the draws
 ): # `(lo, hi)`
     "Interval of a number that is computed from rows: percentile bootstrap, B. Efron, 1979."
-    n,level = whole_number('n', n, 2),finite_number('level', level, 0, 1)
+    n,level = whole_number('n', n, 2),_level(level)
     if not data or len({len(o) for o in data})!=1 or not len(data[0]):
         raise ValueError("data: expected tensors with the same number of rows, 1 or more, "
                          f"got {[len(o) for o in data]}")
@@ -126,8 +131,8 @@ def _check_rows(n, **rows):
     "A ValueError if one of the tensors hasn't `n` rows, or a bad number."
     for name,o in rows.items():
         if o is None: continue
-        if tuple(o.shape)!=(n,):
-            raise ValueError(f"{name}: expected the shape ({n},), got {tuple(o.shape)}")
+        if tuple(o.shape)!=(n,) or not n:
+            raise ValueError(f"{name}: expected the shape ({n or 'n'},), got {tuple(o.shape)}")
         if name in ('probs', 'weights') and not (check_finite(o, name).min()>=0 and o.sum()>0):
             raise ValueError(f"{name}: expected numbers of 0 or more, not all 0")
 
@@ -229,7 +234,9 @@ def copy_test(
     train, # Vectors of training images, (m,d)
     held, # Vectors of images of the same kind that were not trained on, (k,d)
 ): # `CopyTest`
-    "Which is nearest, a training image or another? After arXiv:2004.05675."
+    """Which is nearest, a training image or another? A simple relative of arXiv:2004.05675.
+
+    The interval counts drawings; the luck in the choice of `train` and `held` is not in it."""
     sets = dict(drawn=drawn, train=train, held=held)
     shapes = [tuple(o.shape) for o in sets.values()]
     if {len(o) for o in shapes}!={2} or len({o[1] for o in shapes})>1 or not min(shapes)[0]:
@@ -238,8 +245,8 @@ def copy_test(
     for name,o in sets.items(): check_finite(o, name)
     a,b = (torch.cdist(drawn.float(), o.float()).amin(1) for o in (train, held))
     p = len(train)/(len(train)+len(held))
-    k = round(((a<b).double()+(a==b).double()*p).sum().item())         # a tie tells nothing
-    return CopyTest(k/len(drawn), p, *wilson(k, len(drawn)))
+    k = ((a<b).double()+(a==b).double()*p).sum().item()                # a tie tells nothing
+    return CopyTest(k/len(drawn), p, *wilson(round(k), len(drawn)))
 
 # %% ../nbs/45_responsible.ipynb #70c773fe
 #| code-summary: "Exported: roc and auc"

@@ -264,7 +264,8 @@ def model_card(
                ('command', info.get('command')), ('torch', info.get('torch')),
                ('loss', _curve(info)), ('note', info.get('note'))]
     assumed = f'assuming {watts:g} watts while it trained'
-    head = dict(license='apache-2.0', library_name='miniai', language='en',
+    free = sources and all(s.licence in ('Apache-2.0', 'MIT') for s in sources)
+    head = dict(license='apache-2.0' if free else 'other', library_name='miniai', language='en',
                 tags=['miniai', name])
     book = info.get('notebook', none)
     parts = {
@@ -321,8 +322,11 @@ def _locked(folder):
         yield
 
 def _to_disk(path):
-    "Wait until a file is on the disk, and not only promised."
-    with open(path, 'rb+') as f: os.fsync(f.fileno())
+    "Wait until a file, or the names in a folder, are on the disk, and not only promised."
+    if path.is_dir() and os.name=='nt': return                # Windows cannot do it for folders
+    f = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try: os.fsync(f)
+    finally: os.close(f)
 
 def _weights_file(path):
     "The file of a name or a path, as in `load_weights`."
@@ -363,6 +367,7 @@ class Registry:
             tmp.write_text(text)
             _to_disk(tmp)
         replace_file(self.folder/'production.json', write)
+        _to_disk(self.folder)
 
 # %% ../nbs/44_serving.ipynb #b91fc41d
 #| code-summary: "Exported: Registry.add and promote"
@@ -380,9 +385,11 @@ def add(self:Registry,
         for suffix in ('.safetensors', '.json'):
             shutil.copyfile(source.with_suffix(suffix), tmp/(source.stem+suffix))
             _to_disk(tmp/(source.stem+suffix))
+        _to_disk(tmp)
         load_weights(tmp/source.name)                        # whole, and what its JSON says?
         version = max(self.versions(), default=0)+1
         os.rename(tmp, self.folder/'versions'/f'{version:04d}')
+        _to_disk(self.folder/'versions')
     return version
 
 @patch
@@ -430,7 +437,7 @@ class Ask(NamedTuple):
     steps: int = 2 # Evaluations of the net: 1, 2 or 4
 
 class Drawer:
-    "Draws several wishes in one go, with a student of lesson 31."
+    "Draws several requests in one go, with a student of lesson 31."
     def __init__(self,
         path='scene_few', # Of the change that makes the student, as in `load_few`
     ):
@@ -468,7 +475,7 @@ def take_batch(
 class QueueFull(Exception): "There is no room in the line, or the service is closing."
 
 class _Job:
-    "A wish in the line."
+    "A request in the line."
     def __init__(self, ask): self.ask,self.future,self.since = ask,Future(),time.monotonic()
 
 class Batcher:
@@ -522,9 +529,6 @@ def _draw(self:Batcher, batch):
         if len(batch)==1: return batch[0].future.set_exception(e)
         for o in batch: self._draw([o])
         return
-    except BaseException:                                  # the thread itself ends
-        for o in batch: o.future.set_exception(QueueFull("the service has stopped"))
-        raise
     took = time.monotonic()-start
     self.pace = took if not self.pace else .8*self.pace+.2*took
     self.metrics.observe('batch_size', len(batch), (1, 2, 4, 8, 16, 32))
@@ -532,17 +536,20 @@ def _draw(self:Batcher, batch):
 
 @patch
 def _work(self:Batcher):
+    batch = []
     try:
         while (batch := self._take()) is not None:
             if batch: self._draw(batch)
-    finally: self._end()
+    finally: self._end(batch or ())                        # also if the thread itself dies
 
 # %% ../nbs/44_serving.ipynb #6a6ed0a9
 #| code-summary: "Exported: Batcher.close, retry_after and alive, and what happens if the thread dies"
 #| code-fold: true
 @patch
-def _end(self:Batcher):
-    "Nobody is left waiting for a thread that is gone."
+def _end(self:Batcher, batch=()):
+    "Nobody is left waiting for a thread that is gone, neither in its last batch nor in the line."
+    for o in batch:
+        if not o.future.done(): o.future.set_exception(QueueFull("the service has stopped"))
     with self.changed:
         self.closed = True
         for o in self.waiting:
@@ -951,7 +958,7 @@ def load_row(
     "The figures of a load test."
     good = sorted(o.seconds for o in answers if o.status==200)
     ends = [t+o.seconds for t,o in zip(random_arrivals(rate, len(answers), seed), answers)]
-    def at(p): return good[max(0, math.ceil(p/100*len(good))-1)] if good else math.nan
+    def at(p): return good[-(-p*len(good)//100)-1] if good else math.nan
     return dict(rate=rate, answered=len(good), refused=sum(o.status==503 for o in answers),
                 per_second=round(len(good)/max(ends), 1), p50=round(at(50), 3),
                 p95=round(at(95), 3))
@@ -976,6 +983,8 @@ def serve_main(
     "Serve what is in production, until a signal says to end."
     a = _serve_parser().parse_args(args)
     try:
+        if a.registry and not Path(a.registry).is_dir():
+            raise ValueError(f"registry: there is no folder {a.registry}")
         drawer = Drawer(Registry(a.registry).path() if a.registry else 'scene_few')
         batcher = Batcher(drawer, a.max_batch, a.max_queue)
         batcher.submit(Ask('a star')).result()              # the first drawing is the slowest

@@ -193,7 +193,7 @@ def read_motions(
     res = []
     for s,(dx,dy),c in zip(sag.tolist(), way.tolist(), (change/there).tolist()):
         if s>2: res.append('bounces')
-        elif max(abs(dx), abs(dy))>4:
+        elif max(abs(dx), abs(dy))>3:
             if abs(dx)>abs(dy): res.append('moves right' if dx>0 else 'moves left')
             else: res.append('moves down' if dy>0 else 'moves up')
         else: res.append('turns' if c>.2 else '')
@@ -248,9 +248,10 @@ def word_vectors(
     if isinstance(captions, str): captions = [captions]
     rows = []
     for text in captions:
-        rest = f' {text} '
-        rows.append([float(f' {w} ' in rest) for w in VOCABULARY])
-        for w in VOCABULARY: rest = rest.replace(f' {w} ', ' ')
+        rest = ' '+'  '.join(text.split())+' '                     # each word with blanks of its own
+        entries = {w: f" {w.replace(' ', '  ')} " for w in VOCABULARY}
+        rows.append([float(o in rest) for o in entries.values()])
+        for o in entries.values(): rest = rest.replace(o, '')
         unknown = set(rest.split())-{'a','an'}
         if unknown:
             raise ValueError(f"captions: expected words of {list(VOCABULARY)}, "
@@ -429,7 +430,8 @@ def forward(self:VideoUNet,
         raise ValueError(f"c: expected one level per clip or frame, ({len(x)},) or "
                          f"{tuple(x.shape[:2])}, got {tuple(c.shape)}")
     (n,t),emb = x.shape[:2],self._embedding(x.flatten(0, 1), c, cond)
-    first,x = x[:,0]*(c[:,0]<-1.5).to(x)[:,None,None,None],x.flatten(0, 1)   # if clean
+    clean = (c[:,0]<-1.5).to(x)                          # a sigma below 0.0025, see c_noise
+    first,x = x[:,0]*clean[:,None,None,None],x.flatten(0, 1)
     check_images(x, self.ni, self.patch)
     first = self.temporal_first(F.pixel_unshuffle(first, self.patch))
     x = self.stem(F.pixel_unshuffle(x, self.patch)) + first.repeat_interleave(t, 0)

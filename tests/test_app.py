@@ -6,7 +6,7 @@ from unittest.mock import patch as mock
 import numpy as np,pytest,torch
 from PIL import Image
 from miniai.app import (EditSession,PageServer,Sessions,Stopped,app_main,draw_region,edit_page,grow_mask,read_image,
-                        safe_app,soft_edge)
+                        _views,safe_app,soft_edge)
 from miniai.command import main
 from miniai.data import draw_scenes,random_scenes
 from miniai.segmentation import load_segmenter
@@ -213,6 +213,25 @@ def test_sessions_are_few_and_private(parts):
 
 # The command line that repeats it
 
+def test_the_page_shows_the_choice_that_counts(session, image):
+    x,y = on_object(image)
+    session.click(x, y)
+    session.choose(2)
+    assert _views(session)[-1]==3
+    session.click(0, 0, 0)                                            # a new question: the first answer again
+    assert _views(session)[-1]==1
+    session.undo()
+    assert _views(session)[-1]==session.state.choice+1
+
+def test_a_long_image_grows_by_what_is_allowed(parts):
+    x = np.full((16,17_000,3), 255, np.uint8)
+    x[4:12,100:900] = 200,0,0
+    s = EditSession(*parts)
+    s.open(png(x))
+    s.click(500, 8)
+    y = s.edit('a star', steps=1)
+    assert y.shape==x.shape and (y[~s.state.edited.region]==x[~s.state.edited.region]).all()
+
 @pytest.mark.parametrize('everything_else,size,kw', [(False, 64, {}), (True, 150, dict(negative='-a "blue" ring', guidance=2, sampler='euler_ancestral', seed=-3, strength=.8, soft=0))])
 def test_the_command_line_repeats_it(parts, tmp_path, monkeypatch, everything_else, size, kw):
     image = draw_scenes(random_scenes(1, seed=5), size, seed=1)[0].permute(1, 2, 0).numpy()
@@ -265,7 +284,7 @@ def test_nothing_but_an_upload_is_taken_for_one(served, tmp_path, image):
     server,sessions = served
     (tmp_path/'private.png').write_bytes(png(image))                  # an image, on the computer of the server
     for path in (str(tmp_path/'private.png'), f'http://127.0.0.1:{server.port}/static/img/logo.svg', 'https://example.com/x.png', 7, None):
-        for route in ('queue/join', 'run/predict', 'call/x'):
+        for route in ('queue/join', 'run/predict', 'call/x', 'run/upload', 'api/upload', 'queue/join/upload'):
             data = dict(data=[dict(path=path, meta=dict(_type='gradio.FileData'))], fn_index=0, session_hash='thief')
             code,_,answer = ask(server, f'/gradio_api/{route}', json.dumps(data).encode())
             assert code==400 and b'was not uploaded here' in answer

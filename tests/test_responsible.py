@@ -15,12 +15,13 @@ images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     (lambda: wilson(3, 0), 'n: expected a whole number, 1 or more, got 0'), (lambda: wilson(-1, 3), 'k: expected a whole number, from 0 to 3'),
     (lambda: wilson(1.5, 3), 'k: expected'), (lambda: wilson(1, 3, 0), 'level: expected more than 0'), (lambda: wilson(1, 3, math.nan), 'level: expected'),
     (lambda: bootstrap(torch.mean), r'data: expected tensors .* got \[\]'), (lambda: bootstrap(torch.mean, x, n=1), 'n: expected a whole number'),
-    (lambda: bootstrap(torch.mean, x, level=2), 'level: expected'),
+    (lambda: bootstrap(torch.mean, x, level=2), 'level: expected'), (lambda: bootstrap(torch.mean, x, level=1), 'level: expected more than 0'),
     (lambda: FlatDenoiser((1,4,4), 0), 'n_classes: expected'), (lambda: FlatDenoiser((1,4,4), 2, depth=0), 'depth: expected'),
     (lambda: FlatDenoiser((1,4,4), 2)(x[:,:,:3], 1., y), r'x: expected images \(1, 4, 4\), got \(1, 3, 4\)'),
     (lambda: fit_flat(x, y[1:], 3), r'y: expected the shape \(12,\), got \(11,\)'), (lambda: fit_flat(x, y, 3, probs=-torch.ones(12)), 'probs: expected numbers of 0 or more'),
     (lambda: fit_flat(x, y, 3, weights=torch.full((12,), math.nan)), 'weights: expected finite'), (lambda: fit_flat(x, y, 3, probs=torch.zeros(12)), 'not all 0'),
     (lambda: balance_weights(y, yes[:3]), 'group: expected the shape'), (lambda: effective_size(-torch.ones(3)), 'weights: expected numbers of 0 or more'),
+    (lambda: effective_size(torch.ones(0)), r'weights: expected the shape \(n,\), got \(0,\)'), (lambda: balance_weights(y[:0], yes[:0]), 'group: expected the shape'),
     (lambda: Watermark('k'), 'key: expected a whole number'), (lambda: Watermark(1, lo=0), 'lo: expected'), (lambda: Watermark(1, strength=math.inf), 'strength: expected'),
     (lambda: Watermark(1).embed(images[0]), r'x: expected images, uint8 \(n,3,h,w\) of 28 pixels'), (lambda: Watermark(1, hi=40).score(images), 'of 40 pixels or more'),
     (lambda: Watermark(1).score(images[:,:1]), 'x: expected images'), (lambda: Watermark(1).embed(images/255), 'got torch.float32'),
@@ -54,6 +55,7 @@ def test_reweighting_and_sampling_aim_at_the_same():
     y,g = torch.arange(400)%4,torch.rand(400, generator=torch.Generator().manual_seed(0))<.3
     w = balance_weights(y, g)
     for c in range(4): assert w[(y==c)&g].sum().item()==pytest.approx(w[(y==c)&~g].sum().item(), rel=1e-4)
+    assert copy_test(flat[:1], flat[:1], flat[:1]).fraction==.5                   # a tie
     assert effective_size(w)<400 and effective_size(torch.ones(7))==pytest.approx(7)
 
 def test_a_mark_does_not_depend_on_the_batch_and_needs_its_key():

@@ -90,9 +90,9 @@ def test_the_training_plays_every_number_of_rounds():
             assert loss.isfinite() and t.net.encoder.stem[0].weight.grad.abs().sum()>0
 
 def test_bad_drawings():
-    with pytest.raises(ValueError, match='photos: expected uint8'): s.paste_objects(1, photos=torch.zeros(1, 3, 8, 8))
-    with pytest.raises(ValueError, match='stickers: expected uint8'): s.paste_objects(1, stickers=torch.zeros(0, 4, 8, 8, dtype=torch.uint8))
-    with pytest.raises(ValueError, match='most: expected a whole number'): s.paste_objects(1, most=0)
+    with pytest.raises(ValueError, match='photos: expected uint8'): s.masked_objects(1, photos=torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ValueError, match='stickers: expected uint8'): s.masked_objects(1, stickers=torch.zeros(0, 4, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ValueError, match='most: expected a whole number'): s.masked_objects(1, most=0)
 
 def test_weights_that_do_not_fit(tmp_path):
     save_weights(tiny(), tmp_path/'a.safetensors')
@@ -117,7 +117,7 @@ def test_a_published_folder(tmp_path):
         got = seg.net(x, torch.tensor([[[9.5,20.5]]])/32, torch.tensor([[1]]))
     torch.testing.assert_close(got[0][:,1:], want.pred_masks[:,0], atol=1e-4, rtol=1e-3)
     masks,ious = seg.set_image(np.full((10,20,3), 99, 'uint8')).predict([[3,4]], [1])
-    assert masks.shape==(4,10,20) and seg.fills.tolist()==[1., .5]
+    assert masks.shape==(3,10,20) and seg.fills.tolist()==[1., .5]
     config = json.loads((tmp_path/'config.json').read_text())
     for bad,text in (('{', 'is damaged'), (json.dumps(config|dict(model_type='vit')), "expected the model_type 'sam', got 'vit'"), ('[]', "expected the model_type 'sam'"),
                      (json.dumps(config|dict(vision_config=config['vision_config']|dict(hidden_size='a'))), 'hidden_size: expected')):

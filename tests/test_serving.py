@@ -82,6 +82,27 @@ def test_if_the_thread_dies_nobody_waits_for_it(monkeypatch):
     line.thread.join(60)
     assert not line.alive
 
+def test_if_the_thread_dies_while_a_failed_batch_is_drawn_again_nobody_waits(monkeypatch):
+    monkeypatch.setattr(threading, 'excepthook', lambda args: None)
+    begun,go,n = threading.Event(),threading.Event(),[]
+    def draw(asks):
+        n.append(len(asks))
+        begun.set()
+        go.wait(60)
+        if len(asks)>1: raise ValueError('poison')
+        if asks[0].seed==2: raise SystemExit
+        return [asks[0].seed]
+    line = s.Batcher(draw, max_batch=3)
+    first = line.submit(s.Ask('a', 0))
+    begun.wait(60)
+    three = [line.submit(s.Ask('a', k)) for k in (1, 2, 3)]
+    go.set()
+    assert (first.result(60), three[0].result(60))==(0, 1)
+    for o in three[1:]:
+        with pytest.raises(s.QueueFull): o.result(60)
+    line.thread.join(60)
+    assert n==[1, 3, 1, 1] and not line.alive
+
 def test_close_draws_or_refuses_what_waits():
     for drain in (True, False):
         held = Held()
@@ -382,6 +403,9 @@ def test_cards_of_foreign_weights_say_what_they_lack(small):
     info = json.loads(small.with_suffix('.json').read_text())
     small.with_suffix('.json').write_text(json.dumps(info|dict(data='x | y\n# head <script>', minutes=6)))
     assert '# head' not in s.model_card(small).split('\n') and r'\<script\>' in s.model_card(small) and '1 Wh' in s.model_card(small)
+    for data,licence in (('drawn scenes', 'apache-2.0'), ('Fashion-MNIST', 'apache-2.0'), ('drawn, on photographs', 'other'), ('emoji', 'other'), ('', 'other')):
+        small.with_suffix('.json').write_text(json.dumps(info|dict(data=data)))
+        assert f'license: "{licence}"' in s.model_card(small), data
     small.with_suffix('.json').write_text(json.dumps(info))
 
 # Drift
@@ -425,6 +449,9 @@ def test_dockerfile():
     with pytest.raises(OSError): exec(code)
 
 def test_serve_main_refuses_what_it_cannot_serve(tmp_path, capsys):
+    assert s.serve_main(['--registry', str(tmp_path/'typo')])==2
+    assert 'registry: there is no folder' in capsys.readouterr().err and not (tmp_path/'typo').exists()
+    s.Registry(tmp_path/'empty')
     assert s.serve_main(['--registry', str(tmp_path/'empty')])==2
     assert 'nothing is in production' in capsys.readouterr().err
 

@@ -871,7 +871,7 @@ def call_segmentation():
     from miniai import segmentation as s
     rgb,alpha = s.place_stickers(torch.full((1, 4, 64, 64), 255, dtype=torch.uint8), torch.zeros(1).long(), torch.zeros(1, 2), torch.ones(1), torch.zeros(1), 32)
     assert rgb.shape==(1,3,32,32) and alpha.min()>.4
-    x,masks,labels = s.paste_objects(2, 1, size=32)
+    x,masks,labels = s.masked_objects(2, 1, size=32)
     assert masks.shape==(2,7,32,32) and labels.shape==(2,3)
     f,truth,_ = s.pick_masks(x, masks)
     assert s.ChannelNorm(4)(torch.randn(1, 4, 2, 2)).shape==(1,4,2,2) and len(s.FeaturePyramid(8, (4,8,8))(f))==3

@@ -78,10 +78,10 @@ def main():
     about = dict(notebook='43_video', data=f'{n:,} drawn clips of one thing', seed=0)
     bs,few = (8,8) if args.few else (128,64)
     def tasks(p, mean): return [CondCB(VideoCB(sigma_data, mean, p=p), 0.), AutocastCB(n_inp=3), rates(lr)]
-    net,before,images,batches = VideoUNet(),0.,0,0
+    net,before,images,batches,runs = VideoUNet(),0.,0,0,[]
     if args.start:
         past = load_weights(args.start, net)[1]
-        before,images,batches = past['minutes'],past['images'],past['batches']
+        before,images,batches,runs = past['minutes'],past['images'],past['batches'],past.get('runs', [])
     else:
         train_reader(args, data, bs, about)
         torch.manual_seed(0)
@@ -102,7 +102,9 @@ def main():
     task,rate = CondCB(VideoCB(sigma_data, .7, 1., p=.95, most=2), 0.),BatchSchedCB(partial(OneCycle, max_lr=[5e-3,5e-4], pct_start=.1))
     losses,minutes = train(args, 'motion', net.to(memory_format=torch.channels_last), data, video_loss, 5e-3, [task, AutocastCB(n_inp=3), rate, ema], two_rates,
                            args.motion_epochs, 16 if not args.few else 8, 0, clips_or_frames(data, few, 0.))
+    made = info(args)
+    runs = runs+[dict(command=made['command'], batches=len(losses), curve=curve(losses, 16))]
     save_weights(ema.model, args.folder/'video.safetensors', bits=8, config={}, sigma_data=sigma_data, images=images, batches=batches+len(losses),
-                 minutes=round(before+minutes, 1), curve=curve(losses, 16), **about, **info(args))
+                 minutes=round(before+minutes, 1), runs=runs, **about, **made)
 
 if __name__=='__main__': main()
