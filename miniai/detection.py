@@ -14,7 +14,7 @@ __all__ = ['layer_objects', 'draw_objects', 'to_corners', 'to_centres', 'box_iou
 import math,torch,torch.nn.functional as F
 from torch import nn
 from typing import NamedTuple
-try: from scipy.optimize import linear_sum_assignment     # assign, below, but in C
+try: from scipy.optimize import linear_sum_assignment     # assign, below, but compiled
 except ImportError: linear_sum_assignment = None
 from .attention import MultiHeadAttention,attention_weights
 from .conv import conv
@@ -393,11 +393,11 @@ class DETRBlock(nn.Module):
         self.norm3 = nn.LayerNorm(n)
 
     def forward(self,
-        x, # (n,l,n), float
-        place, # Of `x`, fits (n,l,n)
-        cond=None, # What is asked, (n,m,n)
-        cond_place=None, # Of `cond`, fits (n,m,n)
-    ): # (n,l,n)
+        x, # (b,l,n), float
+        place, # Of `x`, fits (b,l,n)
+        cond=None, # What is asked, (b,m,n)
+        cond_place=None, # Of `cond`, fits (b,m,n)
+    ): # (b,l,n)
         "`x` after it has looked around."
         x = self.norm1(x + self.attend(x, place))
         if self.cross is not None:
@@ -445,7 +445,7 @@ class DETR(nn.Module):
         self.box = nn.Sequential(*ff)
     def look(self,
         x, # Images, (n,3,h,w), float in [-1,1]
-    ): # `(h, place)`: (n,l,n) and (l,n), for l places row by row
+    ): # `(h, place)`: (b,l,n) and (l,n), for l places row by row
         "What the encoder makes of the image."
         h = self.into(self.body(x))
         place = detr_positions(*h.shape[2:], h.shape[1]).to(h)
