@@ -2,12 +2,20 @@
 `EmojiJudge`; writes results/emoji.md.
 
 `python emoji.py --seeds 3 --n 192 --steps 20 --guidance 3` sets the number of sets, the emoji of each kind in a set, the steps and the guidance scale."""
-import argparse,random,statistics
+import argparse,random,re,statistics
 import torch
 from miniai.emoji import load_emoji,on_background
 from miniai.flow import STYLE_WORDS,EmojiDiffusion,split_emoji
 from miniai.judges import copies,judge_features,load_efficientnet,load_emoji_judge,pixel_vectors,retrieval,same_pictures
 from common import write
+
+# Words that stand in no caption of the training, and the name of the emoji that is meant
+SYNONYMS = dict(hound='dog', canine='dog', hog='pig', swine='pig', hare='rabbit', cockerel='rooster', pushbike='bicycle', sofa='couch and lamp', settee='couch and lamp',
+                cellphone='mobile phone', spud='potato', brinjal='eggplant', spectacles='glasses', brolly='umbrella', parasol='umbrella', timepiece='watch', dwelling='house',
+                cottage='house', residence='house', cathedral='church', lager='beer mug', daisy='blossom', fiddle='violin', cranium='skull', spectre='ghost', phantom='ghost',
+                android='robot', automaton='robot', meteor='comet', blaze='fire', bonfire='fire', teardrop='droplet', sweetie='candy', biscuit='cookie', noodles='spaghetti',
+                crayfish='lobster', alligator='crocodile', caterpillar='bug', rodent='mouse', bovine='ox', cattle='cow', hen='chicken', padlock='locked', novel='open book',
+                trainers='running shoe')
 
 
 def main():
@@ -38,13 +46,17 @@ def main():
         near = copies(pixel_vectors(x), learned)
         return [*res['EfficientNet-Lite0'], *res['EmojiJudge'], right, near.fraction()]
 
+    said = set(re.findall('[a-z]+', ' '.join(f"{emoji.names[i]} {' '.join(emoji.tags[i])}" for i in split.train).lower()))
+    if said&set(SYNONYMS): raise SystemExit(f'SYNONYMS: these occur in captions: {sorted(said&set(SYNONYMS))}')
+    meant = [(word, rows) for word,name in SYNONYMS.items() if (rows := [i for i in split.train if emoji.names[i]==name])]
     found = {}
     for seed in range(1, args.seeds+1):
         rng = random.Random(seed)
         kinds = {'seen': rng.sample(split.train, args.n), 'pair of name and style held out': rng.sample(split.pairs, min(args.n, len(split.pairs))),
-                 'colour of a shape held out': list(split.colours)}
+                 'colour of a shape held out': list(split.colours), 'seen, by a word in no caption': [rng.choice(rows) for _,rows in meant]}
         for kind,rows in kinds.items():
-            x = artist([f'{emoji.names[i]}, {STYLE_WORDS[emoji.styles[i]]}' for i in rows], steps=args.steps, guidance=args.guidance, seed=1000*seed).float()/127.5-1
+            words = [word for word,_ in meant] if 'word' in kind else [emoji.names[i] for i in rows]
+            x = artist([f'{word}, {STYLE_WORDS[emoji.styles[i]]}' for word,i in zip(words, rows)], steps=args.steps, guidance=args.guidance, seed=1000*seed).float()/127.5-1
             found.setdefault(kind, []).append(judged(x, rows, seed))
             print(seed, kind, [round(o, 3) for o in found[kind][-1]], flush=True)
         if seed==1:
@@ -58,7 +70,7 @@ def main():
     def said(v): return f'{statistics.mean(v):.3f}'+(f' ± {statistics.stdev(v):.3f}' if len(v)>1 else '')
     rows = [{'asked for': kind, **{h: said([o[j] for o in v]) for j,h in enumerate(heads)}} for kind,v in found.items()]
     write('emoji', rows, 'Emoji from words: how often is it what was asked for?', ('torch',), [
-        f'{args.n} prompts of each kind ("NAME, STYLE"; of the colours all {len(split.colours)}) in each of {args.seeds} sets, mean and standard deviation; {args.steps} steps of '
+        f'{args.n} prompts of each kind ("NAME, STYLE"; of the colours all {len(split.colours)}, of words in no caption {len(meant)}, such as "hound" for a dog) in each of {args.seeds} sets, mean and standard deviation; {args.steps} steps of '
         f'DPM-Solver++(2M), guidance {args.guidance:g}. An image is right if the nearest real emoji of that style has the right name or is the same picture; EfficientNet at '
         f'{args.size} pixels. A copy is nearer to one training image than 0.3 times the mean distance to the next 50.'])
 

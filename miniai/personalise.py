@@ -75,14 +75,16 @@ def _new_word(tokenizer, word):
 def with_word(
     tokenizer, # `Tokenizer`, not changed
     word, # str without blanks, such as '<it>', that is not in the vocabulary
-): # `Tokenizer` with one id more, the last one
+    n=1, # Ids that it gets, one for each of its rows
+): # `Tokenizer` with `n` ids more, the last ones
     "A copy of a tokenizer that knows a new word; all other texts keep their ids."
-    word = _new_word(tokenizer, word)
+    word,n = _new_word(tokenizer, word),whole_number('n', n, 1, tokenizer.n_ctx-2)
     before = r'(?<![\p{L}\p{N}])' if word[0].isalnum() else ''
     after = r'(?![\p{L}\p{N}])' if word[-1].isalnum() else ''
     new,i = copy.copy(tokenizer),len(tokenizer)
-    new.pieces,new.vocab = [*tokenizer.pieces, word],{**tokenizer.vocab, word: i}
-    new.cache = {**tokenizer.cache, word: [i]}
+    more = [word, *(f'{word} {k}' for k in range(1, n))]        # no word has a blank in it
+    new.pieces,new.vocab = [*tokenizer.pieces, *more],tokenizer.vocab|dict(zip(more, range(i, i+n)))
+    new.cache = {**tokenizer.cache, word: [*range(i, i+n)]}
     new.pattern = regex.compile(before+regex.escape(word)+after+'|'+tokenizer.pattern.pattern,
                                 regex.IGNORECASE)
     return new
@@ -102,32 +104,36 @@ def token_table(
                          f"{len(found)}")
     return found[0]
 
-def _row(vector, width):
-    "`vector` as floats (width,), on the CPU."
+def _rows(vector, width):
+    "`vector` as floats (k,width), on the CPU."
     if not isinstance(vector, torch.Tensor) or not vector.is_floating_point():
         got = vector.dtype if isinstance(vector, torch.Tensor) else type(vector).__name__
         raise TypeError(f"vector: expected a tensor of floats, got {got}")
-    if vector.shape not in ((width,), (1,width)):
-        raise ValueError(f"vector: expected {width} numbers, as the rows of the pipeline's "
+    if vector.ndim not in (1, 2) or vector.shape[-1]!=width or not len(vector):
+        raise ValueError(f"vector: expected rows of {width} numbers, as those of the pipeline's "
                          f"table, got the shape {tuple(vector.shape)}")
-    return check_finite(vector.detach().float().cpu(), 'vector').reshape(width)
+    return check_finite(vector.detach().float().cpu(), 'vector').reshape(-1, width)
 
 # %% ../nbs/34_personalise.ipynb #26e0cc46
 def add_word(
     pipe, # Pipeline, changed in place
     word, # As in `with_word`
-    vector, # Its row of the table, (d,) or (1,d), float
-): # The word's id
+    vector, # Its row of the table, (d,), or several that stand one after another, (k,d), float
+): # The word's id, of several the first one
     "Give a pipeline a new word; the states of all other prompts stay as they are, to the bit."
     if not isinstance(getattr(pipe, 'tokenizer', None), Tokenizer):
         raise TypeError("pipe: expected a pipeline with a byte-pair `Tokenizer`, got "
                         f"{type(pipe).__name__}")
     module,name,table = token_table(pipe)
-    tokenizer,row = with_word(pipe.tokenizer, word),_row(vector, table.embedding_dim)
-    weight = torch.cat([table.weight.detach(), row[None].to(table.weight)])
+    rows,most = _rows(vector, table.embedding_dim),pipe.tokenizer.n_ctx-2
+    if len(rows)>most:
+        raise ValueError(f"vector: expected {most} rows at most, as a prompt has no more tokens, "
+                         f"got {len(rows)}")
+    tokenizer = with_word(pipe.tokenizer, word, len(rows))
+    weight = torch.cat([table.weight.detach(), rows.to(table.weight)])
     setattr(module, name, nn.Embedding(*weight.shape, _weight=weight).requires_grad_(False))
     pipe.tokenizer = tokenizer
-    return len(tokenizer)-1
+    return len(tokenizer)-len(rows)
 
 # %% ../nbs/34_personalise.ipynb #ba1f777e
 def concept_captions(
@@ -413,16 +419,16 @@ def prior_examples(
 def save_concept(
     path, # File to write, ending in .safetensors
     word, # The word, such as '<it>'
-    vector, # Its row, (d,) or (1,d), float
+    vector, # Its row, (d,), or its rows, (k,d), float
 ):
-    "Write a learned word as `diffusers` does: a dict of one entry, the word and its row (1,d)."
+    "Write a learned word as `diffusers` does: a dict of one entry, the word and its rows (k,d)."
     path = Path(path)
     if path.suffix!='.safetensors':
         raise ValueError(f"path: expected a path that ends in .safetensors, got {path}")
     if not isinstance(word, str) or not word.strip():
         raise ValueError(f"word: expected a str that is not empty, got {word!r}")
     width = vector.shape[-1] if isinstance(vector, torch.Tensor) and vector.ndim else 0
-    raw = save({word: _row(vector, width)[None].contiguous()})
+    raw = save({word: _rows(vector, width).contiguous()})
     replace_file(path, lambda tmp: tmp.write_bytes(raw))
 
 # %% ../nbs/34_personalise.ipynb #c84d15d8
@@ -455,7 +461,7 @@ def _tensors(path):
 #| code-summary: "Exported: the word and the row of a file"
 #| code-fold: true
 def _read_concept(path):
-    "The word and the row of a file; a ValueError if it holds anything but one word."
+    "The word and the rows of a file; a ValueError if it holds anything but one word."
     found,path = _tensors(path),Path(path)
     if 'string_to_param' in found:                          # AUTOMATIC1111's
         rows = found['string_to_param']
@@ -467,9 +473,6 @@ def _read_concept(path):
     if not isinstance(word, str) or not isinstance(vector, torch.Tensor):
         names = ', '.join(sorted(map(str, found))[:5]) or 'nothing'
         raise ValueError(f"path: expected one word and its row in {path}, found {names}")
-    if vector.ndim not in (1, 2) or vector.ndim==2 and len(vector)!=1:
-        got = f"{tuple(vector.shape)} in {path}"
-        raise ValueError(f"path: expected a word of one row, got {got}")
     return clean_text(word),vector
 
 # %% ../nbs/34_personalise.ipynb #2b64d58e

@@ -51,8 +51,8 @@ def test_pickles_with_more_than_tensors_are_refused(tmp_path, mine, pipe, name, 
     same_as_before(mine, pipe)
 
 @pytest.mark.parametrize('content,match', [
-    ({}, 'found nothing'), ({'a': row, 'b': row+1}, 'found a, b'), ({'<it>': row[:5]}, '128 numbers'), ({'<it>': row.reshape(2, 64)}, 'one row'),
-    ({'<it>': torch.tensor(1.)}, 'one row'), ({'<it>': row.int()}, 'floats'), ({'<it>': row*torch.inf}, 'finite'), ({'star': row}, 'is in the vocabulary'),
+    ({}, 'found nothing'), ({'a': row, 'b': row+1}, 'found a, b'), ({'<it>': row[:5]}, 'rows of 128 numbers'), ({'<it>': row.reshape(2, 64)}, 'rows of 128'), ({'<it>': row.expand(23, -1).contiguous()}, '22 rows at most'), ({'<it>': row[None][:0]}, 'rows of 128'),
+    ({'<it>': torch.tensor(1.)}, 'rows of 128'), ({'<it>': row.int()}, 'floats'), ({'<it>': row*torch.inf}, 'finite'), ({'star': row}, 'is in the vocabulary'),
     ({'two words': row}, 'without blanks'), ({'': row}, 'word: expected'), ({'...': row}, 'word: expected'), ({'<end>': row}, 'vocabulary'), ({'x'*99: row}, '64 at most')])
 def test_what_is_no_new_word_is_refused(tmp_path, mine, pipe, content, match):
     save_file(content, tmp_path/'x.safetensors')
@@ -90,10 +90,27 @@ def test_a_second_word_and_the_same_again(tmp_path, mine, pipe):
     assert torch.equal(mine.states(prompts), pipe.states(prompts))
     assert mine('a <it>2', steps=1).shape==(1, 3, 64, 64)
 
+def test_a_word_of_several_rows(tmp_path, mine, pipe):
+    rows = torch.stack([row, -row, row/2])
+    save_concept(tmp_path/'a.safetensors', '<it>', rows)
+    torch.save(dict(string_to_param={'*': rows.half()}, name='<other>'), tmp_path/'b.pt')          # AUTOMATIC1111's
+    n = len(pipe.tokenizer)
+    assert (load_concept(mine, tmp_path/'a.safetensors'), load_concept(mine, tmp_path/'b.pt'))==('<it>', '<other>')
+    red, = pipe.tokenizer.encode('red')
+    assert mine.tokenizer.encode('<it> red <other>')==[n, n+1, n+2, red, n+3, n+4, n+5] and len(mine.tokenizer)==n+6
+    table = token_table(mine)[2].weight
+    assert torch.equal(table[n:n+3], rows) and torch.equal(table[n+3:], rows.half().float()) and torch.equal(table[:n], token_table(pipe)[2].weight)
+    prompts = ['a red star left of a large blue ring', '', 'it 1']
+    assert torch.equal(mine.states(prompts), pipe.states(prompts))
+    one = copy.copy(pipe)                                                                      # only the first row: another word
+    one.text = copy.deepcopy(pipe.text)
+    add_word(one, '<it>', rows[0])
+    assert not torch.equal(one.states(['a <it>']), mine.states(['a <it>']))
+
 def test_saving_writes_whole_files_only(tmp_path):
     save_concept(tmp_path/'x.safetensors', '<it>', row)
     before = (tmp_path/'x.safetensors').read_bytes()
-    for vector in (row/0, row.int(), None, torch.zeros(2, 128)):
+    for vector in (row/0, row.int(), None, torch.zeros(2, 2, 128), torch.zeros(0, 128)):
         with pytest.raises((ValueError,TypeError), match='vector: expected'): save_concept(tmp_path/'x.safetensors', '<it>', vector)
     for o in ('x.bin','x'):
         with pytest.raises(ValueError, match='ends in .safetensors'): save_concept(tmp_path/o, '<it>', row)
