@@ -581,7 +581,6 @@ def generate_video(
     cond,res,nothing = word_vectors(captions),[],word_vectors([''])
     if given is not None and len(given)!=len(cond):
         raise ValueError(f"given: expected frames for {len(cond)} captions, got {len(given)}")
-    still = cond*torch.tensor([w not in MOTIONS for w in VOCABULARY])     # of the first frame
     levels = karras_sigmas(steps, .1, 15.)
     shape = whole_number('n_frames', n_frames),3,whole_number('size', size),size
     device = next(denoise.model.parameters()).device
@@ -590,7 +589,7 @@ def generate_video(
         def draw(f, words, shape):
             f = GuidedDenoiser(f, words, nothing, scale)
             return generate(f, levels, n, sample_dpmpp_2m, shape, bs, seed+i, device)
-        if given is None: first = draw(denoise, still[i:i+bs], shape[1:])[:,None]
+        if given is None: first = draw(denoise, words, shape[1:])[:,None]
         else: first = given[i:i+bs]
         res.append(draw(GivenFrames(denoise, first), words, shape))
     return torch.cat(res) if res else torch.empty(0, *shape)

@@ -34,9 +34,10 @@ def painted(m, w):
     return (black + colour*m.float().unsqueeze(-3)/255)/127.5-1
 
 def frame(m, w):
-    "One frame of each clip, and its words without the motion."
-    w = torch.cat([w[:,:-len(MOTIONS)], torch.zeros(len(w), len(MOTIONS))], 1)
-    return painted(m[torch.arange(len(m)),torch.randint(m.shape[1], (len(m),))], w),w
+    "One frame of each clip and its words: the first frame and all of them, or any frame and those without the motion."
+    first,i = torch.rand(len(w), 1)<.5,torch.randint(m.shape[1], (len(m),))
+    w = torch.cat([w[:,:-len(MOTIONS)], w[:,-len(MOTIONS):]*first], 1)
+    return painted(m[torch.arange(len(m)),i*~first[:,0]], w),w
 
 def frames(m, w): return frame(m, recolour(w))
 
@@ -101,7 +102,7 @@ def main():
         return opt([dict(params=[p for p in params if (id(p) in new)==k]) for k in (True,False)], lr=lr)
     task,rate = CondCB(VideoCB(sigma_data, .7, 1., p=.95, most=2), 0.),BatchSchedCB(partial(OneCycle, max_lr=[5e-3,5e-4], pct_start=.1))
     losses,minutes = train(args, 'motion', net.to(memory_format=torch.channels_last), data, video_loss, 5e-3, [task, AutocastCB(n_inp=3), rate, ema], two_rates,
-                           args.motion_epochs, 16 if not args.few else 8, 0, clips_or_frames(data, few, 0.))
+                           args.motion_epochs, 16 if not args.few else 8, 0, clips_or_frames(data, few, .3))
     made = info(args)
     runs = runs+[dict(command=made['command'], batches=len(losses), curve=curve(losses, 16))]
     save_weights(ema.model, args.folder/'video.safetensors', bits=8, config={}, sigma_data=sigma_data, images=images, batches=batches+len(losses),
