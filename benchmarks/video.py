@@ -8,7 +8,7 @@ import torch
 from miniai.video import MOTIONS,centre_of_mass,draw_moving,generate_video,jitter,load_thing_reader,load_video,moving_caption,random_moving
 
 out = Path(__file__).parent/'results/video.jsonl'
-n,scales,seeds = 24,(1, 2),(1, 2, 3)
+n,scales,seeds = 24,(1, 1.5, 2),(1, 2, 3)
 
 
 def score(x, things, reader):
