@@ -1,4 +1,5 @@
-# The service of lesson 44. Builds without a network from a folder `wheels` that was filled before, on a machine with one:
+# The service of lesson 44. Builds without a network, once the base image is there, from a folder `wheels` that was filled before on a machine with one
+# (Linux with Python 3.11, or the wheels do not fit; take torch for the CPU alone, as the usual one brings gigabytes for GPUs):
 #   pip wheel . --no-deps --wheel-dir wheels
 #   pip download --dest wheels --constraint constraints.txt "$(ls wheels/miniai-*.whl)[serve]"
 #   docker build --network none --tag miniai-serve .
