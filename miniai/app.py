@@ -394,9 +394,8 @@ def _handlers(gr, sessions):
     def draw(everything_else):
         names = 'negative','seed','strength','sampler','steps','guidance'
         def f(s, prompt, grow, soft, *values):
-            side = max(s.state.image.shape)/100                 # the page says it in percent
-            soft = 0 if everything_else else min(32, round(soft*side))
-            grow = min(1000, round(grow*side))
+            k,soft = max(s.state.image.shape)/100,0 if everything_else else soft   # of percent
+            grow,soft = (min(m, round(o*k)) for m,o in ((1000, grow), (32, soft)))
             s.edit(prompt, everything_else, grow, soft, **dict(zip(names, values)))
             return ' '.join(s.state.edited.warned) or 'done'
         return act(f)
@@ -478,7 +477,7 @@ class PageServer:
     "A server that has its port already; in a `with` it runs beside the program."
     def __init__(self,
         app=None, # ASGI application; may be set later
-        host='127.0.0.1', # Address to listen on: this one can be reached from this computer only
+        host='127.0.0.1', # Address to listen on: this one is for this computer only
         port=0, # 1 to 65535, or 0 for one that is free
     ):
         self.app,self.host,self.server = app,host,None

@@ -83,7 +83,8 @@ def with_word(
     after = r'(?![\p{L}\p{N}])' if word[-1].isalnum() else ''
     new,i = copy.copy(tokenizer),len(tokenizer)
     more = [word, *(f'{word} {k}' for k in range(1, n))]        # no word has a blank in it
-    new.pieces,new.vocab = [*tokenizer.pieces, *more],tokenizer.vocab|dict(zip(more, range(i, i+n)))
+    new.pieces = [*tokenizer.pieces, *more]
+    new.vocab = tokenizer.vocab | dict(zip(more, range(i, i+n)))
     new.cache = {**tokenizer.cache, word: [*range(i, i+n)]}
     new.pattern = regex.compile(before+regex.escape(word)+after+'|'+tokenizer.pattern.pattern,
                                 regex.IGNORECASE)
@@ -110,8 +111,8 @@ def _rows(vector, width):
         got = vector.dtype if isinstance(vector, torch.Tensor) else type(vector).__name__
         raise TypeError(f"vector: expected a tensor of floats, got {got}")
     if vector.ndim not in (1, 2) or vector.shape[-1]!=width or not len(vector):
-        raise ValueError(f"vector: expected rows of {width} numbers, as those of the pipeline's "
-                         f"table, got the shape {tuple(vector.shape)}")
+        raise ValueError(f"vector: expected rows of {width} numbers, as those of the "
+                         f"pipeline's table, got the shape {tuple(vector.shape)}")
     return check_finite(vector.detach().float().cpu(), 'vector').reshape(-1, width)
 
 # %% ../nbs/34_personalise.ipynb #26e0cc46
@@ -127,8 +128,8 @@ def add_word(
     module,name,table = token_table(pipe)
     rows,most = _rows(vector, table.embedding_dim),pipe.tokenizer.n_ctx-2
     if len(rows)>most:
-        raise ValueError(f"vector: expected {most} rows at most, as a prompt has no more tokens, "
-                         f"got {len(rows)}")
+        raise ValueError(f"vector: expected {most} rows at most, as a prompt has no more "
+                         f"tokens, got {len(rows)}")
     tokenizer = with_word(pipe.tokenizer, word, len(rows))
     weight = torch.cat([table.weight.detach(), rows.to(table.weight)])
     setattr(module, name, nn.Embedding(*weight.shape, _weight=weight).requires_grad_(False))
@@ -421,7 +422,7 @@ def save_concept(
     word, # The word, such as '<it>'
     vector, # Its row, (d,), or its rows, (k,d), float
 ):
-    "Write a learned word as `diffusers` does: a dict of one entry, the word and its rows (k,d)."
+    "Write a learned word as `diffusers` does: a dict of one entry, word and rows (k,d)."
     path = Path(path)
     if path.suffix!='.safetensors':
         raise ValueError(f"path: expected a path that ends in .safetensors, got {path}")

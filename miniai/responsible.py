@@ -17,13 +17,16 @@ from .data import check_finite,finite_number,whole_number
 from .ddpm import c_noise
 from .unet import timestep_embedding
 
-# %% ../nbs/45_responsible.ipynb #d1daf770
+# %% ../nbs/45_responsible.ipynb #e45f0001
+#| code-summary: "Exported: the check of a level"
+#| code-fold: true
 def _level(level):
     "A ValueError unless it is between 0 and 1, both excluded."
     level = finite_number('level', level, 0, 1)
     if level in (0, 1): raise ValueError(f"level: expected more than 0, below 1, got {level}")
     return level
 
+# %% ../nbs/45_responsible.ipynb #d1daf770
 def wilson(
     k, # How often it happened, 0 to `n`
     n, # Of how many, 1 or more

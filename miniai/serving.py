@@ -547,7 +547,7 @@ def _work(self:Batcher):
 #| code-fold: true
 @patch
 def _end(self:Batcher, batch=()):
-    "Nobody is left waiting for a thread that is gone, neither in its last batch nor in the line."
+    "Nobody is left waiting for a thread that is gone, in its last batch or in the line."
     for o in batch:
         if not o.future.done(): o.future.set_exception(QueueFull("the service has stopped"))
     with self.changed:

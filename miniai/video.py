@@ -248,7 +248,7 @@ def word_vectors(
     if isinstance(captions, str): captions = [captions]
     rows = []
     for text in captions:
-        rest = ' '+'  '.join(text.split())+' '                     # each word with blanks of its own
+        rest = ' '+'  '.join(text.split())+' '              # each word with blanks of its own
         entries = {w: f" {w.replace(' ', '  ')} " for w in VOCABULARY}
         rows.append([float(o in rest) for o in entries.values()])
         for o in entries.values(): rest = rest.replace(o, '')

@@ -11,7 +11,7 @@ from .core import Checker,Exercise,compare,dims
 
 # %% ../../nbs/solutions/44_serving.ipynb #43495075
 def _percentile(times, p):
-    return sorted(times)[-(-p*len(times)//100)-1]               # whole numbers: p/100 is rounded
+    return sorted(times)[-(-p*len(times)//100)-1]          # whole numbers: p/100 is rounded
 
 def _times():
     n,p = dims(1, 1, 40)[0],dims(1, 1, 100)[0]
