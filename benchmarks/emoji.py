@@ -46,16 +46,16 @@ def main():
         near = copies(pixel_vectors(x), learned)
         return [*res['EfficientNet-Lite0'], *res['EmojiJudge'], right, near.fraction()]
 
-    said = set(re.findall('[a-z]+', ' '.join(f"{emoji.names[i]} {' '.join(emoji.tags[i])}" for i in split.train).lower()))
-    if said&set(SYNONYMS): raise SystemExit(f'SYNONYMS: these occur in captions: {sorted(said&set(SYNONYMS))}')
+    heard = set(re.findall('[a-z]+', ' '.join(f"{emoji.names[i]} {' '.join(emoji.tags[i])}" for i in split.train).lower()))
+    if heard&set(SYNONYMS): raise SystemExit(f'SYNONYMS: these occur in captions: {sorted(heard&set(SYNONYMS))}')
     meant = [(word, rows) for word,name in SYNONYMS.items() if (rows := [i for i in split.train if emoji.names[i]==name])]
-    found = {}
+    found,unheard = {},'seen, by a word in no caption'
     for seed in range(1, args.seeds+1):
         rng = random.Random(seed)
         kinds = {'seen': rng.sample(split.train, args.n), 'pair of name and style held out': rng.sample(split.pairs, min(args.n, len(split.pairs))),
-                 'colour of a shape held out': list(split.colours), 'seen, by a word in no caption': [rng.choice(rows) for _,rows in meant]}
+                 'colour of a shape held out': list(split.colours), unheard: [rng.choice(rows) for _,rows in meant]}
         for kind,rows in kinds.items():
-            words = [word for word,_ in meant] if 'word' in kind else [emoji.names[i] for i in rows]
+            words = [word for word,_ in meant] if kind==unheard else [emoji.names[i] for i in rows]
             x = artist([f'{word}, {STYLE_WORDS[emoji.styles[i]]}' for word,i in zip(words, rows)], steps=args.steps, guidance=args.guidance, seed=1000*seed).float()/127.5-1
             found.setdefault(kind, []).append(judged(x, rows, seed))
             print(seed, kind, [round(o, 3) for o in found[kind][-1]], flush=True)

@@ -394,7 +394,7 @@ def _handlers(gr, sessions):
     def draw(everything_else):
         names = 'negative','seed','strength','sampler','steps','guidance'
         def f(s, prompt, grow, soft, *values):
-            k,soft = max(s.state.image.shape)/100,0 if everything_else else soft   # of percent
+            k,soft = max(s.state.image.shape)/100,0 if everything_else else soft   # per cent
             grow,soft = (min(m, round(o*k)) for m,o in ((1000, grow), (32, soft)))
             s.edit(prompt, everything_else, grow, soft, **dict(zip(names, values)))
             return ' '.join(s.state.edited.warned) or 'done'
