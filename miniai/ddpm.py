@@ -13,6 +13,7 @@ __all__ = ['per_image', 'signal_and_noise', 'noisify', 'Schedule', 'linear_sched
 #| code-fold: true
 import copy,glob,hashlib,json,os,shutil,time,uuid
 import torch,torch.nn.functional as F
+from contextlib import suppress
 from fastcore.basics import patch
 from functools import partial
 from importlib.resources import files
@@ -462,7 +463,8 @@ def replace_file(
     if path.exists() and not os.access(path, os.W_OK):
         raise PermissionError(f"{path}: the file may not be written")
     for o in path.parent.glob(f'.{glob.escape(path.name)}.????????.tmp'):  # of killed processes
-        if time.time()-o.stat().st_mtime>3600: o.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):                # another process was faster
+            if time.time()-o.stat().st_mtime>3600: o.unlink()
     tmp = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}.tmp')
     try:
         write(tmp)

@@ -14,6 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from .data import BACKGROUNDS,COLOURS,SHAPES,SIZES,Scene,Thing
 from .data import caption,draw_scenes,open_image
+from .ddpm import replace_file
 
 # %% ../nbs/appendix/29x_emoji.ipynb #3ca4c2cb
 EMOJI_STYLES = dict(noto='Apache-2.0, Google Noto Emoji',
@@ -241,11 +242,7 @@ def build_emoji(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder/'train-00000-of-00001.parquet'
-    temp = folder/f'.{path.name}.{os.getpid()}'
-    try:
-        pq.write_table(table, temp)
-        os.replace(temp, path)
-    finally: temp.unlink(missing_ok=True)
+    replace_file(path, lambda temp: pq.write_table(table, temp))
     return path
 
 # %% ../nbs/appendix/29x_emoji.ipynb #1771f29e

@@ -6,7 +6,8 @@
 __all__ = ['hub_token', 'hub_folder']
 
 # %% ../nbs/appendix/32x_hub.ipynb #7d2090d1
-import difflib,errno,hashlib,io,json,math,os,queue,re,shutil,threading,time,warnings
+import difflib,errno,hashlib,io,json,math,os,queue,re,shutil,stat,threading,time
+import uuid,warnings
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -219,7 +220,11 @@ def _explained(e, name, revision, token, timeout):
                    f"({type(e).__name__}): look at HF_ENDPOINT and at your proxy")
 
 # %% ../nbs/appendix/32x_hub.ipynb #73634e41
-def _held(path): return path.stat().st_size if path.is_file() else -1    # bytes
+def _held(path):
+    "Bytes of a file, -1 if there is none; another process may take it away meanwhile."
+    try: s = path.stat()
+    except OSError: return -1
+    return s.st_size if stat.S_ISREG(s.st_mode) else -1
 
 def _append(url, part, size, headers, timeout, bar):
     "Add to the file `part` what it lacks of the `size` bytes at `url`."
@@ -305,7 +310,7 @@ def _note(store, revision, commit):
     "Write down at which commit a branch is."
     if _is_commit(revision): return
     path = store/'refs'/revision
-    temp = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+    temp = path.with_name(f'{path.name}.{uuid.uuid4().hex}.tmp')  # threads share a process id
     path.parent.mkdir(parents=True, exist_ok=True)
     temp.write_text(commit)
     os.replace(temp, path)

@@ -284,7 +284,10 @@ def test_temporary_files_and_modes(tmp_path):
     replace_file(path, lambda tmp: tmp.write_text('new'))
     assert not old.exists() and young.exists() and other.exists()           # what a killed process left goes, nothing else
     os.chmod(path, 0o640)
+    gone = tmp_path/'.a[1].bin.0123abcf.tmp'
+    gone.symlink_to(tmp_path/'nothing')                                     # as if another process had just renamed it
     replace_file(path, lambda tmp: tmp.write_text('newer'))
+    gone.unlink()
     assert path.stat().st_mode&0o777==0o640 and path.read_text()=='newer'
     def fail(tmp):
         tmp.write_text('half')

@@ -7,7 +7,7 @@ from urllib.parse import unquote,urlparse
 import pytest
 import huggingface_hub
 from huggingface_hub import constants,hf_hub_download,snapshot_download
-from miniai.hub import hub_folder,hub_token
+from miniai.hub import _held,_note,hub_folder,hub_token
 from common import python
 
 name,commit,secret = 'small/diffusion','a1'*20,'hf_'+'Sesame'*5
@@ -244,6 +244,26 @@ def test_two_at_once_fetch_each_file_once(hub):
     assert len(found)==3 and len(set(found))==1
     whole(found[0], hub)
     assert len(hub.gets('cdn'))==3
+
+def test_two_at_once_note_the_commit(tmp_path, monkeypatch):
+    met,replace,failed = threading.Barrier(3),os.replace,[]
+    def together(*args):                            # all have written before the first renames
+        met.wait(10)
+        replace(*args)
+    monkeypatch.setattr(os, 'replace', together)
+    def work():
+        try: _note(tmp_path, 'main', 'a'*40)
+        except Exception as e: failed.append(e)
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for o in threads: o.start()
+    for o in threads: o.join()
+    assert not failed and [o.name for o in (tmp_path/'refs').iterdir()]==['main'] and (tmp_path/'refs'/'main').read_text()=='a'*40
+
+def test_a_file_that_goes_while_it_is_measured(tmp_path):
+    def stat(): raise FileNotFoundError
+    assert _held(SimpleNamespace(is_file=lambda: True, stat=stat))==-1 and _held(tmp_path)==-1
+    (tmp_path/'a').write_bytes(b'abc')
+    assert _held(tmp_path/'a')==3
 
 # ---- downloads that go wrong
 
