@@ -149,19 +149,22 @@ def concept_captions(
 
 # %% ../nbs/34_personalise.ipynb #b75b2aef
 class TextualInversion(nn.Module):
-    "A pipeline's net of which only the row of one word is learned: arXiv:2208.01618, eq. 2."
+    "A pipeline's net of which only the rows of one word are learned: arXiv:2208.01618, eq. 2."
     def __init__(self,
         pipe, # Pipeline that has the word already, see `add_word`; its nets stay as they are
-        id, # Id of the word
+        id, # Id of the word, of several the first one
+        n=1, # Ids of the word
     ):
         super().__init__()
         self.table = [token_table(pipe)[2]]         # in a list: it is not to be trained
         self.net,self.id = [LatentDiffusion(pipe.unet, pipe.text)],id
-        self.vector = nn.Parameter(self.table[0].weight[id].detach().clone())
+        self.vector = nn.Parameter(self.table[0].weight[id:id+n].detach().clone())   # (n,d)
 
     def _put(self, table, args, rows):
-        "The rows of a batch of ids, with ours where its id stands."
-        return torch.where((args[0]==self.id)[...,None], self.vector.to(rows), rows)
+        "The rows of a batch of ids, with ours where its ids stand."
+        k,n = args[0]-self.id,len(self.vector)
+        ours = self.vector.to(rows)[k.clamp(0, n-1)]                    # (bs,l) -> (bs,l,d)
+        return torch.where(((k>=0)&(k<n))[...,None], ours, rows)
 
     def forward(self, x, c, ids): # As in `LatentDiffusion`
         "The prediction for each latent, (n,nz,h,w)."
@@ -231,18 +234,20 @@ def invert(
     like, # A word of the vocabulary to begin at, one id
     steps=120, # Batches
     lr=.03, # Highest learning rate
+    n=1, # Rows of the word, which take `n` places in a prompt
     **kw, # More for `fine_tune`
-): # The row that was found, (d,), float32 on the CPU
-    "Textual inversion, arXiv:2208.01618: learn the row of one new word."
-    start = pipe.tokenizer.encode(like)
+): # What was found, (d,), or (n,d) of several rows, float32 on the CPU
+    "Textual inversion, arXiv:2208.01618: learn the row, or the rows, of one new word."
+    start,n = pipe.tokenizer.encode(like),whole_number('n', n, 1, pipe.tokenizer.n_ctx-2)
     if len(start)!=1:
         raise ValueError(f"like: expected one word of the vocabulary, got {like!r}")
     fresh = copy.copy(pipe)
     fresh.text = copy.deepcopy(pipe.text)                  # an error below changes nothing
-    id = add_word(fresh, word, token_table(pipe)[2].weight[start[0]])
-    net = TextualInversion(fresh, id)
+    id = add_word(fresh, word, token_table(pipe)[2].weight[start[0]].expand(n, -1))
+    net = TextualInversion(fresh, id, n)
     fine_tune(net, fresh, _examples(fresh, images, captions), steps, lr, **kw)
     vector = net.vector.detach().float().cpu()
+    if n==1: vector = vector[0]
     add_word(pipe, word, vector)
     return vector
 

@@ -131,8 +131,11 @@ def _texts(name, o):
 def _unknown(tokenizer, prompts):
     "Words of `prompts` that the tokenizer can only spell; commas and full stops are no words."
     words = dict.fromkeys(w for p in prompts for w in tokenizer.words(p) if w.strip('.,'))
+    def spelled(w): # A word of several rows (lesson 34) is not: its last piece has a blank
+        ids = tokenizer.encode(w)
+        return len(ids)>1 and ' ' not in tokenizer.pieces[ids[-1]]
     # single letters are always ids, and of these only "a" was met as a word
-    return [w for w in words if w!='a' and (len(w)==1 or len(tokenizer.encode(w))>1)]
+    return [w for w in words if w!='a' and (len(w)==1 or spelled(w))]
 
 def _known_words(tokenizer, prompts):
     "`prompts` as a list; warns of words that were never met."

@@ -1,9 +1,10 @@
 "Learned words: files of strangers, words that cannot be, and pipelines that stay as they were."
-import copy,threading
+import copy,threading,warnings
 import pytest,torch
 from safetensors.torch import save,save_file
 from miniai.data import draw_scenes,random_scenes
-from miniai.personalise import add_word,fine_tune,invert,load_concept,random_row,save_concept,token_table,with_word
+from miniai.latents import LatentDiffusion
+from miniai.personalise import TextualInversion,add_word,fine_tune,invert,load_concept,random_row,save_concept,token_table,with_word
 from miniai.stable import StableDiffusion
 
 row = torch.arange(128.)/100
@@ -106,6 +107,24 @@ def test_a_word_of_several_rows(tmp_path, mine, pipe):
     one.text = copy.deepcopy(pipe.text)
     add_word(one, '<it>', rows[0])
     assert not torch.equal(one.states(['a <it>']), mine.states(['a <it>']))
+
+def test_inversion_of_several_rows(mine, pipe):
+    images,n = draw_scenes(random_scenes(2, two=(False,)), 64),len(pipe.tokenizer)
+    start = token_table(pipe)[2].weight[pipe.tokenizer.encode('star')[0]]
+    found = invert(mine, '<it>', images, ['a <it>']*2, like='star', steps=2, bs=2, n=3)
+    assert found.shape==(3,128) and torch.equal(token_table(mine)[2].weight[n:], found) and mine.tokenizer.encode('<it>')==[n, n+1, n+2]
+    assert all((row!=start).any() for row in found) and len({tuple(o.tolist()) for o in found})==3   # each of them learned, each something else
+    assert torch.equal(mine.states(['a red star']), pipe.states(['a red star']))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        mine(['a <it> on a white background'], steps=1)                                              # it is known, though it has three ids
+    with pytest.warns(UserWarning, match="'other'"): mine(['a <other>'], steps=1)
+    net = TextualInversion(mine, n, 3)
+    z,c,ids = torch.randn(2, 8, 8, 8),torch.zeros(2),mine.tokenizer(['a <it>', 'a <it> left of a <it>'])
+    with torch.no_grad(): assert torch.equal(net(z, c, ids), LatentDiffusion(mine.unet, mine.text)(z, c, ids))
+    for bad in (0, -1, 1.5, mine.tokenizer.n_ctx-1):
+        with pytest.raises((ValueError,TypeError), match='n: expected a whole number'): invert(mine, '<x>', images, ['a <x>']*2, like='star', n=bad)
+    assert len(mine.tokenizer)==n+3
 
 def test_saving_writes_whole_files_only(tmp_path):
     save_concept(tmp_path/'x.safetensors', '<it>', row)

@@ -1,6 +1,7 @@
 """The diffusion transformer of lesson 30, conditioned on the states of all-MiniLM-L6-v2: emoji of 64 pixels as latents of `emoji_codec`, without skin tones
 and without what `split_emoji` holds out. `--minilm` is the folder of the text encoder; that of its package is taken otherwise. `--start FILE` goes on
-with the weights of an earlier run, `--net unet` trains lesson 27's `TextUNet` on the same batches."""
+with the weights of an earlier run, `--net unet` trains lesson 27's `TextUNet` on the same batches,
+`--optim muon` moves the matrices of the blocks by Muon (muon.py)."""
 import torch,torch.nn.functional as F
 from functools import partial
 from torch.optim import AdamW
@@ -15,13 +16,14 @@ from miniai.optim import BatchSchedCB,OneCycle
 from miniai.resnet import AutocastCB
 from miniai.schedules import FlowCB
 from miniai.vae import load_codec
+from muon import MuonAdamW
 
 def latents(codec, x, bs=256):
     "Images (n,3,64,64), uint8, as latents."
     return torch.cat([codec.to_latents(o.float()/127.5-1).half() for o in x.split(bs)])
 
 def main():
-    args = arguments('emoji_flow', net='dit', start='', epochs=100, lr=1e-3, bs=64, mean=0., std=1., seed=0, minilm='', codec='emoji_codec', width=256, depth=8, compiled=0)
+    args = arguments('emoji_flow', net='dit', start='', epochs=100, lr=1e-3, bs=64, mean=0., std=1., seed=0, minilm='', codec='emoji_codec', width=256, depth=8, compiled=0, optim='adamw', ema=.9995)
     emoji,bs = load_emoji(n_drawn=100),8 if args.few else args.bs
     rows = split_emoji(emoji).train[:little(args, len(emoji))]
     captions = [emoji_captions(emoji.names[i], emoji.tags[i], emoji.styles[i]) for i in rows]
@@ -33,10 +35,12 @@ def main():
     net = (TextDiT if args.net=='dit' else TextUNet)(**config)
     before = dict(images=0, minutes=0, runs=[]) | (load_weights(args.start, net)[1] if args.start else {})
     if args.compiled: net.compile()
-    ema = EMACB(.9995)
+    ema = EMACB(args.ema)
     cbs = [CaptionCB(FlowCB(args.mean, args.std), table.ids([''])[0]), AutocastCB(n_inp=3), ClipCB(1.), ema,
            BatchSchedCB(partial(OneCycle, max_lr=args.lr, pct_start=.02, base_momentum=None))]
-    losses,minutes = train(args, args.net, LatentDiffusion(net, table), (z, ids), F.mse_loss, args.lr, cbs, partial(AdamW, betas=(.9, .99), weight_decay=.01),
+    opt = partial(AdamW, betas=(.9, .99), weight_decay=.01)
+    if args.optim=='muon': opt = partial(MuonAdamW, matrices=[p for p in net.blocks.parameters() if p.ndim==2 and len(p)>6], betas=(.9, .99), weight_decay=.01)
+    losses,minutes = train(args, args.net, LatentDiffusion(net, table), (z, ids), F.mse_loss, args.lr, cbs, opt,
                            args.epochs, bs, args.seed, lambda z, ids: (z.float(), ids))
     name = args.name if args.net=='dit' else f'{args.name}_{args.net}'
     args.minilm,args.codec = '',''                              # folders of one machine
