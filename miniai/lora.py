@@ -14,18 +14,21 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors,save as save_tensors
 from torch import nn
+from torch.func import functional_call
 from .data import check_finite,finite_number,whole_number
 from .ddpm import replace_file
 
 # %% ../nbs/33_lora.ipynb #e4119faa
 #| code-summary: "Exported: the two factors of a layer, and the check of a layer"
 #| code-fold: true
-_kinds = nn.Linear,nn.Conv2d
+def _fits(layer):
+    "A linear layer or a convolution? (PyTorch's attention never calls its subclass of Linear.)"
+    return type(layer) is nn.Linear or isinstance(layer, nn.Conv2d)
 
 def _base(layer):
     "The layer below all `LoRA`s; an error if it cannot have one."
     while isinstance(layer, LoRA): layer = layer.layer
-    if type(layer) not in _kinds:
+    if not _fits(layer):
         got = type(layer).__name__
         raise ValueError(f"layer: expected an nn.Linear or an nn.Conv2d, got {got}")
     if getattr(layer, 'groups', 1)!=1:
@@ -40,6 +43,16 @@ def _factors(base, rank):
     first = nn.Conv2d(base.in_channels, rank, base.kernel_size, base.stride, base.padding,
                       base.dilation, padding_mode=base.padding_mode, **kw)
     return first,nn.Conv2d(rank, base.out_channels, 1, **kw)
+
+def _changed(layer):
+    "The weight of a layer with the changes of all its `LoRA`s."
+    if not isinstance(layer, LoRA): return layer.weight
+    w = _changed(layer.layer)
+    return w if layer.merged is not None else w+(layer.strength*layer.delta()).to(w.dtype)
+
+def _own_way(lora, *args):
+    "The answer of a convolution that does its own with its weight, such as `UpConv`."
+    return functional_call(_base(lora), {'weight': _changed(lora)}, args)
 
 # %% ../nbs/33_lora.ipynb #be97a132
 class LoRA(nn.Module):
@@ -66,9 +79,11 @@ class LoRA(nn.Module):
 
     def forward(self,
         x, # What the layer takes
+        *args, # More that it takes, as the doubling of lesson 21 does
     ): # What the layer gives
         "The layer's answer, and that of the change."
-        y = self.layer(x)
+        if type(_base(self)) not in (nn.Linear,nn.Conv2d): return _own_way(self, x, *args)
+        y = self.layer(x, *args)
         if self.merged is not None: return y                   # the weight has it already
         h = self.lora_B(self.lora_A(x.to(self.lora_A.weight.dtype)))
         return y + (self.strength*self.scale*h).to(y.dtype)
@@ -87,7 +102,7 @@ def _layers(net, prefix=''):
     "Every layer that can have a `LoRA`, by its name; where it has one, the outermost."
     found = {}
     for k,m in net.named_children():
-        if isinstance(m, LoRA) or type(m) in _kinds: found[prefix+k] = m
+        if isinstance(m, LoRA) or _fits(m): found[prefix+k] = m
         else: found |= _layers(m, f'{prefix}{k}.')
     return found
 

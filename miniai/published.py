@@ -207,10 +207,11 @@ class DoubleConv(UpConv):
     "`UpConv` in two steps, the doubling and then the convolution: faster for wide layers."
     def forward(self,
         x, # (n,nf,h,w), float
-        size, # Height and width wanted
+        size=None, # Height and width wanted, twice those of `x` if None
     ): # (n,nf,*size)
         "`x` doubled and convolved."
-        y = F.interpolate(x, size=tuple(size), mode='nearest')
+        size = tuple(2*o for o in x.shape[-2:]) if size is None else tuple(size)
+        y = F.interpolate(x, size=size, mode='nearest')
         return F.conv2d(y, self.weight, self.bias, padding=1)
 
 def _doubled(layers):
@@ -901,15 +902,16 @@ def lora_names(
     net, # `PublishedUNet` or `CLIPText`
 ): # dict: their layers to ours, `(layer, first row, last row)` where ours holds two
     "Where the layers of diffusers' and transformers' nets are in ours, for `load_lora`."
-    out,text = {},isinstance(net, TextTransformer)
+    out,text,modules = {},isinstance(net, TextTransformer),dict(net.named_modules())
     for k,o in (text_names if text else unet_names)(net).items():
-        pair = o if isinstance(o, tuple) else (o,)
+        m,pair = modules.get(k),o if isinstance(o, tuple) else (o,)
+        w = getattr(m, 'weight', torch.zeros(0))            # of a layer, or of the `LoRA` on it
+        if w.ndim<2 or isinstance(m, nn.Embedding): continue            # a norm, or a table
         for i,name in enumerate(pair):
-            m = net.get_submodule(k) if len(pair)>1 else None
-            n = 0 if m is None else m.weight.shape[0]//2
-            to = k if m is None else (k, i*n, (i+1)*n)
+            n = w.shape[0]//2
+            to = (k, i*n, (i+1)*n) if len(pair)>1 else k
             out |= {f'text_model.{name}': to, name: to} if text else {name: to}
-    return {k: v for k,v in out.items() if not k.endswith('position_embedding')}
+    return out
 
 # %% ../nbs/32_published.ipynb #f138cb90
 #| code-summary: "Exported: a TextUNet in the terms of diffusers"

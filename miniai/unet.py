@@ -99,9 +99,10 @@ class UpConv(nn.Conv2d):
 
     def forward(self,
         x, # (n,nf,h,w), float
-        size, # Height and width wanted: twice those of `x`, or one less
+        size=None, # Height and width wanted: twice those of `x`, also if None, or one less
     ): # (n,nf,*size)
         "`x` doubled and convolved; one row or column less where `size` says so."
+        size = [2*o for o in x.shape[-2:]] if size is None else size
         if len(size)!=2 or any(2*a-b not in (0, 1) for a,b in zip(x.shape[-2:], size)):
             was = tuple(x.shape[-2:])
             raise ValueError(f"size: expected twice the size of x, {was}, or one less, "
@@ -215,10 +216,10 @@ def forward(self:UNet,
         saved.append(x)
     for m in self.mid: x = m(x, emb)
     for m in self.ups:
-        if isinstance(m, UpConv): x = m(x, saved[-1].shape[-2:])
-        else:
+        if isinstance(m, EmbResBlock):
             x = torch.cat([x, saved.pop()], 1)           # in a line of its own: frees memory
             x = m(x, emb)
+        else: x = m(x, saved[-1].shape[-2:])             # a doubling
     return F.pixel_shuffle(self.head(F.silu(self.norm(x))), self.patch)
 
 # %% ../nbs/21_unet.ipynb #ae8bd009

@@ -158,9 +158,7 @@ class Codec(nn.Module):
     def decode(self, z): # Latents as `encode` gives them, (n,nz,h,w)
         "The images of the latents, (n,ni,h*factor,w*factor), near [-1,1]."
         _check_input('z', z, self.nz)
-        for layer in self.decoder:
-            size = [2*o for o in z.shape[2:]]
-            z = layer(z, size) if isinstance(layer, UpConv) else layer(z)
+        for layer in self.decoder: z = layer(z)
         return F.pixel_shuffle(z, self.patch)               # (n,c*p*p,h,w) -> (n,c,h*p,w*p)
 
     def forward(self, x): # Images, as for `encode`

@@ -1,0 +1,170 @@
+"""A small Stable Diffusion of random weights in diffusers' layout: LoRA files and learned words do to ours what they do to theirs."""
+import importlib.util,subprocess,sys
+import pytest,torch
+from safetensors.torch import load_file,save_file
+from miniai import published as p
+from miniai.lora import add_lora,all_layers,load_lora,lora_layers,lora_params,merge_lora,save_lora,unmerge_lora
+from miniai.personalise import add_word,load_concept,save_concept
+from miniai.schedules import scaled_linear_schedule
+from miniai.stable import StableDiffusion
+from miniai.unet import UNet,UpConv
+from miniai.vae import Codec
+
+needs = pytest.mark.skipif(not all(map(importlib.util.find_spec, ('diffusers','peft','transformers'))), reason='needs diffusers, transformers and peft')
+x,states,t = (torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)),torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(1)),
+              torch.tensor([3, 700]))
+c = (scaled_linear_schedule().sigma(t).log()/4).float()                        # the noise levels of these timesteps
+everywhere = ['to_q','to_k','to_v','to_out.0','ff.net.2','proj_in','conv','conv1','conv2','conv_in','conv_out','conv_shortcut','linear_1','time_emb_proj']
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    tmp = tmp_path_factory.mktemp('published')
+    p.export_scenes(StableDiffusion.load(), tmp/'scenes')
+    tok = p.load_tokenizer(tmp/'scenes'/'tokenizer')
+    config = dict(scheduler=dict(beta_schedule='scaled_linear', beta_start=.00085, beta_end=.012, clip_sample=False),
+        unet=dict(block_out_channels=[16,32], layers_per_block=1, cross_attention_dim=16, attention_head_dim=4, norm_num_groups=8, sample_size=8,
+                  down_block_types=['CrossAttnDownBlock2D','DownBlock2D'], up_block_types=['UpBlock2D','CrossAttnUpBlock2D']),
+        vae=dict(block_out_channels=[8,16], layers_per_block=1, norm_num_groups=4),
+        text_encoder=dict(vocab_size=len(tok), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=24))
+    nets = [p.CLIPText(len(tok), 24, 16, 4, 2, 2),p.PublishedUNet((16,32), (True,False), (4,4), n_text=16, depth=1, groups=8),
+            p.PublishedCodec((8,16), depth=1, groups=4)]
+    gen = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for net in nets:
+            for o in net.parameters(): o.copy_((o.ndim==1)+.1*torch.randn(o.shape, generator=gen))
+    p.save_published(p.PublishedDiffusion(tok, *nets, size=16, config=config), tmp/'made')
+    return tmp/'made'
+
+@pytest.fixture
+def pipe(folder): return StableDiffusion.from_pretrained(folder)
+
+def scramble(net, seed=3):
+    gen = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for o in lora_params(net): o.copy_(.2*torch.randn(o.shape, generator=gen))
+
+def far(a, b): return (a-b).abs().max().item()
+
+@needs
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('side', [16, 14])                                     # 7 is odd: the doubling must cut a row
+def test_a_lora_of_diffusers_on_every_layer(folder, pipe, tmp_path, side):
+    from diffusers import UNet2DConditionModel
+    from peft import LoraConfig
+    theirs,ours,z = UNet2DConditionModel.from_pretrained(folder/'unet').eval(),pipe.unet,x[...,:side,:side]
+    with torch.no_grad():
+        plain = ours(z, c, states)
+        assert far(theirs(z, t, states).sample, plain)<3e-5
+        theirs.add_adapter(LoraConfig(r=2, lora_alpha=6, init_lora_weights=False, target_modules=everywhere))
+        theirs.save_lora_adapter(tmp_path)
+        names = load_lora(ours, tmp_path, names=p.lora_names(ours))
+        assert {'downs.1', 'ups.2', 'stem', 'head', 'mid.0.conv1'}<=set(names) and type(pipe.unet.ups[2].layer) is p.DoubleConv
+        want = theirs(z, t, states).sample
+        assert far(ours(z, c, states), want)<5e-5 and far(plain, want)>.5
+        merge_lora(ours)
+        assert far(ours(z, c, states), want)<5e-5
+        unmerge_lora(ours)
+        for _,m in lora_layers(ours): m.strength = 0.
+        assert far(ours(z, c, states), plain)<3e-5
+
+@needs
+@pytest.mark.filterwarnings('ignore')
+def test_a_lora_of_the_text_encoder_and_kohya_names(folder, pipe, tmp_path):
+    from peft import LoraConfig,get_peft_model,get_peft_model_state_dict
+    from transformers import CLIPTextModel
+    torch.manual_seed(4)
+    ids = pipe.tokenizer(['a red star', 'a large blue ring'])
+    theirs = CLIPTextModel.from_pretrained(folder/'text_encoder').eval()
+    net = get_peft_model(theirs, LoraConfig(r=2, lora_alpha=2, init_lora_weights=False, target_modules=['q_proj','k_proj','v_proj','out_proj','fc1','fc2']))
+    w = {k.removeprefix('base_model.model.'): v.contiguous() for k,v in get_peft_model_state_dict(net).items()}
+    with torch.no_grad(): want = net(ids).last_hidden_state
+    kohya = {'lora_te_'+k.replace('.lora_A.weight', '').replace('.lora_B.weight', '').replace('.', '_')+('.lora_down.weight' if '.lora_A.' in k else '.lora_up.weight'): v
+             for k,v in w.items()}
+    save_file({f'text_encoder.{k}': v for k,v in w.items()}, tmp_path/'peft.safetensors')
+    save_file(kohya, tmp_path/'kohya.safetensors')
+    for file in ('peft','kohya'):
+        text = StableDiffusion.from_pretrained(folder).text
+        with torch.no_grad():
+            plain = text(ids)
+            load_lora(text, tmp_path/f'{file}.safetensors', 1., 'text_encoder', p.lora_names(text))
+            assert far(text(ids), want)<1e-5 and far(plain, want)>.01, file
+
+@needs
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('n', [1, 3])
+def test_a_learned_word(folder, pipe, tmp_path, n):
+    from diffusers import StableDiffusionPipeline
+    rows = torch.randn(n, 16, generator=torch.Generator().manual_seed(5))
+    before = pipe.states(['a red star'])
+    save_concept(tmp_path/'w.safetensors', '<it>', rows if n>1 else rows[0])
+    load_concept(pipe, tmp_path/'w.safetensors')
+    assert torch.equal(pipe.states(['a red star']), before)
+    theirs = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    theirs.load_textual_inversion(str(tmp_path/'w.safetensors'))
+    for said in ('a red <it>', '<it>', 'a <it> left of a star, <it>', 'a<it>b'):
+        ids = theirs.tokenizer(theirs.maybe_convert_prompt(said, theirs.tokenizer), padding='max_length', max_length=24, truncation=True, return_tensors='pt').input_ids
+        assert torch.equal(pipe.tokenizer([said]), ids), said
+        with torch.no_grad(): assert far(theirs.text_encoder(ids)[0], pipe.states([said]))<1e-5
+    word = StableDiffusion.from_pretrained(folder)
+    add_word(word, '<it>', rows)
+    assert torch.equal(word('a <it>', steps=2, amp=False), pipe('a <it>', steps=2, amp=False))
+
+def test_the_command_takes_a_lora_and_a_word(folder, pipe, tmp_path):
+    add_lora(pipe.unet, 2, where=all_layers)
+    scramble(pipe.unet)
+    save_lora(pipe.unet, tmp_path/'ours.safetensors')
+    # our names for our own file; a file of others has theirs: both are found
+    w = load_file(tmp_path/'ours.safetensors')
+    names = {v: k for k,v in p.lora_names(pipe.unet).items() if isinstance(v, str)}
+    other = {}
+    for k,v in w.items():
+        ours,kind = k.removeprefix('unet.').split('.lora_')
+        if ours in names: other[f'unet.{names[ours]}.lora_{kind}'] = v
+    save_file(other, tmp_path/'theirs.safetensors')
+    save_concept(tmp_path/'w.safetensors', '<it>', torch.randn(2, 16))
+    def draw(name, *args, prompt='a red star'):
+        run = subprocess.run([sys.executable, '-c', 'from miniai.command import main; main()', prompt, '--model', folder, '--steps', '2', '-o', tmp_path/name, '--quiet', *args],
+                             capture_output=True, text=True)
+        assert not run.returncode, run.stderr
+        return (tmp_path/name).read_bytes()
+    plain = draw('0.png')
+    changed = draw('1.png', '--lora', tmp_path/'theirs.safetensors')
+    twice = draw('5.png', '--lora', f"{tmp_path/'theirs.safetensors'}:.5", '--lora', f"{tmp_path/'theirs.safetensors'}:.5")
+    assert changed!=plain!=twice and draw('2.png', '--lora', f"{tmp_path/'theirs.safetensors'}:0")==plain
+    assert draw('3.png', '--concept', tmp_path/'w.safetensors')==plain!=draw('4.png', '--concept', tmp_path/'w.safetensors', prompt='a red <it>')
+
+# ---- convolutions that do their own with the weight, in our own nets
+
+@pytest.mark.parametrize('size', [None, (10,8), (9,7)])
+def test_lora_on_a_doubling(size):
+    torch.manual_seed(0)
+    net,z = torch.nn.ModuleDict(dict(up=UpConv(6).double())),torch.randn(2, 6, 5, 4, dtype=torch.float64)
+    plain = net['up'](z, size)
+    for rank in (2, 3):                                                        # two, one on the other
+        add_lora(net, rank, 5., ['up'])
+        assert torch.equal(net['up'](z, size), plain) or rank==3
+        scramble(net.double(), rank)
+    up,twin = net['up'],UpConv(6).double()
+    twin.load_state_dict(dict(weight=up.weight+up.delta()+up.layer.delta(), bias=up.bias))
+    assert far(up(z, size), twin(z, size))<1e-12<far(up(z, size), plain)
+    up(z, size).sum().backward()
+    assert all(o.grad.abs().max()>0 for o in lora_params(net)) and up.weight.grad is None
+    want = up(z, size)
+    merge_lora(net)
+    assert far(up(z, size), want)<1e-12
+    unmerge_lora(net)
+    assert far(up(z, size), want)<1e-12
+
+def test_lora_on_every_layer_of_a_unet_and_a_codec():
+    torch.manual_seed(0)
+    net,codec,z = UNet((8,16), ni=1, depth=1, norm=None),Codec((8,16), nz=2, depth=1, norm=None),torch.randn(2, 2, 3, 5)
+    torch.nn.init.normal_(net.head.weight)
+    for m,ask in ((net, lambda: net(x[:,:1,:14,:14], torch.zeros(2))), (codec, lambda: codec.decode(z))):
+        with torch.no_grad():
+            plain = ask()
+            add_lora(m, 2, where=all_layers)
+            assert any(isinstance(o.layer, UpConv) for _,o in lora_layers(m)) and torch.equal(ask(), plain)
+            scramble(m)
+            want = ask()
+            merge_lora(m)
+            assert far(ask(), want)<1e-5*want.abs().max() and far(want, plain)>.01
