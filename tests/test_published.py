@@ -1,10 +1,11 @@
 """A small Stable Diffusion of random weights in diffusers' layout: LoRA files and learned words do to ours what they do to theirs."""
 import importlib.util,subprocess,sys
+from types import SimpleNamespace
 import pytest,torch
 from safetensors.torch import load_file,save_file
-from miniai import published as p
+from miniai import editing as edit,published as p
 from miniai.lora import add_lora,all_layers,load_lora,lora_layers,lora_params,merge_lora,save_lora,unmerge_lora
-from miniai.personalise import add_word,load_concept,save_concept
+from miniai.personalise import PriorCB,add_word,dreambooth,invert,load_concept,prior_examples,save_concept,training_task
 from miniai.schedules import scaled_linear_schedule
 from miniai.stable import StableDiffusion
 from miniai.unet import UNet,UpConv
@@ -168,3 +169,43 @@ def test_lora_on_every_layer_of_a_unet_and_a_codec():
             want = ask()
             merge_lora(m)
             assert far(ask(), want)<1e-5*want.abs().max() and far(want, plain)>.01
+
+# ---- the same functions for a published model: lessons 34 and 35
+
+images = torch.randint(256, (2,3,16,16), generator=torch.Generator().manual_seed(6), dtype=torch.uint8)
+
+@pytest.mark.parametrize('velocity', [False, True])
+def test_what_a_published_net_is_trained_to_predict(folder, pipe, velocity):
+    if velocity: pipe = p.PublishedDiffusion(pipe.tokenizer, pipe.text, pipe.unet, pipe.codec, True, 16, pipe.config)
+    z = torch.randn(64, 4, 8, 8)
+    learn = SimpleNamespace(batch=(z,), training=True)
+    training_task(pipe).before_batch(learn)
+    x_t,c,y = learn.batch
+    steps = p.timesteps_of((4*c.double()).exp(), pipe.unet.sched)
+    abar = pipe.unet.sched.abar(steps.round().long())[:,None,None,None].float()
+    eps = (x_t-abar.sqrt()*z)/(1-abar).sqrt()
+    want = abar.sqrt()*eps-(1-abar).sqrt()*z if velocity else eps
+    assert (steps-steps.round()).abs().max()<.01 and steps.max()>900 and steps.min()<100 and far(y, want)<2e-2*want.abs().max()
+
+def test_learning_a_word_and_a_thing(folder, pipe):
+    plain = pipe(['a red star'], steps=2, amp=False)
+    row = invert(pipe, '<it>', images, ['a <it>']*2, like='star', steps=3, bs=2, n=2)
+    assert row.shape==(2,16) and torch.equal(pipe(['a red star'], steps=2, amp=False), plain)
+    prior = PriorCB(prior_examples(pipe, ['a red star', 'a blue ring'], steps=1))
+    add_lora(pipe.unet, 2)
+    dreambooth(pipe, images, ['a <it> star']*2, steps=3, bs=2, params=lora_params(pipe.unet), prior=prior)
+    assert all(torch.isfinite(o.lora_B.weight).all() and o.lora_B.weight.abs().max()>0 for _,o in lora_layers(pipe.unet))
+    assert not torch.equal(pipe(['a <it> star'], steps=2, amp=False), plain)
+    with pytest.raises(TypeError, match='pipe: expected a KarrasDenoiser, EpsDenoiser or VDenoiser'): training_task(SimpleNamespace(denoise=None))
+
+def test_editing_with_a_published_model(folder, pipe):
+    x = images[:1]
+    noise = edit.invert(pipe, x, 'a red star', steps=4)
+    back = edit.draw_from(pipe, noise, 'a red star', steps=4)
+    assert noise.shape==(1,4,8,8) and back.shape==x.shape
+    mask = edit.edit_mask(pipe, x, 'a red star', 'a blue star')
+    assert mask.dtype==torch.bool and mask.shape[-2:]==(16,16)
+    out = edit.diff_edit(pipe, x, 'a red star', 'a blue star', steps=4)
+    found = edit.imagic(pipe, x[0], 'a blue star', n_text=2, n_net=2, bs=2)
+    assert found.pipe(found.between(.5), steps=2, amp=False).shape==x.shape and len(found.losses)==4
+    assert pipe.denoise.model is pipe.unet and out is not None
