@@ -653,6 +653,7 @@ def call_personalise():
     assert len(p.with_word(pipe.tokenizer, '<it>'))==len(pipe.tokenizer)+1 and isinstance(pipe.tokenizer, Tokenizer)
     id = p.add_word(tuned, '<it>', p.random_row(pipe))
     assert [n for n,_ in p.TextualInversion(tuned, id).named_parameters()]==['vector']
+    assert type(p.training_task(pipe)).__name__=='KarrasCB'
     prior = p.PriorCB(p.prior_examples(pipe, ['a red star', 'a blue ring'], steps=1))
     learn = p.dreambooth(tuned, images, said, steps=1, bs=2, prior=prior, params=[tuned.unet.head.weight])
     assert learn.model.unet is tuned.unet
