@@ -1,5 +1,5 @@
 "Lesson 39: captions, beams and measures under odd input, and files of a captioner that are damaged or foreign."
-import itertools,json,math
+import itertools,json,math,random
 from importlib.util import find_spec
 import pytest,torch
 from miniai.captioning import (Captioner,FeatureMap,beam_search,bleu,caption_score,cider,greedy_search,interrogate,load_captioner,
@@ -220,3 +220,15 @@ def test_foreign_weights_are_refused(tmp_path):
     for f in ('scene_reader', 'scene_clip'):
         with pytest.raises((ValueError,TypeError)): load_captioner(f)
     with pytest.raises(FileNotFoundError): load_captioner(tmp_path/'no.safetensors')
+
+def test_cider_of_pycocoevalcap():
+    "Theirs is CIDEr-D, ten times as large, and the same where all texts are equally long and no word stands twice."
+    scorer = pytest.importorskip('pycocoevalcap.cider.cider_scorer').CiderScorer
+    rng,words = random.Random(0),[f'w{i}' for i in range(12)]
+    for _ in range(50):
+        length = rng.randint(4, 8)
+        refs = [[' '.join(rng.sample(words, length)) for _ in range(rng.randint(1, 4))] for _ in range(rng.randint(2, 9))]
+        texts = [rng.choice(o) if rng.random()<.3 else ' '.join(rng.sample(words, length)) for o in refs]
+        theirs = scorer(n=4, sigma=6.)
+        for o,ref in zip(texts, refs): theirs += (o, ref)
+        assert max(abs(10*a-b) for a,b in zip(cider(texts, refs), theirs.compute_score()[1]))<1e-12
