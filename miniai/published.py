@@ -569,9 +569,18 @@ def _text_args(config):
                 n_heads=c['num_attention_heads'], depth=c['num_hidden_layers'], mult=wide//n,
                 quick=act=='quick_gelu')
 
+# %% ../nbs/32_published.ipynb #3eecf1d3
+#| code-summary: "Exported: the schedule of a scheduler's config"
+#| code-fold: true
+_schedulers = ('DDIM','DDPM','PNDM','LMS','Euler','Heun','DPMSolver','KDPM2','DEIS','UniPC',
+               'LCM','TCD','SASolver')      # how their names begin: all walk on one schedule
+
 def _schedule(config):
     "`(Schedule, does the net predict the velocity?)`."
-    where = 'scheduler/scheduler_config.json'
+    where,name = 'scheduler/scheduler_config.json',config.get('_class_name', 'DDIMScheduler')
+    if not str(name).startswith(_schedulers) or config.get('use_flow_sigmas'):
+        raise ValueError(f"{where}: expected a scheduler of DDPM's noise levels, such as "
+                         f"DDIMScheduler, got {str(name)[:80]}")
     n,kind = config.get('num_train_timesteps', 1000),config.get('beta_schedule', 'linear')
     ends = config.get('beta_start', 1e-4),config.get('beta_end', .02)
     what = config.get('prediction_type', 'epsilon')
@@ -675,6 +684,24 @@ class FilledTokenizer(Tokenizer):
         ended = (ids==self.end).cumsum(1)
         return torch.where(ended>1, self.fill, ids)
 
+def _with_added(tok, folder):
+    "A tokenizer with the learned words (lesson 34) that diffusers wrote into its folder."
+    added = {}
+    if (file := folder/'added_tokens.json').is_file(): added = _json(file)
+    elif (file := folder/'tokenizer.json').is_file():
+        added = {o['content']: o['id'] for o in _json(file).get('added_tokens', [])}
+    words = sorted((k for k,i in added.items() if i>=len(tok)), key=added.get)
+    if [added[k] for k in words]!=[*range(len(tok), len(tok)+len(words))]:
+        raise ValueError(f"path: {file}: expected ids from {len(tok)} on for the added words")
+    while words:
+        word,n = words.pop(0),1
+        while words and words[0]==f'{word}_{n}':          # more rows of the same word
+            words.pop(0)
+            n += 1
+        from miniai.personalise import with_word
+        tok = with_word(tok, word, n)
+    return tok
+
 def _mark(configs, k, default):
     "A special token of the first config that has it."
     for c in configs:
@@ -691,7 +718,7 @@ def load_tokenizer(
     n_ctx=77, # Ids in a row, if the folder does not say
 ): # `FilledTokenizer`
     "CLIP's tokenizer from a model's folder."
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     configs = [_json(folder/o) for o in ('tokenizer_config.json','special_tokens_map.json')
                if (folder/o).is_file()]
     if (folder/'merges.txt').is_file():
@@ -713,7 +740,7 @@ def load_tokenizer(
         raise ValueError(f"path: the vocabulary in {folder} is not that of its joins: "
                          f"{differ[0]!r} ({len(differ)} differ)")
     tok.fill = vocab.get(_mark(configs, 'pad_token', end), tok.end)
-    return tok
+    return _with_added(tok, folder)
 
 # %% ../nbs/32_published.ipynb #8812bf99
 #| code-summary: "Exported: older names of weights, and what model_index.json must say"
@@ -781,9 +808,11 @@ def _from_folder(folder, dtype, size, skip, velocity, tokenizer):
     side = config['unet'].get('sample_size') or 64
     if not isinstance(side, int):
         raise ValueError(f"unet/config.json: sample_size: expected a number, got {side!r}")
-    tok = load_tokenizer(tokenizer or folder/'tokenizer', len(text.positions))
+    tok = tokenizer
+    if not isinstance(tok, Tokenizer):
+        tok = load_tokenizer(tok or folder/'tokenizer', len(text.positions))
     size = side*codec.factor if size is None else size
-    velocity = said if velocity is None else bool(velocity)
+    velocity = said if velocity is None else velocity
     return PublishedDiffusion(tok, text, unet, codec, velocity, size, config)
 
 # %% ../nbs/32_published.ipynb #20aea8b1
@@ -793,12 +822,14 @@ def load_published(
     size=None, # Pixels along each side; what the model was trained for if None
     skip=0, # Blocks of the text encoder to leave out at the end, `clip_skip` in diffusers
     velocity=None, # Does the net predict the velocity? What the files say if None
-    tokenizer=None, # Folder of the tokenizer; the model's own if None
+    tokenizer=None, # `Tokenizer`, or the folder of one; the model's own if None
     revision=None, # Of a model on the hub: branch, tag or commit
 ): # `PublishedDiffusion`, on the CPU
     "A published Stable Diffusion 1.x or 2.x; what does not fit is refused with one line."
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype: expected float32, bfloat16 or float16, got {dtype}")
+    if not (velocity is None or isinstance(velocity, bool)):
+        raise TypeError(f"velocity: expected True, False or None, got {velocity!r}")
     folder = Path(path).expanduser()
     if folder.is_file():
         from miniai.single_file import load_single_file
@@ -818,8 +849,11 @@ def their_weights(
     names, # Its modules' names, as `text_names` gives them
 ): # dict of tensors by their names
     "The weights of `net` as the other library names them: the way back of `take_weights`."
-    w = {}
-    for k,v in net.state_dict().items():
+    w,own = {},net.state_dict()
+    if any('lora_A.' in k for k in own):
+        raise ValueError("net: expected one without a LoRA; call merge_lora and then "
+                         "remove_lora before it is written")
+    for k,v in own.items():
         if k in ('shift', 'scale'): continue
         keys = their_keys(k, names)
         w |= {o: p.detach().contiguous().clone() for o,p in zip(keys, v.chunk(len(keys)))}
@@ -848,6 +882,8 @@ def _write_json(path, o):
 
 def _write_tokenizer(folder, tok):
     "The vocabulary and the joins as CLIP's tokenizer has them, with its special tokens."
+    if len(tok)!=len(Tokenizer(tok.merges, tok.n_ctx, tok.marks)):
+        raise ValueError("pipe: expected the words it was read with; see `save_concept`")
     folder.mkdir()
     _write_json(folder/'vocab.json', tok.vocab)
     text = '#version: 0.2\n'+''.join(' '.join(o)+'\n' for o in tok.merges)
@@ -870,22 +906,24 @@ def _model_index(**parts):
 #| code-summary: "Exported: save_published"
 #| code-fold: true
 def save_published(
-    pipe, # `PublishedDiffusion`
+    pipe, # `PublishedDiffusion`; `skip` of its text encoder is not stored
     path, # New or empty folder
 ):
     "Write a pipeline in diffusers' layout, under a temporary name first."
     if not pipe.config: raise ValueError("pipe: expected one with the configs it was read with")
-    if len(pipe.tokenizer)!=pipe.config['text_encoder'].get('vocab_size', 49408):
-        raise ValueError("pipe: expected the words it was read with; see `save_concept`")
+    what = 'v_prediction' if isinstance(pipe.denoise, VDenoiser) else 'epsilon'
+    levels = pipe.config['scheduler'] | dict(prediction_type=what)
+    configs = pipe.config | dict(
+        unet=pipe.config['unet'] | dict(sample_size=pipe.size//pipe.codec.factor))
     def write(folder):
-        sched = pipe.config['scheduler'].get('_class_name', 'DDIMScheduler')
+        sched = levels.get('_class_name', 'DDIMScheduler')
         inpaint = pipe.unet.stem.in_channels!=pipe.codec.nz
         _write_json(folder/'model_index.json', _model_index(vae=['diffusers','AutoencoderKL'],
             scheduler=['diffusers',sched], _class_name=_pipelines[2 if inpaint else 0]))
-        _write_json(folder/'scheduler'/'scheduler_config.json', pipe.config['scheduler'])
+        _write_json(folder/'scheduler'/'scheduler_config.json', levels)
         for k,net,names in (('unet', pipe.unet, unet_names), ('vae', pipe.codec, codec_names),
                             ('text_encoder', pipe.text, text_names)):
-            _write_json(folder/k/'config.json', pipe.config[k])
+            _write_json(folder/k/'config.json', configs[k])
             w = their_weights(net, names(net))
             if k=='unet' and not pipe.config[k].get('use_linear_projection'):
                 w = {n: t[...,None,None] if re.search(r'\.proj_(in|out)\.weight', n) else t
@@ -894,6 +932,8 @@ def save_published(
             save_file(w, folder/k/f'{_parts[k][0]}.safetensors', metadata={'format': 'pt'})
         _write_tokenizer(folder/'tokenizer', pipe.tokenizer)
     _new_folder(path, write)
+
+PublishedDiffusion.save,PublishedDiffusion.load = save_published,staticmethod(load_published)
 
 # %% ../nbs/32_published.ipynb #1389aeed
 #| code-summary: "Exported: lora_names"
@@ -919,11 +959,11 @@ def lora_names(
 def _scene_unet(net):
     "`(config, weights)` of a `TextUNet` for diffusers' class."
     n_emb,n = net.embed[0].out_features,net.embed[0].in_features//2
-    nfs = [m.conv2.out_channels for m in net.downs if isinstance(m, EmbResBlock)]
-    widths = list(dict.fromkeys(nfs))
+    blocks = [o for o in nested(net.downs) if isinstance(o[3], EmbResBlock)]
+    widths = [m.conv2.out_channels for _,_,j,m in blocks if j==0]
     config = dict(_class_name='UNet2DConditionModel', sample_size=8,
         in_channels=net.stem.in_channels, out_channels=net.head.out_channels,
-        block_out_channels=widths, layers_per_block=len(nfs)//len(widths),
+        block_out_channels=widths, layers_per_block=len(blocks)//len(widths),
         down_block_types=['CrossAttnDownBlock2D']*len(widths),
         up_block_types=['CrossAttnUpBlock2D']*len(widths), cross_attention_dim=net.n_text,
         attention_head_dim=net.mid[0].attend.block.attend.n_heads,

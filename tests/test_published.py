@@ -1,13 +1,14 @@
 """A small Stable Diffusion of random weights in diffusers' layout: LoRA files and learned words do to ours what they do to theirs."""
-import importlib.util,subprocess,sys
+import importlib.util,json,shutil,subprocess,sys
 from types import SimpleNamespace
 import pytest,torch
 from safetensors.torch import load_file,save_file
 from miniai import editing as edit,published as p
-from miniai.lora import add_lora,all_layers,load_lora,lora_layers,lora_params,merge_lora,save_lora,unmerge_lora
+from miniai.latents import TextUNet
+from miniai.lora import add_lora,all_layers,load_lora,lora_layers,lora_params,merge_lora,remove_lora,save_lora,unmerge_lora
 from miniai.personalise import PriorCB,add_word,dreambooth,invert,load_concept,prior_examples,save_concept,training_task
 from miniai.schedules import scaled_linear_schedule
-from miniai.stable import StableDiffusion
+from miniai.stable import PipelineParts,StableDiffusion
 from miniai.unet import UNet,UpConv
 from miniai.vae import Codec
 
@@ -25,7 +26,7 @@ def folder(tmp_path_factory):
     config = dict(scheduler=dict(beta_schedule='scaled_linear', beta_start=.00085, beta_end=.012, clip_sample=False),
         unet=dict(block_out_channels=[16,32], layers_per_block=1, cross_attention_dim=16, attention_head_dim=4, norm_num_groups=8, sample_size=8,
                   down_block_types=['CrossAttnDownBlock2D','DownBlock2D'], up_block_types=['UpBlock2D','CrossAttnUpBlock2D']),
-        vae=dict(block_out_channels=[8,16], layers_per_block=1, norm_num_groups=4),
+        vae=dict(block_out_channels=[8,16], layers_per_block=1, norm_num_groups=4, down_block_types=['DownEncoderBlock2D']*2, up_block_types=['UpDecoderBlock2D']*2),
         text_encoder=dict(vocab_size=len(tok), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=24))
     nets = [p.CLIPText(len(tok), 24, 16, 4, 2, 2),p.PublishedUNet((16,32), (True,False), (4,4), n_text=16, depth=1, groups=8),
             p.PublishedCodec((8,16), depth=1, groups=4)]
@@ -169,6 +170,87 @@ def test_lora_on_every_layer_of_a_unet_and_a_codec():
             want = ask()
             merge_lora(m)
             assert far(ask(), want)<1e-5*want.abs().max() and far(want, plain)>.01
+
+# ---- folders: what is written must say what was asked for, and what is read must be what it says
+
+def test_what_was_asked_for_at_loading_is_written(folder, tmp_path):
+    pipe = StableDiffusion.from_pretrained(folder, velocity=True, size=32)
+    pipe.save(tmp_path/'a')
+    back = p.PublishedDiffusion.load(tmp_path/'a')
+    assert type(back.denoise) is type(pipe.denoise) and back.size==32 and type(back.denoise).__name__=='VDenoiser'
+    assert torch.equal(back('a red star', steps=2, amp=False), pipe('a red star', steps=2, amp=False))
+    for bad in ('no', 1, 0.):
+        with pytest.raises(TypeError, match='velocity: expected True, False or None'): StableDiffusion.from_pretrained(folder, velocity=bad)
+
+def test_a_net_with_a_lora_is_not_written(folder, pipe, tmp_path):
+    plain = pipe('a red star', steps=2, amp=False)
+    add_lora(pipe.unet, 2, where=all_layers)
+    scramble(pipe.unet)
+    with pytest.raises(ValueError, match='net: expected one without a LoRA; call merge_lora'): p.save_published(pipe, tmp_path/'a')
+    assert not list(tmp_path.iterdir())
+    merge_lora(pipe.unet)
+    want = pipe('a red star', steps=2, amp=False)
+    remove_lora(pipe.unet)
+    p.save_published(pipe, tmp_path/'a')
+    assert torch.equal(StableDiffusion.from_pretrained(tmp_path/'a')('a red star', steps=2, amp=False), want) and not torch.equal(want, plain)
+    scenes = StableDiffusion.load()
+    add_lora(scenes.unet, 1)
+    with pytest.raises(ValueError, match='expected one without a LoRA'): p.export_scenes(scenes, tmp_path/'b')
+
+@pytest.mark.parametrize('config', [dict(_class_name='FlowMatchEulerDiscreteScheduler', shift=3.), dict(_class_name='EDMEulerScheduler', sigma_data=.5),
+                                    dict(_class_name='CMStochasticIterativeScheduler'), dict(use_flow_sigmas=True), dict(_class_name=None)])
+def test_other_kinds_of_schedules_are_refused(folder, tmp_path, config):
+    shutil.copytree(folder, tmp_path/'a')
+    file = tmp_path/'a'/'scheduler'/'scheduler_config.json'
+    file.write_text(json.dumps(json.loads(file.read_text()) | config))
+    with pytest.raises(ValueError, match="scheduler_config.json: expected a scheduler of DDPM's noise levels"): StableDiffusion.from_pretrained(tmp_path/'a')
+
+@pytest.mark.parametrize('name', ['DDIM','DDPM','PNDM','LMSDiscrete','EulerDiscrete','EulerAncestralDiscrete','HeunDiscrete','DPMSolverMultistep','DPMSolverSinglestep',
+                                  'DPMSolverSDE','KDPM2Discrete','KDPM2AncestralDiscrete','DEISMultistep','UniPCMultistep','LCM','TCD'])
+def test_schedulers_of_one_schedule_are_read(folder, name):
+    from miniai.published import _schedule
+    assert len(_schedule(dict(_class_name=f'{name}Scheduler', beta_schedule='scaled_linear'))[0])==1000
+
+def test_scenes_with_a_learned_word_are_not_exported(tmp_path):
+    pipe = StableDiffusion.load()
+    add_word(pipe, '<it>', torch.randn(pipe.cond_shape[1]))
+    with pytest.raises(ValueError, match='pipe: expected the words it was read with'): p.export_scenes(pipe, tmp_path/'a')
+    assert not list(tmp_path.iterdir())
+
+@needs
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('nfs', [(16,16), (16,32,32), (16,16,32), (16,32)])
+def test_scenes_of_any_widths_are_read_by_diffusers(tmp_path, nfs):
+    from diffusers import UNet2DConditionModel
+    base = StableDiffusion.load()
+    net = TextUNet(nfs=nfs, nz=8, n_text=128, depth=1, n_emb=64, n_heads=4).eval().requires_grad_(False)
+    with torch.no_grad():
+        for o in net.parameters(): o.copy_((o.ndim==1)+.1*torch.randn(o.shape))
+    p.export_scenes(PipelineParts(base.tokenizer, base.text, net, base.codec), tmp_path/'a')
+    theirs = UNet2DConditionModel.from_pretrained(tmp_path/'a'/'unet').eval()
+    z,c,words = torch.randn(2, 8, 8, 8),torch.tensor([-.5,.6]),torch.randn(2, 24, 128)
+    with torch.no_grad(): assert far(theirs(z, c, words).sample, net(z, c, words))<1e-4*net(z, c, words).abs().max()
+
+@needs
+@pytest.mark.filterwarnings('ignore')
+def test_a_folder_with_learned_words(folder, pipe, tmp_path):
+    from diffusers import StableDiffusionPipeline
+    save_concept(tmp_path/'it.safetensors', '<it>', torch.randn(2, 16))
+    save_concept(tmp_path/'one.safetensors', '<one>', torch.randn(16))
+    theirs = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    for o in ('it','one'):
+        theirs.load_textual_inversion(str(tmp_path/f'{o}.safetensors'))
+        load_concept(pipe, tmp_path/f'{o}.safetensors')
+    theirs.save_pretrained(tmp_path/'a')
+    back = StableDiffusion.from_pretrained(tmp_path/'a')
+    said = ['a <it> left of a <one>', 'a red star']
+    assert torch.equal(back.tokenizer(said), pipe.tokenizer(said)) and torch.equal(back.states(said), pipe.states(said))
+    with pytest.raises(ValueError, match='pipe: expected the words it was read with'): p.save_published(back, tmp_path/'b')
+
+def test_a_tokenizer_as_an_object_and_a_home(folder, pipe, monkeypatch):
+    assert StableDiffusion.from_pretrained(folder, tokenizer=pipe.tokenizer).tokenizer is pipe.tokenizer
+    monkeypatch.setenv('HOME', str(folder))
+    assert StableDiffusion.from_pretrained('~', tokenizer='~/tokenizer').tokenizer.vocab==pipe.tokenizer.vocab
 
 # ---- the same functions for a published model: lessons 34 and 35
 
