@@ -296,25 +296,23 @@ def load_drawing(
     return _extended(pipe, a),getattr(karras, f'sample_{a.sampler or _samplers[0]}')
 
 # %% ../nbs/appendix/28x_command.ipynb #0e611967
-def _for_text(path):
-    "Does a file change the text encoder too?"
-    from safetensors import safe_open
-    if os.path.isdir(path): return False
-    with safe_open(path, 'pt') as f:
-        return any(k.startswith(('text_encoder.','lora_te_')) for k in f.keys())
+def _add_lora(pipe, path, weight):
+    "Put the changes of a file on the UNet, the text encoder or both, whichever it is for."
+    from miniai.lora import load_lora,lora_parts
+    from miniai.published import PublishedDiffusion,lora_names
+    nets = dict(unet=getattr(pipe, 'unet', None) or pipe.net,
+                text_encoder=getattr(pipe, 'text', None))
+    there = lora_parts(path)
+    parts = [k for k,net in nets.items() if k in there and net is not None] or ['unet']
+    for part in parts:
+        names = lora_names(nets[part]) if isinstance(pipe, PublishedDiffusion) else None
+        with warnings.catch_warnings():
+            if there<={*parts}: warnings.filterwarnings('ignore', '.*are for other parts than')
+            load_lora(nets[part], path, weight, part, names)
 
 def _extended(pipe, a):
     "The pipeline with the changes and the words that the arguments name."
-    for o in a.lora:
-        from miniai.lora import load_lora
-        from miniai.published import PublishedDiffusion,lora_names
-        path,weight = _file_and_weight(o)
-        if not isinstance(pipe, PublishedDiffusion):
-            load_lora(getattr(pipe, 'unet', None) or pipe.net, path, weight)
-            continue
-        load_lora(pipe.unet, path, weight, names=lora_names(pipe.unet))
-        if _for_text(path):
-            load_lora(pipe.text, path, weight, 'text_encoder', lora_names(pipe.text))
+    for o in a.lora: _add_lora(pipe, *_file_and_weight(o))
     for o in a.concept:
         from miniai.personalise import load_concept
         load_concept(pipe, o)

@@ -447,7 +447,7 @@ _folder = Path(str(files('miniai')))/'weights'
 def _weights_path(path):
     "Where the weights lie: a bare name stands for a file in the package."
     if isinstance(path, str) and path.isidentifier(): return _folder/f'{path}.safetensors'
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.suffix!='.safetensors':
         raise ValueError("path: expected a name such as 'fashion_ddpm' or a path that ends in "
                          f".safetensors, got {path}")
@@ -458,7 +458,9 @@ def replace_file(
     write, # Called with a temporary path beside it
 ):
     "Let `write` make a file under a temporary name, then rename it: never half a file."
-    path = Path(os.path.realpath(path))                  # a link is followed, as by `open`
+    path = Path(os.path.realpath(Path(path).expanduser()))   # a link is followed, as by `open`
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
     if path.is_dir(): raise IsADirectoryError(f"{path}: expected a file, found a folder")
     if path.exists() and not os.access(path, os.W_OK):
         raise PermissionError(f"{path}: the file may not be written")

@@ -21,7 +21,9 @@ from .attention import MultiHeadAttention
 from .data import COLOURS,SEEN,Thing,check_finite,draw_scenes,random_scenes
 from .data import finite_number,whole_number
 from .ddim import invert_ddim,sample_ddim
+from .ddpm import EpsDenoiser
 from .guidance import GuidedDenoiser
+from .schedules import VDenoiser
 from .stable import strength_sigmas
 
 # %% ../nbs/35_editing.ipynb #bef6cb38
@@ -125,7 +127,10 @@ def _kind(o): return f"{o.dtype} {tuple(o.shape)}" if isinstance(o, torch.Tensor
 
 def _check_images(pipe, x):
     "Images (n,3,size,size), uint8, on the CPU; a single one becomes a batch."
-    want = 3,pipe.size,pipe.size
+    want,net = (3,pipe.size,pipe.size),getattr(pipe, 'unet', None)
+    if net is not None and net.stem.in_channels!=pipe.shape[0]:
+        raise ValueError(f"pipe: expected a net for {pipe.shape[0]} channels, got one for "
+                         f"inpainting with {net.stem.in_channels}")
     if not isinstance(x, torch.Tensor) or x.dtype!=torch.uint8:
         raise TypeError(f"x: expected images as a tensor of uint8, got {_kind(x)}")
     if x.ndim not in (3, 4) or x.shape[-3:]!=want or not x.numel():
@@ -227,6 +232,7 @@ def edit_mask(
     x = _check_images(pipe, x)
     z,n = pipe.latents(x),whole_number('n', n)
     sigma = math.tan(finite_number('strength', strength, .05, .99)*math.pi/2)
+    sigma = min(sigma, pipe.levels(1)[0].item())               # no more than the net knows
     threshold = finite_number('threshold', threshold, 0, 1)
     asked = [_states(pipe, k, o, len(x)).to(z.device)
              for k,o in dict(source=source, target=target).items()]
@@ -304,15 +310,27 @@ def _with_own_net(pipe):
         if o is old: setattr(new, k, new.denoise.model)
     return new
 
+# %% ../nbs/35_editing.ipynb #b44d65b2
+#| code-summary: "Exported: noise levels that a net knows"
+#| code-fold: true
+def _noise_and_weight(pipe, n, gen):
+    "Noise levels (n,1,1,1) that the net knows, and the weights of its own loss."
+    noise,velocity = (isinstance(pipe.denoise, o) for o in (EpsDenoiser,VDenoiser))
+    if noise or velocity:                                           # published, lesson 32
+        sched = pipe.unet.sched
+        sigma = sched.sigma(torch.randint(len(sched), (n,), generator=gen)).view(-1, 1, 1, 1)
+    else: sigma = (.2+1.4*torch.randn(n, 1, 1, 1, generator=gen)).exp()
+    return sigma,sigma**-2 + (not noise)
+
 # %% ../nbs/35_editing.ipynb #7e43feac
 def _fit(pipe, z, cond, params, lr, n, bs, gen):
     "Train `params` so that `pipe` denoises latents `z` with `cond`; gives the losses."
     opt,losses = torch.optim.AdamW(params, lr, weight_decay=0.),[]
     for _ in range(n):
-        sigma = (.2+1.4*torch.randn(bs, 1, 1, 1, generator=gen)).exp().to(z)
+        sigma,weight = (o.to(z) for o in _noise_and_weight(pipe, bs, gen))
         noisy = z + sigma*torch.randn(bs, *z.shape[1:], generator=gen).to(z)
         guess = pipe.denoise(noisy, sigma.flatten(), cond.expand(bs, -1, -1))
-        loss = ((1+sigma**-2)*(guess-z)**2).mean()
+        loss = (weight*(guess-z)**2).mean()
         loss.backward()
         opt.step()
         opt.zero_grad()

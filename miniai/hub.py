@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 # %% ../nbs/appendix/32x_hub.ipynb #4b1c2106
 _parts = 'unet','vae','text_encoder','tokenizer','scheduler'
-_classes = 'StableDiffusionPipeline','StableDiffusionImg2ImgPipeline'
+_classes = [f'StableDiffusion{o}Pipeline' for o in ('', 'Img2Img', 'Inpaint')]
 _vocabularies = {'vocab.json','merges.txt'},{'tokenizer.json'}
 _words = {'vocab.json','merges.txt','tokenizer.json','tokenizer_config.json',
           'special_tokens_map.json','added_tokens.json'}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LoRA', 'lora_layers', 'attention_layers', 'all_layers', 'add_lora', 'lora_params', 'remove_lora', 'merge_lora',
-           'unmerge_lora', 'lora_state', 'save_lora', 'load_lora']
+           'unmerge_lora', 'lora_state', 'save_lora', 'lora_parts', 'load_lora']
 
 # %% ../nbs/33_lora.ipynb #afe13eea
 #| code-summary: "Imports of the module miniai.lora"
@@ -248,7 +248,7 @@ def _check_prefix(prefix):
 
 def _file(path):
     "A path that ends in .safetensors; of a folder, the file of a LoRA that it holds."
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_dir():
         names = 'pytorch_lora_weights.safetensors','adapter_model.safetensors'
         there = [path/o for o in names if (path/o).is_file()]
@@ -258,6 +258,20 @@ def _file(path):
         raise ValueError(f"path: expected a file that ends in .safetensors, got {path}")
     return path
 
+def _renamed(w, names):
+    "A state with the names of another library, where one of our layers may be two of theirs."
+    theirs = {}
+    for k,o in names.items():
+        to = (o,) if isinstance(o, str) else o
+        theirs.setdefault(to[0], {}).setdefault(tuple(to[1:]), k)      # the first name of two
+    out = {}
+    for k in [k[:-6] for k in w if k.endswith('.alpha')]:
+        for rows,name in theirs.get(k, {(): k}).items():
+            out |= {f'{name}.{o}': w[f'{k}.{o}'].clone() for o in ('alpha','lora_A.weight')}
+            b = w[f'{k}.lora_B.weight']
+            out[f'{name}.lora_B.weight'] = b[slice(*rows)].clone() if rows else b
+    return out
+
 # %% ../nbs/33_lora.ipynb #e6d7c465
 #| code-summary: "Exported: save_lora, which writes a LoRA in one of the two layouts"
 #| code-fold: true
@@ -266,12 +280,14 @@ def save_lora(
     path, # A file that ends in .safetensors, made or replaced
     layout='peft', # 'peft', as diffusers writes it, or 'kohya'
     prefix='unet', # Which part of a pipeline it belongs to, such as 'unet' or 'text_encoder'
+    names=None, # Names for other programs, as in `load_lora`; those of our layers if None
 ):
     "Write the changes of a net in one of the two common layouts."
     if layout not in ('peft','kohya'):
         raise ValueError(f"layout: expected 'peft' or 'kohya', got {layout!r}")
     _check_prefix(prefix)
-    path,head,w,out = _file(path),_head(layout, prefix),lora_state(net),{}
+    path,head,out = _file(path),_head(layout, prefix),{}
+    w = _renamed(lora_state(net), names or {})
     for k in [k[:-6] for k in w if k.endswith('.alpha')]:
         alpha,a,b = (check_finite(w[f'{k}.{o}'], f'{k}.{o}')
                      for o in ('alpha', 'lora_A.weight', 'lora_B.weight'))
@@ -311,8 +327,9 @@ def _alpha(config, head, name, rank):
     pattern = said('alpha_pattern', None) or {}
     if not isinstance(pattern, dict):
         raise ValueError(f"alpha_pattern: expected a JSON object, got {pattern!r}")
-    ends = [v for k,v in pattern.items() if name==k or name.endswith('.'+k)]
-    alpha = finite_number('alpha', ends[0] if ends else said('lora_alpha', rank))
+    try: found = [v for k,v in pattern.items() if re.match(rf'(.*\.)?({k})$', name)]   # as peft
+    except re.error as e: raise ValueError(f"alpha_pattern: {e}") from None
+    alpha = finite_number('alpha', found[0] if found else said('lora_alpha', rank))
     return alpha*rank**.5 if said('use_rslora', False) else alpha
 
 # %% ../nbs/33_lora.ipynb #ae15f9c4
@@ -341,6 +358,19 @@ def _sorted(w, prefix):
         if kind in layers.setdefault(name, {}): raise ValueError(f"{k!r} is there twice")
         layers[name][kind] = v
     return layers,others
+
+# %% ../nbs/33_lora.ipynb #f01446a2
+#| code-summary: "Exported: lora_parts, what a file is for"
+#| code-fold: true
+def lora_parts(
+    path, # As in `load_lora`
+): # Set of str: of 'unet', 'text_encoder' and 'text_encoder_2' those that it holds
+    "Which parts of a pipeline a file says it changes; names without a part are the UNet's."
+    found = set()
+    for k in _read(_file(path))[0]:
+        m = re.match(r'(?:base_model\.model\.)?(?:lora_te(\d?)_|(text_encoder(?:_2)?)\.)', k)
+        found.add('unet' if m is None else m[2] or f'text_encoder_{m[1]}'.rstrip('_'))
+    return found
 
 # %% ../nbs/33_lora.ipynb #0d39b018
 #| code-summary: "Exported: the factors of a layer, checked against the layer they are for"

@@ -73,6 +73,12 @@ def _new_word(tokenizer, word):
     return word
 
 # %% ../nbs/34_personalise.ipynb #a57261a8
+def _whole_word(word):
+    "A pattern that finds a word, but not within a longer one."
+    before = r'(?<![\p{L}\p{N}])' if word[0].isalnum() else ''
+    after = r'(?![\p{L}\p{N}])' if word[-1].isalnum() else ''
+    return before+regex.escape(word)+after
+
 def with_word(
     tokenizer, # `Tokenizer`, not changed
     word, # str without blanks, such as '<it>', that is not in the vocabulary
@@ -80,15 +86,16 @@ def with_word(
 ): # `Tokenizer` with `n` ids more, the last ones
     "A copy of a tokenizer that knows a new word; all other texts keep their ids."
     word,n = _new_word(tokenizer, word),whole_number('n', n, 1, tokenizer.n_ctx-2)
-    before = r'(?<![\p{L}\p{N}])' if word[0].isalnum() else ''
-    after = r'(?![\p{L}\p{N}])' if word[-1].isalnum() else ''
     new,i = copy.copy(tokenizer),len(tokenizer)
     more = [word, *(f'{word} {k}' for k in range(1, n))]        # no word has a blank in it
     new.pieces = [*tokenizer.pieces, *more]
     new.vocab = tokenizer.vocab | dict(zip(more, range(i, i+n)))
     new.cache = {**tokenizer.cache, word: [*range(i, i+n)]}
-    new.pattern = regex.compile(before+regex.escape(word)+after+'|'+tokenizer.pattern.pattern,
-                                regex.IGNORECASE)
+    new.learned = [*getattr(tokenizer, 'learned', []), word]
+    new.plain = getattr(tokenizer, 'plain', tokenizer.pattern.pattern)
+    # the longest first: "cat" must not be found in a learned "cat-toy"
+    first = map(_whole_word, sorted(new.learned, key=len, reverse=True))
+    new.pattern = regex.compile('|'.join([*first, new.plain]), regex.IGNORECASE)
     return new
 
 # %% ../nbs/34_personalise.ipynb #2ca26b6b
@@ -208,7 +215,10 @@ def training_task(
     pipe, # Pipeline with `denoise`, such as `StableDiffusion` or a published one
 ): # Callback, for `fine_tune`
     "The noisy latents and the targets that a pipeline's net was trained with."
-    d = pipe.denoise
+    d,net = pipe.denoise,getattr(pipe, 'unet', None)
+    if net is not None and net.stem.in_channels!=net.head.out_channels:
+        raise ValueError("pipe: expected a net with as many channels in as out, got one for "
+                         f"inpainting with {net.stem.in_channels} and {net.head.out_channels}")
     if isinstance(d, KarrasDenoiser): return KarrasCB(d.sigma_data, mean=.2, std=1.4)
     if isinstance(d, VDenoiser): return DDPMCB(pipe.unet.sched, v_target)
     if isinstance(d, EpsDenoiser): return DDPMCB(pipe.unet.sched)
@@ -443,7 +453,7 @@ def save_concept(
     vector, # Its row, (d,), or its rows, (k,d), float
 ):
     "Write a learned word as `diffusers` does: a dict of one entry, word and rows (k,d)."
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.suffix!='.safetensors':
         raise ValueError(f"path: expected a path that ends in .safetensors, got {path}")
     if not isinstance(word, str) or not word.strip():
@@ -459,7 +469,7 @@ _largest = 16<<20                                           # bytes; a word has 
 
 def _tensors(path):
     "What the file `path` holds, a dict."
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file(): raise FileNotFoundError(f"path: there is no file {path}")
     if path.stat().st_size>_largest:
         raise ValueError(f"path: expected a learned word, a file of some thousand bytes, got "

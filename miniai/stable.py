@@ -174,8 +174,9 @@ def _room(pipe, n):
         text = f"{n:,} images take {size/2**30:,.0f} GiB, more than there is"
         raise ValueError(f"n: expected fewer, {text}") from None
 
-def _products(device, amp):
+def _products(device, amp, dtype=torch.float32):
     "Autocast to bfloat16; if `amp` is None, where the processor multiplies it in hardware."
+    if amp is None and dtype==torch.float16: amp = False       # the layers have their own type
     asks = (getattr(torch.cpu, f'_is_{o}_supported', None) for o in ('avx512_bf16', 'amx_tile'))
     if amp is None and device.type=='cuda': amp = torch.cuda.is_bf16_supported()
     elif amp is None: amp = device.type=='cpu' and any(f() for f in asks if f)
@@ -349,7 +350,7 @@ class StableDiffusion(PipelineParts):
         progress=False, # Show a progress bar?
     ): # uint8 (p*n,3,size,size), on the CPU
         n,steps,guidance,strength,bs = _numbers(n, steps, guidance, strength, bs)
-        with _products(self.device, amp):
+        with _products(self.device, amp, next(self.unet.parameters()).dtype):
             asked,without = _conds(self, prompt, negative)                      # 1. and 2.
             out = _room(self, len(asked)*n)
             seeds,row = _seeds(seed, len(out)),torch.arange(len(out))//n        # its prompt

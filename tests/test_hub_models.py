@@ -482,7 +482,7 @@ def test_a_checksum_that_is_not_that_of_the_file(hub):
     hub.extra = {'scheduler/scheduler_config.json': dict(blobId='0'*40)}
     refused(OSError, 'scheduler_config.json of small/diffusion arrived damaged')
 
-@pytest.mark.parametrize('kind', ['FluxPipeline','StableDiffusionXLPipeline','StableDiffusionInpaintPipeline','StableDiffusion3Pipeline'])
+@pytest.mark.parametrize('kind', ['FluxPipeline','StableDiffusionXLPipeline','StableDiffusionControlNetPipeline','StableDiffusion3Pipeline'])
 def test_another_pipeline(hub, kind):
     hub.files['model_index.json'] = json.dumps({'_class_name': kind}).encode()
     refused(ValueError, 'expected a Stable Diffusion 1.x or 2.x', f'is of the class {kind}')

@@ -1,11 +1,12 @@
 """A small Stable Diffusion of random weights in diffusers' layout: LoRA files and learned words do to ours what they do to theirs."""
-import importlib.util,json,shutil,subprocess,sys
+import importlib.util,json,shutil,subprocess,sys,warnings
 from types import SimpleNamespace
 import pytest,torch
 from safetensors.torch import load_file,save_file
 from miniai import editing as edit,published as p
+from miniai.ddpm import load_weights,save_weights
 from miniai.latents import TextUNet
-from miniai.lora import add_lora,all_layers,load_lora,lora_layers,lora_params,merge_lora,remove_lora,save_lora,unmerge_lora
+from miniai.lora import add_lora,all_layers,load_lora,lora_layers,lora_params,lora_parts,merge_lora,remove_lora,save_lora,unmerge_lora
 from miniai.personalise import PriorCB,add_word,dreambooth,invert,load_concept,prior_examples,save_concept,training_task
 from miniai.schedules import scaled_linear_schedule
 from miniai.stable import PipelineParts,StableDiffusion
@@ -111,7 +112,37 @@ def test_a_learned_word(folder, pipe, tmp_path, n):
     add_word(word, '<it>', rows)
     assert torch.equal(word('a <it>', steps=2, amp=False), pipe('a <it>', steps=2, amp=False))
 
-def test_the_command_takes_a_lora_and_a_word(folder, pipe, tmp_path):
+@needs
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('pattern', ['.*attn1.to_[qk]', '^down_blocks.0.*to_v', 'to_q', 'attn2.to_k'])
+def test_alpha_patterns_are_regular_expressions(folder, pipe, tmp_path, pattern):
+    from diffusers import UNet2DConditionModel
+    from peft import LoraConfig,get_peft_model
+    torch.manual_seed(7)
+    theirs = get_peft_model(UNet2DConditionModel.from_pretrained(folder/'unet').eval(), LoraConfig(
+        r=4, lora_alpha=6, target_modules=everywhere, alpha_pattern={pattern: 40}, init_lora_weights=False))
+    theirs.save_pretrained(tmp_path)
+    load_lora(pipe.unet, tmp_path, names=p.lora_names(pipe.unet))
+    alphas = {m.alpha for _,m in lora_layers(pipe.unet)}
+    with torch.no_grad(): assert far(theirs(x, t, states).sample, pipe.unet(x, c, states))<1e-4 and alphas=={6., 40.}
+
+@needs
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('layout', ['peft','kohya'])
+def test_diffusers_reads_our_lora(folder, pipe, tmp_path, layout):
+    from diffusers import StableDiffusionPipeline
+    theirs = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    names = p.lora_names(pipe.unet)
+    add_lora(pipe.unet, 3, alpha=5)
+    scramble(pipe.unet)
+    save_lora(pipe.unet, tmp_path/'ours.safetensors', layout, names=names)
+    theirs.load_lora_weights(str(tmp_path), weight_name='ours.safetensors')
+    with torch.no_grad(): assert far(theirs.unet(x, t, states).sample, pipe.unet(x, c, states))<1e-4
+    back = StableDiffusion.from_pretrained(folder)
+    load_lora(back.unet, tmp_path/'ours.safetensors', names=names)
+    with torch.no_grad(): assert far(back.unet(x, c, states), pipe.unet(x, c, states))<1e-4
+
+def test_the_command_takes_loras_and_a_word(folder, pipe, tmp_path):
     add_lora(pipe.unet, 2, where=all_layers)
     scramble(pipe.unet)
     save_lora(pipe.unet, tmp_path/'ours.safetensors')
@@ -124,15 +155,25 @@ def test_the_command_takes_a_lora_and_a_word(folder, pipe, tmp_path):
         if ours in names: other[f'unet.{names[ours]}.lora_{kind}'] = v
     save_file(other, tmp_path/'theirs.safetensors')
     save_concept(tmp_path/'w.safetensors', '<it>', torch.randn(2, 16))
+    # and one that changes the text encoder alone
+    add_lora(pipe.text, 2)
+    scramble(pipe.text)
+    save_lora(pipe.text, tmp_path/'text.safetensors', 'peft', 'text_encoder', p.lora_names(pipe.text))
+    save_file(load_file(tmp_path/'theirs.safetensors') | load_file(tmp_path/'text.safetensors'), tmp_path/'both.safetensors')
+    (tmp_path/'both').mkdir()
+    shutil.copy(tmp_path/'both.safetensors', tmp_path/'both'/'pytorch_lora_weights.safetensors')
     def draw(name, *args, prompt='a red star'):
         run = subprocess.run([sys.executable, '-c', 'from miniai.command import main; main()', prompt, '--model', folder, '--steps', '2', '-o', tmp_path/name, '--quiet', *args],
                              capture_output=True, text=True)
-        assert not run.returncode, run.stderr
+        assert not run.returncode and not run.stderr, run.stderr            # nor a warning about other parts
         return (tmp_path/name).read_bytes()
     plain = draw('0.png')
     changed = draw('1.png', '--lora', tmp_path/'theirs.safetensors')
     twice = draw('5.png', '--lora', f"{tmp_path/'theirs.safetensors'}:.5", '--lora', f"{tmp_path/'theirs.safetensors'}:.5")
     assert changed!=plain!=twice and draw('2.png', '--lora', f"{tmp_path/'theirs.safetensors'}:0")==plain
+    def lora(*files): return draw('6.png', *[o for file in files for o in ('--lora', tmp_path/file)])
+    text = lora('text.safetensors')
+    assert text not in (plain, changed) and lora('theirs.safetensors', 'text.safetensors')==lora('both.safetensors')==lora('both') not in (text, changed, plain)
     assert draw('3.png', '--concept', tmp_path/'w.safetensors')==plain!=draw('4.png', '--concept', tmp_path/'w.safetensors', prompt='a red <it>')
 
 # ---- convolutions that do their own with the weight, in our own nets
@@ -280,6 +321,34 @@ def test_learning_a_word_and_a_thing(folder, pipe):
     assert not torch.equal(pipe(['a <it> star'], steps=2, amp=False), plain)
     with pytest.raises(TypeError, match='pipe: expected a KarrasDenoiser, EpsDenoiser or VDenoiser'): training_task(SimpleNamespace(denoise=None))
 
+def test_imagic_asks_for_noise_that_the_net_knows(pipe):
+    sigma,weight = edit._noise_and_weight(pipe, 4000, torch.Generator().manual_seed(0))
+    ends = pipe.unet.sched.sigma(torch.tensor([0, 999]))
+    assert ends[0]<=sigma.min() and sigma.max()<=ends[1] and sigma.shape==(4000,1,1,1) and torch.allclose(weight*sigma**2, torch.ones_like(sigma))
+    pipe = p.PublishedDiffusion(pipe.tokenizer, pipe.text, pipe.unet, pipe.codec, True, 16, pipe.config)
+    sigma,weight = edit._noise_and_weight(pipe, 10, torch.Generator().manual_seed(0))
+    assert torch.allclose(weight, 1+sigma**-2)
+    scenes = StableDiffusion.load()
+    sigma,weight = edit._noise_and_weight(scenes, 4000, torch.Generator().manual_seed(0))
+    assert sigma.max()>20 and torch.allclose(weight, 1+sigma**-2)
+    seen = []                                                       # a mask at full noise stays below the highest level, too
+    pipe.denoise = lambda x, s, cond: seen.append(s) or x
+    edit.edit_mask(pipe, images[:1], 'a', 'b', strength=.99, n=1)
+    assert max(seen)<=ends[1]+1e-6
+
+def test_a_net_for_inpainting_is_refused_by_name(folder, pipe):
+    unet = p.PublishedUNet((16,32), (True,False), (4,4), n_text=16, depth=1, groups=8, nz=9)
+    hole = p.PublishedDiffusion(pipe.tokenizer, pipe.text, unet, pipe.codec, size=16, config=pipe.config)
+    for f in (lambda: edit.invert(hole, images[:1]), lambda: edit.edit_mask(hole, images[:1], 'a', 'b'), lambda: edit.imagic(hole, images[0], 'a'),
+              lambda: invert(hole, '<it>', images, ['a <it>']*2, like='star', steps=1), lambda: dreambooth(hole, images, ['a']*2, steps=1)):
+        with pytest.raises(ValueError, match='pipe: expected a net .* for inpainting'): f()
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_sixteen_bits_draw_by_default(folder, dtype):
+    pipe = StableDiffusion.from_pretrained(folder, dtype=dtype)
+    a,b = pipe('a red star', steps=2),StableDiffusion.from_pretrained(folder)('a red star', steps=2, amp=False)
+    assert a.shape==b.shape and (a.float()-b.float()).abs().mean()<25
+
 def test_editing_with_a_published_model(folder, pipe):
     x = images[:1]
     noise = edit.invert(pipe, x, 'a red star', steps=4)
@@ -291,3 +360,42 @@ def test_editing_with_a_published_model(folder, pipe):
     found = edit.imagic(pipe, x[0], 'a blue star', n_text=2, n_net=2, bs=2)
     assert found.pipe(found.between(.5), steps=2, amp=False).shape==x.shape and len(found.losses)==4
     assert pipe.denoise.model is pipe.unet and out is not None
+
+def test_the_command_changes_the_text_encoder_of_scenes(tmp_path):
+    pipe = StableDiffusion.load()
+    for net,part in ((pipe.unet, 'unet'), (pipe.text, 'text_encoder')):
+        add_lora(net, 1)
+        scramble(net)
+        save_lora(net, tmp_path/f'{part}.safetensors', prefix=part)
+    save_file(load_file(tmp_path/'unet.safetensors') | load_file(tmp_path/'text_encoder.safetensors'), tmp_path/'both.safetensors')
+    from miniai.command import _add_lora
+    def drawn(*files):
+        new = StableDiffusion.load()
+        for o in files: _add_lora(new, tmp_path/f'{o}.safetensors', .3)
+        return new('a red star', steps=2, amp=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        both,plain = drawn('both'),drawn()
+        assert torch.equal(both, drawn('unet', 'text_encoder')) and not torch.equal(both, drawn('unet')) and not torch.equal(drawn('text_encoder'), plain)
+    assert lora_parts(tmp_path/'both.safetensors')=={'unet','text_encoder'}
+
+def test_words_of_which_one_begins_like_another(pipe):
+    for words in (('mycat-toy','mycat'), ('mycat','mycat-toy'), ('<a>','<a>-<b>')):
+        new,n = StableDiffusion.load(),len(pipe.tokenizer)
+        for i,o in enumerate(words): add_word(new, o, torch.full((new.cond_shape[1],), i/10))
+        ids = {o: n+i for i,o in enumerate(words)}
+        for o in words: assert new.tokenizer.encode(f'a {o} a')[1:-1]==[ids[o]], o
+        assert new.tokenizer.encode('mycats mycat')[-1:]==([ids['mycat']] if 'mycat' in ids else new.tokenizer.encode('mycat')[-1:])
+
+def test_a_home_and_a_folder_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    save_concept('~/w.safetensors', '<it>', torch.zeros(128))
+    pipe = StableDiffusion.load()
+    add_lora(pipe.unet, 1)
+    save_lora(pipe.unet, '~/l.safetensors')
+    assert {o.name for o in tmp_path.iterdir()}=={'w.safetensors','l.safetensors'}
+    load_concept(pipe, '~/w.safetensors')
+    load_lora(pipe.unet, '~/l.safetensors')
+    save_weights(torch.nn.Linear(2, 2), '~/n.safetensors')
+    assert load_weights('~/n.safetensors')[0]['bias'].shape==(2,)
+    with pytest.raises(FileNotFoundError, match='there is no folder .*nowhere'): save_concept(tmp_path/'nowhere'/'w.safetensors', '<it>', torch.zeros(128))
