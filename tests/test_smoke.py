@@ -505,6 +505,7 @@ def call_lora():
             path,other = Path(folder)/f'{layout}.safetensors',fresh()
             t.save_lora(net, path, layout)
             t.load_lora(other, path)
+            assert t.lora_parts(path)=={'unet'}
             torch.testing.assert_close(other(h), want, atol=1e-5, rtol=1e-5)
     t.remove_lora(net)
     torch.testing.assert_close(net(h), fresh()(h))

@@ -1,10 +1,10 @@
 "The scripts that make the stored weights: each runs a few steps, writes what is stored, and goes on after it was killed."
 import json,os,signal,subprocess,sys,time
 from importlib.util import find_spec
-import pytest
+import pytest,torch
 from common import python,root
 
-scripts = sorted(f for f in (root/'training').glob('*.py') if f.stem not in ('common','scenes'))
+scripts = sorted(f for f in (root/'training').glob('*.py') if f.stem not in ('common','muon','scenes'))
 made = {f.stem: [f.stem] for f in scripts} | dict(fashion_features=['fashion_features','fashion_features_stats'], scene_unet=['scene_text','scene_unet'],
                                                 video=['video','video_reader'])
 stored = {f.stem: json.loads(f.read_text(encoding='utf-8')) for f in (root/'miniai/weights').glob('*.json')}
@@ -27,6 +27,23 @@ def test_runs_a_few_steps(script, tmp_path):
         want = load_weights(n)[0]
         assert {k: v.shape for k,v in w.items()}=={k: v.shape for k,v in want.items()}, n          # the stored net's own layout
         assert info['script']==f'training/{script.name}' and info['notebook']==stored[n]['notebook'], n
+
+def test_muon_is_that_of_torch(monkeypatch):
+    monkeypatch.syspath_prepend(root/'training')
+    from muon import MuonAdamW
+    gen = torch.Generator().manual_seed(0)
+    first = [torch.randn(*o, generator=gen) for o in ((64,64), (96,32), (32,96), (64,64), (7,), (5,3))]
+    ours,theirs = ([o.clone().requires_grad_() for o in first] for _ in range(2))
+    opt = MuonAdamW(ours, lr=.01, matrices=ours[:4], betas=(.9, .99), weight_decay=.1)
+    twins = [torch.optim.Muon(theirs[:4], lr=.01, momentum=.95, weight_decay=.1, adjust_lr_fn='match_rms_adamw'),
+             torch.optim.AdamW(theirs[4:], lr=.01, betas=(.9, .99), weight_decay=.1)]
+    for i in range(6):
+        if i==3:                                                   # as after a checkpoint
+            state,opt = opt.state_dict(),MuonAdamW(ours, lr=.01, matrices=ours[:4], betas=(.9, .99), weight_decay=.1)
+            opt.load_state_dict(state)
+        for a,b in zip(ours, theirs): a.grad = b.grad = torch.randn(a.shape, generator=gen)
+        for o in (*twins, opt): o.step()
+    for a,b,o in zip(ours, theirs, first): assert (a-b).abs().max()<.02*(a-o).abs().max()          # bfloat16 in another order
 
 @pytest.mark.skipif(sys.platform=='win32', reason='needs SIGKILL')
 def test_goes_on_after_a_kill(tmp_path):
