@@ -41,9 +41,11 @@ def test_muon_is_that_of_torch(monkeypatch):
         if i==3:                                                   # as after a checkpoint
             state,opt = opt.state_dict(),MuonAdamW(ours, lr=.01, matrices=ours[:4], betas=(.9, .99), weight_decay=.1)
             opt.load_state_dict(state)
-        for a,b in zip(ours, theirs): a.grad = b.grad = torch.randn(a.shape, generator=gen)
+        for a,b in zip(ours, theirs):
+            a.grad = torch.randn(a.shape, generator=gen)
+            b.grad = a.grad.clone()
         for o in (*twins, opt): o.step()
-    for a,b,o in zip(ours, theirs, first): assert (a-b).abs().max()<.02*(a-o).abs().max()          # bfloat16 in another order
+    for a,b,o in zip(ours, theirs, first): assert (a-b).abs().max()<.05*(a-o).abs().max()          # bfloat16 in another order
 
 @pytest.mark.skipif(sys.platform=='win32', reason='needs SIGKILL')
 def test_goes_on_after_a_kill(tmp_path):
