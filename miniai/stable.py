@@ -350,7 +350,7 @@ class StableDiffusion(PipelineParts):
         progress=False, # Show a progress bar?
     ): # uint8 (p*n,3,size,size), on the CPU
         n,steps,guidance,strength,bs = _numbers(n, steps, guidance, strength, bs)
-        with _products(self.device, amp, next(self.unet.parameters()).dtype):
+        with _products(self.device, amp, next(self.denoise.model.parameters()).dtype):
             asked,without = _conds(self, prompt, negative)                      # 1. and 2.
             out = _room(self, len(asked)*n)
             seeds,row = _seeds(seed, len(out)),torch.arange(len(out))//n        # its prompt
