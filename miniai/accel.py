@@ -253,7 +253,7 @@ class AccumulateCB(Callback):
         n, # Batches a step, 1 or more
     ):
         if n<1: raise ValueError(f"n: expected 1 or more, got {n}")
-        self.n,self.params = n,[]
+        self.n,self.params,self.left = n,[],[]
         self._reset()
 
     def _reset(self): self.count,self.first,self.total,self.full = 0,None,0.,False
@@ -263,23 +263,31 @@ class AccumulateCB(Callback):
         if length(learn.dls.train) is None:
             raise TypeError("dls.train: expected a loader with a length, for the last group")
         self.params = list(learn.model.parameters())
+        self.left = [None]*len(self.params)
 
     def before_epoch(self, learn): self._reset()
 
     def around_zero_grad(self, learn, zero_grad):
-        if self.count==0: zero_grad()
+        if self.count: return
+        zero_grad()
+        # what a momentum keeps in the gradients is not to be averaged
+        self.left = [None if p.grad is None or not p.grad.any() else p.grad.clone()
+                     for p in self.params]
 
     def around_step(self, learn, step):
         if self.full: step()
 
     def state_dict(self): # Dict of numbers, and of the gradients of an incomplete group
         grads = [p.grad for p in self.params] if self.count else []
-        return dict(count=self.count, first=self.first, total=self.total, grads=grads)
+        return dict(count=self.count, first=self.first, total=self.total, grads=grads,
+                    left=self.left if self.count else [])
 
     def load_state_dict(self, state_dict): # What `state_dict` returned
         self.count,self.first,self.total = (state_dict[k] for k in ('count','first','total'))
         for p,g in zip(self.params, state_dict['grads']):
             p.grad = None if g is None else g.to(p)
+        self.left = state_dict.get('left') or [None]*len(self.params)
+        self.left = [o if o is None else o.to(p) for o,p in zip(self.left, self.params)]
 
 # %% ../nbs/16_accel.ipynb #16b00110
 #| code-summary: "AccumulateCB: weights by rows, the last group, and events that are held back"
@@ -288,8 +296,11 @@ class AccumulateCB(Callback):
 def _average(self:AccumulateCB):
     "The sum of the gradients becomes their average: the group is complete."
     self.full = self.total>0
-    for p in self.params:
-        if self.full and p.grad is not None: p.grad /= self.total
+    for p,left in zip(self.params, self.left) if self.full else ():
+        if p.grad is None: continue
+        if left is not None: p.grad -= left
+        p.grad /= self.total
+        if left is not None: p.grad += left
     self.count,self.total = 0,0.
 
 @patch

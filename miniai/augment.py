@@ -287,7 +287,7 @@ def calibration(
     _check_probs(probs, y)
     if not isinstance(bins, int) or bins<1:
         raise ValueError(f"bins: expected a whole number, 1 or more, got {bins!r}")
-    confidence,pred = probs.double().max(1)
+    confidence,pred = probs.detach().double().max(1)
     i = (confidence*bins).ceil().long().clamp(1, bins)-1
     counts = torch.bincount(i, minlength=bins)
     conf,acc = (torch.bincount(i, weights=v, minlength=bins)/counts

@@ -767,7 +767,12 @@ def _state(self:CheckpointCB, learn, epoch, batch):
 def _restore(self:CheckpointCB, learn):
     s,self.saved,self.skip = self.saved,None,0
     _put_weights(learn.model, s['model'], s['rest'])
+    groups = list(learn.opt.param_groups)
     learn.opt.load_state_dict(s['opt'])
+    for old,new in zip(groups, learn.opt.param_groups):     # the fit settles the ones it knows
+        old.clear()
+        old.update(new)
+    learn.opt.param_groups[:] = groups
     learn.history[:] = s['history']
     for p,g in zip(learn.model.parameters(), s['grads']):
         p.grad = None if g is None else g.to(p)

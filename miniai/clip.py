@@ -254,8 +254,9 @@ class Tokenizer:
             raise ValueError("n_ctx: expected 3 or more, room for both marks and a piece, "
                              f"got {n_ctx!r}")
         self.merges,self.n_ctx,self.marks = [tuple(o) for o in merges],n_ctx,tuple(marks)
-        if len(set(self.marks))!=2:
-            raise ValueError(f"marks: expected two names that differ, got {marks}")
+        if len(set(self.marks))!=2 or any(o!=clean_text(o) for o in self.marks):
+            raise ValueError("marks: expected two names that differ, in small letters, "
+                             f"got {marks}")
         chars = list(_alphabet().values())
         singles = [*chars, *(c+'</w>' for c in chars)]
         _check_merges(self.merges, singles)
@@ -263,7 +264,8 @@ class Tokenizer:
         self.vocab = {o: i for i,o in enumerate(self.pieces)}
         self.rank = {o: i for i,o in enumerate(self.merges)}
         self.start,self.end = len(self.pieces)-2,len(self.pieces)-1
-        self.pattern = regex.compile('|'.join(map(regex.escape, self.marks)) +
+        longest = sorted(self.marks, key=len, reverse=True)
+        self.pattern = regex.compile('|'.join(map(regex.escape, longest)) +
             r"|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE)
         # ids of words met so far
         self.cache = {o: [self.vocab[o]] for o in self.marks}

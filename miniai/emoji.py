@@ -93,6 +93,8 @@ def _read_emoji(file):
     if lacking:
         raise ValueError(f"{file}: expected the columns {_columns}, {lacking} is missing")
     rows = table.select(_columns).to_pylist()
+    if any(not isinstance(o['image'] or {}, dict) for o in rows):
+        raise ValueError(f"{file}: expected images in the column image, as a dict with bytes")
     for i,o in enumerate(rows):
         if not o['text'] or o['style'] not in EMOJI_STYLES:
             raise ValueError(f"{file}: row {i}: expected a name and a style of "
@@ -112,7 +114,9 @@ def load_emoji(
     if not files: return _drawn_emoji(n_drawn)
     rows = [r for f in files for r in _read_emoji(f)
             if (tones or not r['tone']) and style in (None, r['style'])]
-    x = [_rgba(r['image'] and r['image']['bytes'], f"image {i}, {r['text']!r},")
+    if not rows:
+        raise ValueError(f"tones, style: expected such emoji in {files[0].parent}, found none")
+    x = [_rgba((r['image'] or {}).get('bytes'), f"image {i}, {r['text']!r},")
          for i,r in enumerate(rows)]
     def column(k): return tuple(r[k] or '' for r in rows)
     return Emoji(torch.stack(x).permute(0, 3, 1, 2).contiguous(), column('text'),

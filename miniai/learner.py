@@ -154,7 +154,9 @@ def concat_batches(
     if isinstance(first, Mapping):
         return {k: concat_batches([o[k] for o in parts]) for k in first}
     if isinstance(first, torch.Tensor): return torch.cat(parts)
-    return tuple(map(concat_batches, zip(*parts)))
+    if isinstance(first, (tuple,list)): return tuple(map(concat_batches, zip(*parts)))
+    raise TypeError(f"parts: expected tensors, nested in tuples, lists and dicts, got "
+                    f"{type(first).__name__}")
 
 
 class EpochMetric:

@@ -324,7 +324,7 @@ def _lr(learn): return learn.opt.param_groups[0]['lr']
 def _loss(learn): return learn.loss
 
 class RecorderCB(Callback):
-    "Keeps numbers of every training batch of the last fit, as lists in the dict `values`."
+    "Keeps numbers of every step of the last fit, as lists in the dict `values`."
     order,in_lr_find = 40,False
     def __init__(self,
         **fields, # Functions of the learner that give a number; learning rate and loss if none
@@ -366,7 +366,7 @@ def _kept_value(v):
 def numbers(self:RecorderCB,
     name, # Name of a field
 ): # (n,), float64, on the CPU
-    "The values of a field, one per training batch."
+    "The values of a field, one per step."
     values = self.values[name]
     if not values or not isinstance(values[0], torch.Tensor):
         return torch.tensor(values, dtype=torch.float64)

@@ -128,6 +128,20 @@ def test_bad_rows_are_named(tmp_path, monkeypatch, spoil, text):
     write()
     with pytest.raises(ValueError, match=text): e.load_emoji()
 
+def test_a_table_without_what_is_asked_for(tmp_path, monkeypatch):
+    import pyarrow as pa,pyarrow.parquet as pq
+    row = dict(image=dict(bytes=image(9, 64, 'png'), path=''), text='eye', tags=['look'], group='', subgroup='', tone='light', style='noto')
+    (tmp_path/'emoji').mkdir()
+    monkeypatch.setenv('MINIAI_DATA', str(tmp_path))
+    def write(o): pq.write_table(pa.Table.from_pylist([o]), tmp_path/'emoji/a.parquet')
+    write(row)
+    assert len(e.load_emoji(tones=True))==1
+    for kw in ({}, dict(tones=True, style='fluent')):
+        with pytest.raises(ValueError, match='tones, style: expected such emoji in .*emoji, found none'): e.load_emoji(**kw)
+    for bad,text in (('a text', 'expected images in the column image, as a dict'), (dict(path='x'), 'has no bytes')):
+        write(row | dict(image=bad))
+        with pytest.raises(ValueError, match=text): e.load_emoji(tones=True)
+
 def test_the_command_of_the_makefile_ends_in_one_line(tmp_path):
     line = next(o for o in (root/'Makefile').read_text(encoding='utf-8').splitlines() if 'fetch_emoji' in o)
     env = dict(MINIAI_DATA=str(tmp_path/'data'), PATH=str(tmp_path), PYTHONPATH=str(root))

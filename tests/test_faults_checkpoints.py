@@ -601,7 +601,7 @@ def test_a_group_of_batches_that_is_cut_short_is_clipped_like_any_other():
     torch.testing.assert_close((net.weight-before).norm().item(), .5*1e-3, rtol=1e-2, atol=0)
 
 def test_accumulation_has_a_state_before_the_first_fit():
-    assert AccumulateCB(2).state_dict()==dict(count=0, first=None, total=0., grads=[])
+    assert AccumulateCB(2).state_dict()==dict(count=0, first=None, total=0., grads=[], left=[])
 
 
 # ------------------------------------------------------------------ several processes
@@ -626,3 +626,58 @@ def test_accelerate_in_one_process_trains_like_anybody():
         kind(net, DataLoaders(BatchLoader(X, Y, bs=8), None), F.mse_loss, .1, list(cbs), optim.SGD).fit(2, valid=False)
         return net.weight.detach()
     torch.testing.assert_close(trained(AccelerateCB()), trained(kind=TrainLearner))     # gradients of old steps are forgotten
+
+@pytest.mark.parametrize('opt', [AdamW, partial(optim.SGD, momentum=.9)])
+@pytest.mark.parametrize('n', [4, 10, 99])                          # within the fit, at its end, and one that is complete
+def test_the_fit_after_a_resumed_one(tmp_path, opt, n):
+    "A schedule's last rate and momentum do not stay in the optimizer."
+    def learner():
+        torch.manual_seed(0)
+        return TrainLearner(nn.Linear(3, 1), DataLoaders(BatchLoader(X, Y, bs=8, shuffle=True), None), lr=.05, opt_func=opt)
+    def fit(learn, *more): learn.fit(2, valid=False, cbs=[BatchSchedCB(partial(OneCycle, max_lr=.05)), CheckpointCB(tmp_path/'a', every=1), *more])
+    whole = learner()
+    whole.fit(2, valid=False, cbs=[BatchSchedCB(partial(OneCycle, max_lr=.05)), CheckpointCB(tmp_path/'b')])
+    with contextlib.suppress(KeyboardInterrupt): fit(learner(), Stop(n))
+    again = learner()
+    fit(again, Stop(99))
+    for o in (whole, again):
+        torch.manual_seed(5)
+        o.fit(1, valid=False)
+    def settings(o): return [{k: v for k,v in g.items() if k!='params'} for g in o.opt.param_groups]
+    assert settings(whole)==settings(again) and whole.opt.param_groups[0]['lr']==.05
+    assert torch.equal(whole.model.weight, again.model.weight)
+
+def test_accumulation_leaves_a_momentum_in_the_gradients_alone():
+    def train(bs, *cbs):
+        torch.manual_seed(0)
+        learn = MomentumLearner(nn.Linear(3, 1), DataLoaders(BatchLoader(X, Y, bs=bs), None), lr=.05)
+        learn.fit(3, valid=False, cbs=cbs)
+        return learn.model.weight.detach()
+    torch.testing.assert_close(train(8), train(2, AccumulateCB(4)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(train(40), train(8, AccumulateCB(5)), atol=1e-5, rtol=1e-5)
+
+@pytest.mark.parametrize('n', [3, 6])                               # within a group
+def test_accumulation_with_momentum_goes_on(tmp_path, n):
+    def fit(folder, *more):
+        torch.manual_seed(0)
+        learn = MomentumLearner(nn.Linear(3, 1), DataLoaders(BatchLoader(X, Y, bs=4), None), lr=.05)
+        learn.fit(2, valid=False, cbs=[AccumulateCB(4), CheckpointCB(tmp_path/folder, every=1), *more])
+        return learn.model.weight.detach()
+    with contextlib.suppress(KeyboardInterrupt): fit('a', Stop(n))
+    assert torch.equal(fit('a', Stop(99)), fit('b', Stop(99)))
+
+def test_marks_that_no_text_could_hold():
+    from miniai.clip import Tokenizer
+    for bad in (('<START>','<END>'), ('<s>','<S>'), ('a  b','<end>')):
+        with pytest.raises(ValueError, match='marks: expected two names that differ, in small letters'): Tokenizer([], 24, bad)
+    tok = Tokenizer([], 24, ('<a>','<a><b>'))
+    assert tok.encode('<a><b>')==[tok.end] and tok.encode('<a>')==[tok.start]
+
+def test_predictions_that_cannot_be_joined():
+    from miniai.learner import concat_batches
+    with pytest.raises(TypeError, match='parts: expected tensors, .* got NoneType'): concat_batches([dict(a=torch.ones(1), b=[torch.ones(1), None])]*2)
+
+def test_calibration_of_predictions_with_a_gradient():
+    from miniai.augment import calibration
+    p = torch.tensor([[.8,.2],[.3,.7]], requires_grad=True)
+    assert not any(isinstance(o, torch.Tensor) and o.requires_grad for o in calibration(p, torch.tensor([0, 1])))
