@@ -135,6 +135,7 @@ def after_fit(self:RunCardCB, learn):
 def cancel_fit(self:RunCardCB, learn): self.card['state'] = 'cancelled'
 @patch
 def cleanup_fit(self:RunCardCB, learn):
+    if not self.card: return                   # another callback failed before the fit began
     if self.card['state']=='running': self.card['state'] = 'failed'
     self._write()
 
@@ -162,7 +163,7 @@ class TensorBoardCB(_RowsCB):
         every=1, # Write every so many batches' loss
     ):
         self.folder,self.config = Path(folder),_settings(config)
-        self.every,self.step = whole_number('every', every),0
+        self.every,self.step,self.writer = whole_number('every', every),0,None
 
     def before_fit(self, learn):
         super().before_fit(learn)
@@ -179,7 +180,8 @@ class TensorBoardCB(_RowsCB):
         for k,v in row.items():
             if k!='epoch' and isinstance(v, (int,float)):
                 self.writer.add_scalar(k.replace('_', '/', 1), v, self.step)
-    def cleanup_fit(self, learn): self.writer.close()              # after an error too
+    def cleanup_fit(self, learn):                                  # after an error too
+        if self.writer: self.writer.close()
 
     def state_dict(self): return dict(step=self.step, n=self._n) # Dict, for a checkpoint
     def load_state_dict(self, state_dict): # What that gave
@@ -194,7 +196,7 @@ class TrackioCB(_RowsCB):
         project, # Name under which runs are compared
         name=None, # Of this run; trackio invents one if None
         config=None, # Settings by name
-    ): self.project,self.name,self.config = project,name,_settings(config)
+    ): self.project,self.name,self.config,self.run = project,name,_settings(config),None
 
     def before_fit(self, learn):
         super().before_fit(learn)
@@ -205,6 +207,7 @@ class TrackioCB(_RowsCB):
     def _row(self, learn, row):
         self.run.log({k: v for k,v in row.items() if k!='epoch'}, step=row['epoch'])
     def cleanup_fit(self, learn):
+        if not self.run: return
         with contextlib.redirect_stdout(io.StringIO()): self.run.finish()
 
 # %% ../nbs/44_serving.ipynb #66655e45
