@@ -2,6 +2,7 @@
 listed here fails the first test."""
 import copy,importlib,inspect,json,random
 from functools import partial
+from types import SimpleNamespace
 import numpy as np, pytest, torch, torch.nn.functional as F
 from torch import nn
 from common import exports,order,root
@@ -432,12 +433,13 @@ def test_a_callback_goes_on_where_it_was(name, tmp_path):
 
 def test_recorders_hide_no_error_of_another_callback(tmp_path):
     "A fit that fails before it began leaves the recorders nothing to end."
-    from miniai.learner import Callback,Learner
+    from miniai.learner import Callback,Learner,TrainCB
+    dls = SimpleNamespace(valid=[torch.zeros(1, 1)])
     class Fails(Callback):
         order = -99
         def before_fit(self, learn): raise ValueError('mine')
     for name in ('serving.RunCardCB', 'serving.TensorBoardCB', 'serving.TrackioCB'):
-        with pytest.raises(ValueError, match='mine'): Learner(nn.Linear(1, 1), None, cbs=[Fails(), get(name)(tmp_path/'x')]).fit(1, train=False)
+        with pytest.raises(ValueError, match='mine'): Learner(nn.Linear(1, 1), dls, cbs=[TrainCB(), Fails(), get(name)(tmp_path/'x')]).fit(1, train=False)
 
 # Files of an earlier day: what was written then is read for ever. `python tests/test_contract.py` writes new ones, for a new version only.
 
