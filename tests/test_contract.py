@@ -431,6 +431,14 @@ def test_a_callback_goes_on_where_it_was(name, tmp_path):
             events.Reload()
             assert [o.step for o in events.Scalars('train/loss')]==[6, 12]
 
+def test_a_checkpoint_from_before_a_callback_had_a_state(tmp_path, monkeypatch):
+    with monkeypatch.context() as m:
+        m.delattr(callbacks['distill.ConsistencyCB'], 'state_dict')
+        fit_with('distill.ConsistencyCB', tmp_path, 9)
+    with pytest.warns(UserWarning, match='of ConsistencyCB nothing was saved; it begins anew'):
+        cb,history = fit_with('distill.ConsistencyCB', tmp_path, 10**6)
+    assert len(history)==2 and cb.n==12-8
+
 def test_recorders_hide_no_error_of_another_callback(tmp_path):
     "A fit that fails before it began leaves the recorders nothing to end."
     from miniai.learner import Callback,Learner,TrainCB
