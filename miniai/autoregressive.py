@@ -142,14 +142,14 @@ def next_token_loss(
 #| code-fold: true
 @torch.no_grad()
 def token_bits(
-    net, # `ImageGPT`
+    net, # `ImageGPT`, in evaluation mode
     tokens, # (n,length), int64
     cond=None, # As for the net
     bs=100, # Images at a time
 ): # (n,length), float32: minus the base-2 logarithm of each token's probability
     "What each token costs, given those before it, in bits."
     parts = []
-    for i in range(0, len(tokens), bs):
+    for i in range(0, max(1, len(tokens)), whole_number('bs', bs)):
         t,c = tokens[i:i+bs],None if cond is None else cond[i:i+bs]
         logp = net(t, c).float().log_softmax(-1)
         parts.append(-logp.gather(2, t[...,None])[...,0]/math.log(2))

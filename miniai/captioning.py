@@ -12,6 +12,7 @@ __all__ = ['FeatureMap', 'references', 'parse_caption', 'CaptionScore', 'caption
 #| code-fold: true
 import math,re,torch,torch.nn.functional as F
 from collections import Counter
+from contextlib import contextmanager
 from fastcore.basics import patch
 from typing import NamedTuple
 from torch import nn
@@ -30,18 +31,19 @@ class FeatureMap(ImageEncoder):
         super().__init__(1, nfs)
         *_,last,_,_,_ = self.net                 # the last stage; pooling, flatten and head go
         self.net,self.last = self.net[:-4],last
+        self.factor = 2**(len(list(self.net))+1)                    # divides the images' sides
 
     def forward(self,
-        x, # Images, (n,3,h,w), float in [-1,1]; 16 divides h and w
+        x, # Images, (n,3,h,w), float in [-1,1]; `factor` (of four `nfs` 16) divides h and w
     ): # (n,h/8*w/8,nfs[-2]+nfs[-1]), row by row, for four `nfs`
         "The last two feature maps side by side, the smaller one enlarged."
-        _check_images(x, 2**(len(list(self.net))+1))
+        _check_images(x, self.factor)
         fine = super().forward(x)                                        # (n,c,h/8,w/8)
         coarse = F.interpolate(self.last(fine), scale_factor=2)
         return torch.cat([fine, coarse], 1).flatten(2).transpose(1, 2)   # -> (n,places,c)
 
 # %% ../nbs/39_captioning.ipynb #abfad874
-#| code-summary: "Exported: a clear error for what are no images, and the start from an image encoder"
+#| code-summary: "Exported: an error for what are no images, evaluation mode, a start from an image encoder"
 #| code-fold: true
 def _check_images(x, factor):
     "A ValueError unless `x` is images in colour whose sides `factor` divides."
@@ -50,6 +52,15 @@ def _check_images(x, factor):
         got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
         raise ValueError("x: expected images (n,3,h,w) of floats, h and w multiples of "
                          f"{factor}, got {got}")
+
+@contextmanager
+def _evaluating(net):
+    "Evaluation mode; afterwards every module is in the mode that it was in."
+    modes = [(m, m.training) for m in net.modules()]
+    net.eval()
+    try: yield
+    finally:
+        for m,mode in modes: m.training = mode
 
 @patch
 def copy_from(self:FeatureMap,
@@ -129,8 +140,8 @@ def caption_score(
 
 # %% ../nbs/39_captioning.ipynb #9c90cc91
 def next_scores(
-    net, # With `encode(x)` and `decode(ids, places)`, such as a `Captioner`
-    x, # Images, (n,3,h,w), float in [-1,1]
+    net, # With `encode(x)` and `decode(ids, places)`, such as a `Captioner`; its mode stays
+    x, # Images, (n,3,h,w), float in [-1,1], on its device
 ): # Function of ids (n*k,l), `k` rows in a row for each image; gives scores (n*k,n_vocab)
     "What every way to write asks again and again: the scores of the next id."
     places = net.encode(x)
@@ -303,10 +314,11 @@ def rerank(
     if any(isinstance(t, str) or not len(t) for t in texts):
         raise ValueError("texts: expected a list of one or more captions for each image")
     device,flat = clip.log_scale.device,sorted({o for t in texts for o in t})
-    vectors = torch.cat([clip.encode_text(tok(flat[i:i+256]).to(device))
-                         for i in range(0, len(flat), 256)])
+    with _evaluating(clip):
+        image = clip.encode_image(x.to(device))
+        vectors = torch.cat([clip.encode_text(tok(flat[i:i+256]).to(device))
+                             for i in range(0, len(flat), 256)])
     row = {o: v for o,v in zip(flat, vectors)}
-    image = clip.encode_image(x.to(device))
     best = [torch.stack([row[o] for o in t])@v for t,v in zip(texts, image)]
     return [t[b.argmax()] for t,b in zip(texts, best)]
 
@@ -375,16 +387,20 @@ def write(self:Captioner,
     bs=128, # Images at a time
 ): # List of n str
     "A caption for each image."
-    _check_images(x, 16)
-    device,mode,texts = self.positions.device,self.training,[]
-    room = len(self.positions)-1
-    self.eval()
-    try:
-        for o in check_finite(x, 'x').split(whole_number('bs', bs)):
+    return [o[0] for o in _beams(self, x, tok, n_beams, bs)]
+
+# %% ../nbs/39_captioning.ipynb #f486c365
+#| code-summary: "Exported: all beams of each image, in evaluation mode and on the captioner's device"
+#| code-fold: true
+def _beams(net, x, tok, n_beams, bs): # For each image a list of `n_beams` str, the best first
+    _check_images(x, net.image.factor)
+    device,room,texts = net.positions.device,len(net.positions)-1,[]
+    bs = whole_number('bs', bs)
+    with _evaluating(net):
+        for o in check_finite(x, 'x').split(bs) if len(x) else ():
             ids = torch.full((len(o), 1), tok.start, device=device)
-            ids = beam_search(next_scores(self, o.to(device)), ids, tok.end, room, n_beams)[0]
-            texts += [tok.decode(i) for i in ids[:,0].tolist()]
-    finally: self.train(mode)
+            ids = beam_search(next_scores(net, o.to(device)), ids, tok.end, room, n_beams)[0]
+            texts += [[tok.decode(i) for i in row] for row in ids.tolist()]
     return texts
 
 # %% ../nbs/39_captioning.ipynb #9a9c188b
@@ -397,16 +413,15 @@ def load_captioner(
     return load_with_words(path, Captioner)
 
 # %% ../nbs/39_captioning.ipynb #99e9ab26
+@torch.no_grad()
 def interrogate(
     x, # Images, (n,3,h,w), float in [-1,1]
     captioner, # `Captioner`
     tok, # `Tokenizer` of the captioner and of `clip`
     clip, # `CLIP`
     n_beams=4, # Captions that CLIP chooses from
+    bs=128, # Images at a time
 ): # List of n str
     "A prompt for each image: the captioner's beams, re-ranked by CLIP."
-    _check_images(x, 16)
-    scores,n = next_scores(captioner, x),len(x)
-    ids = torch.full((n, 1), tok.start, device=x.device)
-    ids,_ = beam_search(scores, ids, tok.end, len(captioner.positions)-1, n_beams)
-    return rerank(clip, tok, x, [[tok.decode(o) for o in row] for row in ids.tolist()])
+    texts = _beams(captioner, x, tok, n_beams, bs)
+    return rerank(clip, tok, x, texts) if texts else []

@@ -777,7 +777,9 @@ def _restore(self:CheckpointCB, learn):
     for p,g in zip(learn.model.parameters(), s['grads']):
         p.grad = None if g is None else g.to(p)
     if hasattr(learn, 'load_extra_state'): learn.load_extra_state(s['extra'])
-    for k,cb in _stateful(learn).items(): cb.load_state_dict(s['callbacks'][k])
+    for k,cb in _stateful(learn).items():
+        if k in s['callbacks']: cb.load_state_dict(s['callbacks'][k])
+        else: warnings.warn(f"CheckpointCB: of {k} nothing was saved; it begins anew")
     self.done,self.began = s['done'],s['began']
     self.sources.load(s['random'], own=s['batch']==0)
 

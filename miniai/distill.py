@@ -9,6 +9,7 @@ __all__ = ['trajectories', 'jump_target', 'Jump', 'plan_jumps', 'JumpCB', 'Chang
 #| code-summary: "Imports of the module"
 #| code-fold: true
 import torch
+from fastcore.basics import patch
 from typing import NamedTuple
 from .data import whole_number
 from .ddpm import c_noise,check_sigmas,clean_images,load_weights,per_image
@@ -115,6 +116,9 @@ class Change:
         "The nearest change of that rank, by the singular value decomposition."
         w,rank = {},whole_number('rank', rank)
         for k,v in after.items():
+            if not v.is_floating_point():                     # counts and masks stay exact
+                w[k] = v^before[k] if v.dtype==torch.bool else v-before[k]
+                continue
             change = v.float()-before[k].float()
             m = change.flatten(1) if change.ndim>1 else change[None]
             if rank*sum(m.shape)>=m.numel():
@@ -125,17 +129,27 @@ class Change:
             w[k+'.a'],w[k+'.b'] = u[:,:rank]*root,root[:,None]*vt[:rank]
         return cls(w)
 
-    @torch.no_grad()
-    def add(self,
-        model, # `nn.Module`, changed in place
-    ): # `model`
-        "Add the change to the weights of a model."
-        own = model.state_dict()                              # they share memory with the model
-        for k,v in self.w.items():
-            if k.endswith('.b'): continue
-            if k.endswith('.a'): k,v = k[:-2],v@self.w[k[:-2]+'.b']
-            own[k] += v.view_as(own[k])
-        return model
+# %% ../nbs/31_few_steps.ipynb #991f6d74
+#| code-summary: "Exported: Change.add; two halves are a pair only where their stem is a name of the model"
+#| code-fold: true
+@patch
+@torch.no_grad()
+def add(self:Change,
+    model, # `nn.Module`, changed in place
+): # `model`
+    "Add the change to the weights of a model."
+    own,left,new = model.state_dict(),dict(self.w),{}       # `own` shares memory with the model
+    for k,p in own.items():
+        if k in left: v = left.pop(k)
+        elif {k+'.a', k+'.b'}<=left.keys(): v = left.pop(k+'.a')@left.pop(k+'.b')
+        else: continue
+        v = v.to(p.device).view_as(p)
+        new[k] = p^v if p.dtype==torch.bool else p+v
+    if left:
+        raise ValueError("model: expected weights for the whole change, got none for "
+                         f"{', '.join(sorted(left)[:3])}")
+    for k,v in new.items(): own[k].copy_(v)
+    return model
 
 # %% ../nbs/31_few_steps.ipynb #b26cd444
 #| code-summary: "Exported: load_few, the teacher with the stored change"
@@ -159,7 +173,7 @@ class ConsistencyCB(Callback):
     order = 10
     def __init__(self,
         sigma_data, # Standard deviation of the clean images, above 0
-        every, # Batches until the gap between the two levels is halved, 1 or more
+        every, # Training batches until the gap between the two levels is halved, 1 or more
         mean=-1.2, # Mean of the natural logarithm of the higher noise levels
         std=1.2, # Its standard deviation, 0 or more
         least=.002, # Lowest noise level, above 0
@@ -167,12 +181,15 @@ class ConsistencyCB(Callback):
         self.sigma_data,self.every = sigma_data,whole_number('every', every)
         self.mean,self.std,self.least,self.n = mean,std,least,0
 
+    def state_dict(self): return dict(n=self.n) # Dict, for a checkpoint
+    def load_state_dict(self, state_dict): self.n = state_dict['n'] # What that gave
+
     def before_batch(self, learn):
         x_0 = clean_images(learn)
         sigma = (self.mean+self.std*torch.randn(len(x_0))).exp().clamp(min=2*self.least)
         gap = .5**(1+self.n//self.every)
         less = ((1-gap)*sigma).clamp(min=self.least)
-        self.n += 1
+        self.n += learn.training                              # validation shrinks no gap
         eps,s,r = torch.randn_like(x_0),per_image(sigma, x_0),per_image(less, x_0)
         with torch.no_grad():
             target = KarrasDenoiser(learn.model, self.sigma_data)(x_0+r*eps, less)

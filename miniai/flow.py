@@ -21,6 +21,7 @@ from torch import nn
 #| code-fold: true
 from .attention import FeedForward,MultiHeadAttention,grid_positions
 from .bert import load_minilm
+from .data import whole_number
 from .ddpm import check_images,check_levels,load_model,load_weights,save_weights
 from .schedules import FlowDenoiser
 from .stable import StableDiffusion
@@ -265,9 +266,11 @@ def load(cls:EmojiDiffusion,
 ): # `EmojiDiffusion`, on the CPU
     "Read a pipeline; a file that is missing, damaged or made for another net is an error."
     files = [o if path is None else Path(path)/f'{o}.safetensors' for o in _files]
-    config = {k: load_weights(o)[1]['config'] for k,o in zip(('net','codec'), files)}
+    info = {k: load_weights(o)[1] for k,o in zip(('net','codec'), files)}
     net,codec = load_text_dit(files[0]),load_codec(files[1])
-    return cls(encoder or load_minilm(), net, codec, config)
+    n_ctx = whole_number(f'path: {files[0]}: n_ctx', info['net'].get('n_ctx', 16))
+    return cls(encoder or load_minilm(), net, codec, {k: o['config'] for k,o in info.items()},
+               n_ctx)
 
 @patch
 def save(self:EmojiDiffusion,
@@ -276,5 +279,6 @@ def save(self:EmojiDiffusion,
     "Write net and codec in half precision; the text encoder is a package of its own."
     if self.config is None:
         raise ValueError("config: expected the arguments of the nets, as `load` gives them")
-    for name,k in zip(_files, ('net','codec')):
-        save_weights(getattr(self, k), Path(path)/f'{name}.safetensors', config=self.config[k])
+    for name,k,more in zip(_files, ('net','codec'), (dict(n_ctx=self.cond_shape[0]), {})):
+        save_weights(getattr(self, k), Path(path)/f'{name}.safetensors', config=self.config[k],
+                     **more)

@@ -53,7 +53,8 @@ def count_modes(
         raise ValueError(f"x: expected points (n,2), got {tuple(x.shape)}")
     angle = 2*math.pi/whole_number('k', k)*torch.arange(k)
     centres = radius*torch.stack([angle.cos(), angle.sin()], 1).to(x)
-    distance,nearest = torch.cdist(x, centres).min(1)
+    distance = torch.cdist(x, centres, compute_mode='donot_use_mm_for_euclid_dist')
+    distance,nearest = distance.min(1)
     good = distance<3*std
     n = nearest[good].bincount(minlength=k)
     return Modes(int((n>=.2*len(x)/k).sum()), good.float().mean().item())
@@ -159,6 +160,7 @@ def step_g(self:GAN,
     decay = min(self.ema, self.n/(self.n+9))
     with torch.no_grad():
         for a,b in zip(self.average.parameters(), self.g.parameters()): a.lerp_(b, 1-decay)
+        for a,b in zip(self.average.buffers(), self.g.buffers()): a.copy_(b)
 
 @patch
 def step(self:GAN,

@@ -129,7 +129,7 @@ def load_efficientnet(
 # %% ../nbs/appendix/30x_judges.ipynb #8b26780b
 @torch.no_grad()
 def judge_features(
-    judge, # Has `features`: images to (n,d), such as `EfficientNetLite` and `EmojiJudge`
+    judge, # Has `features`: images to (n,d), such as an `EmojiJudge`, in evaluation mode
     x, # Images, (n,3,h,w), float in [-1,1]
     size=None, # Pixels along each side that they are enlarged to; as they are if None
     bs=64, # Images at a time
@@ -222,7 +222,7 @@ class EmojiJudge(nn.Module):
         x, # Images, (n,3,h,w), float in [-1,1]
         bs=256, # Images at a time
     ): # List of n keys of `EMOJI_STYLES`
-        "The style that each image seems to have."
+        "The style that each image seems to have, as seen by a judge in evaluation mode."
         device,known = next(self.parameters()).device,list(EMOJI_STYLES)
         return [known[j] for o in x.split(bs) for j in self.style(o.to(device)).argmax(1)]
 
@@ -278,5 +278,7 @@ def copies(
                          f"{tuple(drawn.shape)} and {tuple(train.shape)}")
     k = whole_number('k', k, 1, len(train)-1)
     for name,o in (('drawn', drawn), ('train', train)): check_finite(o, name)
-    d,rows = torch.cdist(drawn.float(), train.float()).topk(k+1, largest=False)
+    d = torch.cdist(drawn.float(), train.float(),           # a product would round small ones
+                    compute_mode='donot_use_mm_for_euclid_dist')
+    d,rows = d.topk(k+1, largest=False)
     return Copies(rows[:,0], d[:,0], d[:,0]/d[:,1:].mean(1).clamp(min=1e-9))

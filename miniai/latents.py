@@ -33,7 +33,7 @@ from .unet import EmbResBlock,UNet
 #| code-fold: true
 @torch.no_grad()
 def scene_latents(
-    codec, # Has `to_latents`: images (n,3,h,w) in [-1,1] to latents, such as `Codec`
+    codec, # Has `to_latents`, images (n,3,h,w) in [-1,1] to latents; in evaluation mode
     scenes, # List of `Scene`
     size=64, # Pixels along each side
     seed=0, # Of places and turns, see `draw_scenes`
@@ -138,7 +138,7 @@ def load_text(
 def text_states(
     texts, # List of str, or a single one
     tokenizer, # Makes a list of texts into ids (n,l), such as `Tokenizer`
-    encoder, # Makes ids into states, such as the `TextTransformer` of a `CLIP`
+    encoder, # Makes ids into states, such as a `TextTransformer`; in evaluation mode
 ): # (n,l,d), float32, on the device of `encoder`; one row for a single text
     "The states of texts at all positions, after the end mark too: as in arXiv:2112.10752."
     ids = tokenizer([texts] if isinstance(texts, str) else list(texts))
@@ -229,7 +229,7 @@ class CaptionCB(CondCB):
 # %% ../nbs/27_latent_diffusion.ipynb #c1db2657
 @torch.no_grad()
 def generate_latents(
-    denoise, # `denoise(x, sigma, cond)`, such as a `KarrasDenoiser` of a `TextUNet`
+    denoise, # `denoise(x, sigma, cond)`, such as a `KarrasDenoiser`; in evaluation mode
     cond, # What is asked for, (n,l,d), one row per image
     uncond, # What to walk away from, (n,l,d), or (1,l,d) for all
     scale, # Guidance scale, 0 or more, see `GuidedDenoiser`
@@ -376,7 +376,7 @@ class Reader(ImageEncoder):
         bs=256, # Images at a time
     ): # List of `Scene`, with 'left of' and 'above' as the only relations
         "What the images show."
-        return [_scene(r) for r in self._answers(x, bs).tolist()]
+        return [_scene(r) for r in _answers(self, x, bs).tolist()]
 
     def right(self,
         x, # Images, (n,3,h,w), float in [-1,1]
@@ -385,24 +385,16 @@ class Reader(ImageEncoder):
     ): # `(right, said)`, bool (n,9), as in `scene_targets`; what was not said is not right
         "Which of the things said the images show; the last column is \"no flaw\"."
         y = scene_targets(_as_many(scenes, x))
-        return self._answers(x, bs)==y,y>=0
+        return _answers(self, x, bs)==y,y>=0
     def score(self, x, scenes, bs=256): # `Score`; as `right`
         "How well images show what was said."
         right,said = self.right(x, scenes, bs)
         attributes = right[:,:8].sum()/said[:,:8].sum()
         return Score(attributes.item(), (right|~said).all(1).float().mean().item())
 
-    @torch.no_grad()
-    def _answers(self, x, bs):
-        "The choices (n,9), on the CPU."
-        device,mode = next(self.parameters()).device,self.training
-        self.eval()
-        outs = [_split(self(o.to(device))) for o in _check_images(x).split(bs)]
-        self.train(mode)
-        return torch.cat([torch.stack([p.argmax(1) for p in o], 1).cpu() for o in outs])
 
 # %% ../nbs/27_latent_diffusion.ipynb #0b8638cf
-#| code-summary: "Exported: reader_loss, the sum of nine cross entropies, and checks of what is read"
+#| code-summary: "Exported: reader_loss, the sum of nine cross entropies; the answers, checks of what is read"
 #| code-fold: true
 def _split(out): return out.float().split([len(o) for o in _parts.values()], 1)
 
@@ -411,6 +403,16 @@ def _check_images(x):
     if x.ndim!=4 or x.shape[1]!=3:
         raise ValueError(f"x: expected images (n,3,h,w), got {tuple(x.shape)}")
     return check_finite(x, 'x')
+
+@torch.no_grad()
+def _answers(net, x, bs):
+    "The choices (n,9), on the CPU; afterwards every module is in the mode that it was in."
+    device,modes = next(net.parameters()).device,[(m, m.training) for m in net.modules()]
+    net.eval()
+    try: outs = [_split(net(o.to(device))) for o in _check_images(x).split(bs)]
+    finally:
+        for m,mode in modes: m.training = mode
+    return torch.cat([torch.stack([p.argmax(1) for p in o], 1).cpu() for o in outs])
 
 def _as_many(scenes, x):
     "`scenes`, if there is one for each image."

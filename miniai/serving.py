@@ -79,11 +79,12 @@ def _settings(config):
 
 class _RowsCB(Callback):
     "What the recorders share: called with each new row of `learn.history`."
-    order,in_lr_find = 30,False                                  # after MetricsCB wrote it
+    order,in_lr_find,_n = 30,False,0                             # after MetricsCB wrote it
     def before_fit(self, learn): self._n = len(learn.history)
     def after_epoch(self, learn):
         for row in learn.history[self._n:]: self._row(learn, row)
         self._n = len(learn.history)
+    def after_fit(self, learn): self.after_epoch(learn)          # a checkpoint was the end
 
 # %% ../nbs/44_serving.ipynb #6b97e8a0
 #| code-summary: "Exported: RunCardCB"
@@ -97,7 +98,7 @@ class RunCardCB(_RowsCB):
         folder='.', # Where the code lies, for `git_state`
     ):
         self.path,self.config,self.watts = Path(path),_settings(config),watts
-        self.folder = folder
+        self.folder,self.card = folder,{}
         energy_wh(0, watts)
 
     def before_fit(self, learn):
@@ -114,11 +115,6 @@ class RunCardCB(_RowsCB):
     def _row(self, learn, row):
         self.card['curve'].append(_json_ready(row))
         self._write()
-    def after_fit(self, learn): self.card['state'] = 'finished'
-    def cancel_fit(self, learn): self.card['state'] = 'cancelled'
-    def cleanup_fit(self, learn):
-        if self.card['state']=='running': self.card['state'] = 'failed'
-        self._write()
 
     def _write(self):
         cpu = time.process_time()-self.cpu
@@ -127,6 +123,34 @@ class RunCardCB(_RowsCB):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.card, indent=1)+'\n'
         replace_file(self.path, lambda tmp: tmp.write_text(text))
+
+# %% ../nbs/44_serving.ipynb #639a3226
+#| code-summary: "Exported: the end of RunCardCB's card, and the times that a checkpoint keeps for it"
+#| code-fold: true
+@patch
+def after_fit(self:RunCardCB, learn):
+    self.after_epoch(learn)
+    self.card['state'] = 'finished'
+@patch
+def cancel_fit(self:RunCardCB, learn): self.card['state'] = 'cancelled'
+@patch
+def cleanup_fit(self:RunCardCB, learn):
+    if not self.card: return                   # another callback failed before the fit began
+    if self.card['state']=='running': self.card['state'] = 'failed'
+    self._write()
+
+@patch
+def state_dict(self:RunCardCB): # Dict, for a checkpoint; empty before the first fit
+    if not self.card: return {}
+    return dict(began=self.card['began'], seconds=time.perf_counter()-self.start,
+                cpu_seconds=time.process_time()-self.cpu)
+
+@patch
+def load_state_dict(self:RunCardCB, state_dict): # What that gave, in the fit that goes on
+    if not state_dict: return
+    self.card['began'] = state_dict['began']
+    self.start,self.cpu = (self.start-state_dict['seconds'],
+                           self.cpu-state_dict['cpu_seconds'])
 
 # %% ../nbs/44_serving.ipynb #b0862fc7
 #| code-summary: "Exported: TensorBoardCB"
@@ -139,7 +163,7 @@ class TensorBoardCB(_RowsCB):
         every=1, # Write every so many batches' loss
     ):
         self.folder,self.config = Path(folder),_settings(config)
-        self.every,self.step = whole_number('every', every),0
+        self.every,self.step,self.writer = whole_number('every', every),0,None
 
     def before_fit(self, learn):
         super().before_fit(learn)
@@ -156,10 +180,12 @@ class TensorBoardCB(_RowsCB):
         for k,v in row.items():
             if k!='epoch' and isinstance(v, (int,float)):
                 self.writer.add_scalar(k.replace('_', '/', 1), v, self.step)
-    def cleanup_fit(self, learn): self.writer.close()              # after an error too
+    def cleanup_fit(self, learn):                                  # after an error too
+        if self.writer: self.writer.close()
 
-    def state_dict(self): return dict(step=self.step) # Dict, for a checkpoint
-    def load_state_dict(self, state_dict): self.step = state_dict['step'] # What that gave
+    def state_dict(self): return dict(step=self.step, n=self._n) # Dict, for a checkpoint
+    def load_state_dict(self, state_dict): # What that gave
+        self.step,self._n = state_dict['step'],state_dict.get('n', 0)
 
 # %% ../nbs/44_serving.ipynb #6c2fd4ad
 #| code-summary: "Exported: TrackioCB"
@@ -170,7 +196,7 @@ class TrackioCB(_RowsCB):
         project, # Name under which runs are compared
         name=None, # Of this run; trackio invents one if None
         config=None, # Settings by name
-    ): self.project,self.name,self.config = project,name,_settings(config)
+    ): self.project,self.name,self.config,self.run = project,name,_settings(config),None
 
     def before_fit(self, learn):
         super().before_fit(learn)
@@ -181,6 +207,7 @@ class TrackioCB(_RowsCB):
     def _row(self, learn, row):
         self.run.log({k: v for k,v in row.items() if k!='epoch'}, step=row['epoch'])
     def cleanup_fit(self, learn):
+        if not self.run: return
         with contextlib.redirect_stdout(io.StringIO()): self.run.finish()
 
 # %% ../nbs/44_serving.ipynb #66655e45

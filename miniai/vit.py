@@ -239,7 +239,7 @@ class CompactTransformer(ViT):
 
 # %% ../nbs/38_vit.ipynb #c8d88938
 def attention_of(
-    net, # `ViT`
+    net, # `ViT`, in evaluation mode
     x, # Images, as for `net`
 ): # List, one per block: (bs,n_heads,l,l), rows sum to 1
     "How much each token takes from each other, in every block."
@@ -510,7 +510,7 @@ def knn_predict(
     y, # Their classes, (m,), int64
     queries, # Features of other images, (q,n)
     k=20, # Neighbours that vote
-    temp=.07, # The nearer, the more weight: exp(cosine/temp)
+    temp=.07, # The nearer, the more weight: exp(cosine/temp); above 0
 ): # Classes, (q,), int64
     "The class that most of the nearest neighbours have: appendix F.1, arXiv:2104.14294."
     if feats.ndim!=2 or queries.ndim!=2 or feats.shape[1]!=queries.shape[1]:
@@ -519,10 +519,12 @@ def knn_predict(
     if y.shape!=feats.shape[:1]:
         raise ValueError(f"y: expected a class for each of {len(feats)} rows, "
                          f"got {tuple(y.shape)}")
+    if not temp>0: raise ValueError(f"temp: expected a number above 0, got {temp}")
     k = min(whole_number('k', k), len(feats))
     near,i = (F.normalize(queries, dim=1)@F.normalize(feats, dim=1).T).topk(k, 1)
     votes = torch.zeros(len(queries), int(y.max())+1, device=feats.device)
-    return votes.scatter_add_(1, y[i], (near.float()/temp).exp()).argmax(1)
+    near = near.float()-near[:,:1].float()             # 0 for the nearest: no vote is infinite
+    return votes.scatter_add_(1, y[i], (near/temp).exp()).argmax(1)
 
 # %% ../nbs/38_vit.ipynb #12a2a9ce
 #| code-summary: "Exported: load_dino"

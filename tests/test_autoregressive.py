@@ -88,6 +88,12 @@ def test_probabilities_of_all_images_sum_to_one(net):
     every = torch.cartesian_prod(*[torch.arange(2)]*6)
     for y in range(3): assert abs((2.**-token_bits(tiny, every, torch.full((64,), y), bs=7).sum(1).double()).sum().item()-1)<1e-5
 
+def test_no_images_cost_nothing():
+    n = ImageGPT(n_tokens=2, length=6, n_cond=3, n=8, depth=1).eval()
+    for cond in (None, torch.zeros(0).long()): assert token_bits(n, torch.zeros(0, 6).long(), cond).shape==(0,6)
+    with pytest.raises(ValueError, match='tokens: expected int64'): token_bits(n, torch.zeros(0, 6))
+    with pytest.raises(ValueError, match='bs: expected a whole number'): token_bits(n, torch.zeros(1, 6).long(), bs=0)
+
 def test_palettes_refuse_what_they_do_not_know():
     p = Palette(torch.tensor([[-1.], [1.]]))
     for x in (torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4)):

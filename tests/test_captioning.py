@@ -180,6 +180,41 @@ def test_rerank_and_interrogate(net):
         with pytest.raises(ValueError, match='texts'): rerank(clip, tok, x, texts)
     with pytest.raises(ValueError, match='x: expected images'): interrogate(x[0], net, tok, clip)
 
+def test_asking_leaves_both_nets_as_they_were(net):
+    "In any mode the same answers, and afterwards the same statistics and, module by module, the same mode."
+    torch.manual_seed(0)
+    clip = small_clip(len(tok), n=16, n_heads=2, depth=1, nfs=(4,4,8,8), n_out=8).eval()
+    x,texts = images(3),[['a star', 'a ring']]*3
+    want = net.write(x, tok),interrogate(x, net, tok, clip, 2),rerank(clip, tok, x, texts)
+    for o in (net, clip):
+        o.train()
+        next(m for m in o.modules() if isinstance(m, torch.nn.BatchNorm2d)).eval()
+    modes = [m.training for o in (net, clip) for m in o.modules()]
+    kept = {k: v.clone() for o in (net, clip) for k,v in o.state_dict().items()}
+    try:
+        assert (net.write(x, tok),interrogate(x, net, tok, clip, 2),rerank(clip, tok, x, texts))==want
+        assert [m.training for o in (net, clip) for m in o.modules()]==modes
+        assert all(torch.equal(v, kept[k]) for o in (net, clip) for k,v in o.state_dict().items())
+    finally: net.eval()
+
+def test_images_are_moved_to_the_captioner():
+    "The meta device stands for any other."
+    net = Captioner(**small).to('meta')
+    def encode(x): raise FloatingPointError(x.device.type)
+    net.encode = encode
+    for ask in (lambda: net.write(images(1), tok), lambda: interrogate(images(1), net, tok, None)):
+        with pytest.raises(FloatingPointError, match='meta'): ask()
+
+def test_three_stages_take_multiples_of_eight():
+    torch.manual_seed(0)
+    net = Captioner(**{**small, 'nfs': [4,4,8]})
+    assert len(net.write(images(2, 24), tok))==2 and len(interrogate(images(1, 24), net, tok, small_clip(len(tok), n=16, n_heads=2, depth=1, nfs=(4,4,8), n_out=8)))==1
+    with pytest.raises(ValueError, match='multiples of 8'): net.write(images(1, 28), tok)
+    with pytest.raises(ValueError, match='multiples of 16'): Captioner(**small).write(images(1, 24), tok)
+
+def test_no_images_are_no_texts(net):
+    assert net.write(torch.zeros(0, 3, 32, 32), tok)==[]==interrogate(torch.zeros(0, 3, 32, 32), net, tok, None)
+
 def test_scores_have_rows_for_each_image(net):
     x = images(2)
     with torch.no_grad():

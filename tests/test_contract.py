@@ -1,7 +1,8 @@
 """What every net, sampler and pipeline of the package keeps, those of later lessons too: a class or sampler that is exported and not
 listed here fails the first test."""
-import copy,importlib,inspect,random
+import copy,importlib,inspect,json,random
 from functools import partial
+from types import SimpleNamespace
 import numpy as np, pytest, torch, torch.nn.functional as F
 from torch import nn
 from common import exports,order,root
@@ -314,6 +315,140 @@ def test_pipeline_round_trip_and_state(pipe, tmp_path):
     assert torch.equal(torch.get_rng_state(), state)
     assert not any(m.training for net in (pipe.text, pipe.unet, pipe.codec) for m in net.modules())
 
+# Callbacks: a training that was stopped and goes on leaves each of them as one in one go does
+
+def karras(): return get('karras.KarrasCB')(.5)
+def pixels(*shape): return lambda: (torch.randn(24, *shape, generator=torch.Generator().manual_seed(4)),)
+def numbered(*shape): return lambda: (*pixels(1, 16, 16)(), torch.arange(24*max(1, int(np.prod(shape)))).view(24, *shape)%5)
+def sched(): return get('ddpm.linear_schedule')(10)
+def dino(): return get('vit.DINO')(nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 3, 4)
+def jumps():
+    sigmas = torch.tensor([9., 1., 0.], dtype=torch.float64)
+    return get('distill.JumpCB')(sigmas, get('distill.plan_jumps')(sigmas, {1: (9.,)})[0], .5)
+
+class AnyNet(nn.Module):
+    "Takes any number of arguments, and uses the first."
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, bias=False), nn.BatchNorm2d(1), nn.SiLU())
+    def forward(self, x, *rest): return self.body(x.flatten(0, -4)).view_as(x)
+
+def any_loss(preds, *targets): return (preds[0] if isinstance(preds, tuple) else preds).float().square().mean()
+
+# name: how to make it in a folder; more where it needs it: `data`, `net`, `n_inp`; `apart`: attributes that may differ, each with its reason
+callbacks = exported(lambda n, o: isinstance(o, type) and issubclass(o, get('learner.Callback')) and o is not get('learner.Callback'))
+cb_recipes = {
+    'accel.AccelerateCB': (lambda d: get('accel.AccelerateCB')(cpu=True), {}),
+    'accel.AccumulateCB': (lambda d: get('accel.AccumulateCB')(4), {}),
+    'accel.ClipCB': (lambda d: get('accel.ClipCB')(.1), {}),
+    'accel.MixedPrecisionCB': (lambda d: get('accel.MixedPrecisionCB')(scaler=get('accel.LossScaler')(2.**120)), {}),
+    'ddpm.DDPMCB': (lambda d: get('ddpm.DDPMCB')(sched()), {}),
+    'ddpm.EMACB': (lambda d: get('ddpm.EMACB')(.9), {}),
+    'distill.ConsistencyCB': (lambda d: get('distill.ConsistencyCB')(.5, 3), {}),
+    'distill.JumpCB': (lambda d: jumps(), dict(data=pixels(3, 1, 16, 16))),
+    'guidance.CondCB': (lambda d: get('guidance.CondCB')(karras(), 5), dict(data=numbered())),
+    'latents.CaptionCB': (lambda d: get('latents.CaptionCB')(karras(), torch.zeros(3).long()), dict(data=numbered(2, 3))),
+    'hooks.ActivationStatsCB': (lambda d: get('hooks.ActivationStatsCB')(nn.SiLU), dict(apart={'rows': 'it watches, and may come and go'})),
+    'init.BatchTransformCB': (lambda d: get('init.BatchTransformCB')(lambda x, *y: (x*2, *y)), {}),
+    'karras.KarrasCB': (lambda d: karras(), {}),
+    'learner.DeviceCB': (lambda d: get('learner.DeviceCB')('cpu'), {}),
+    'learner.LRFinderCB': (lambda d: get('learner.LRFinderCB')(1.01), {}),
+    'learner.MetricsCB': (lambda d: get('learner.MetricsCB')(), dict(apart={'start': 'a time'})),
+    'learner.NaNStopCB': (lambda d: get('learner.NaNStopCB')(), {}),
+    'learner.ProgressCB': (lambda d: get('learner.ProgressCB')(), {}),
+    'learner.SingleBatchCB': (lambda d: get('learner.SingleBatchCB')(), {}),
+    'learner.TrainCB': (lambda d: get('learner.TrainCB')(), {}),
+    'noise_level.LevelCB': (lambda d: get('noise_level.LevelCB')(sched()), {}),
+    'optim.BatchSchedCB': (lambda d: get('optim.BatchSchedCB')(partial(get('optim.OneCycle'), max_lr=.1)), {}),
+    'optim.EpochSchedCB': (lambda d: get('optim.EpochSchedCB')(partial(get('optim.OneCycle'), max_lr=.1)), {}),
+    'optim.RecorderCB': (lambda d: get('optim.RecorderCB')(), {}),
+    'personalise.PriorCB': (lambda d: get('personalise.PriorCB')(numbered(2, 3)()), dict(data=numbered(2, 3))),
+    'resnet.AutocastCB': (lambda d: get('resnet.AutocastCB')(), {}),
+    'schedules.FlowCB': (lambda d: get('schedules.FlowCB')(), {}),
+    'serving.RunCardCB': (lambda d: get('serving.RunCardCB')(d/'card.json'), dict(apart=dict(start='a time', cpu='a time', card='looked at below'))),
+    'serving.TensorBoardCB': (lambda d: get('serving.TensorBoardCB')(d/'events'), {}),
+    'video.VideoCB': (lambda d: get('video.VideoCB')(.5), dict(data=pixels(2, 1, 16, 16))),
+    'vit.TeacherCB': (lambda d: get('vit.TeacherCB')(), dict(data=lambda: 2*pixels(1, 16, 16)(), net=dino, n_inp=2)),
+}
+no_resume = {'checkpoint.CheckpointCB': 'it is what goes on', 'serving.TrackioCB': 'its run is a new one, with all rows: test_serving.py'}
+
+def plain_value(x):
+    "What a callback keeps in an attribute, as numbers and texts; None where it is a thing of its own."
+    if isinstance(x, torch.Tensor): return str(x.dtype),x.tolist()
+    if x is None or isinstance(x, (bool,int,float,str)): return x
+    if isinstance(x, dict): return {k: plain_value(v) for k,v in x.items()}
+    if isinstance(x, (list,tuple)): return [plain_value(o) for o in x]
+    return plain_value(dict(x.state_dict())) if hasattr(x, 'state_dict') and not isinstance(x, type) else None
+
+def fit_with(name, folder, stop):
+    "A fit of two epochs with this callback, stopped by an error after so many training batches; `(callback, history)`."
+    from miniai.checkpoint import CheckpointCB
+    from miniai.learner import Callback,Learner,MetricsCB,TrainCB
+    from miniai.loaders import DataLoaders
+    class Stop(Callback):
+        order = 900
+        def after_batch(self, learn):
+            self.left -= learn.training
+            if not self.left: raise KeyboardInterrupt
+        def state_dict(self): return {}
+        def load_state_dict(self, state): pass
+    make,more = cb_recipes[name]
+    torch.manual_seed(0)
+    data,net,stopper = more.get('data', pixels(1, 16, 16))(),more.get('net', AnyNet)(),Stop()
+    cb,stopper.left = make(folder),stop
+    cbs = [cb] + [CheckpointCB(folder/'checkpoints', every=1), stopper] + [MetricsCB()]*(not isinstance(cb, MetricsCB))
+    if not isinstance(cb, TrainCB): cbs.insert(0, TrainCB(more.get('n_inp', 1)))
+    dls = DataLoaders.from_tensors(data, tuple(o[:8] for o in data), bs=4, generator=torch.Generator().manual_seed(1))
+    learn = Learner(net, dls, any_loss, .01, cbs)
+    try: learn.fit(2)
+    except KeyboardInterrupt: pass
+    return cb,[{k: v for k,v in o.items() if k!='seconds'} for o in learn.history]
+
+def test_every_callback_is_listed():
+    assert set(callbacks)==set(cb_recipes)|set(no_resume), set(callbacks)^(set(cb_recipes)|set(no_resume))
+
+@pytest.mark.parametrize('name', sorted(cb_recipes))
+def test_a_callback_goes_on_where_it_was(name, tmp_path):
+    if name=='accel.AccelerateCB': pytest.importorskip('accelerate')
+    if name=='serving.TensorBoardCB': pytest.importorskip('tensorboard')
+    whole,history = fit_with(name, tmp_path/'whole', 10**6)
+    fit_with(name, tmp_path/'part', 2 if name=='learner.SingleBatchCB' else 9)                       # in the second epoch
+    for folder in ('part', 'whole'):                                                # of the whole nothing is left to do
+        cb,again = fit_with(name, tmp_path/folder, 10**6)
+        assert repr(again)==repr(history)
+        for k,v in vars(whole).items():
+            if folder=='whole' or k in cb_recipes[name][1].get('apart', {}): continue
+            assert repr(plain_value(vars(cb)[k]))==repr(plain_value(v)), f"{name}.{k} is lost: it needs a state_dict"
+        if hasattr(cb, 'state_dict') and name!='serving.RunCardCB':
+            assert repr(plain_value(cb.state_dict()))==repr(plain_value(whole.state_dict()))
+        if name=='serving.RunCardCB':
+            card = json.loads((tmp_path/folder/'card.json').read_text())
+            assert len(card['curve'])==2 and card['state']=='finished' and (folder=='part' or card['began']==whole.card['began'])
+            assert folder=='part' or card['seconds']>=whole.card['curve'][1]['seconds']
+        if name=='serving.TensorBoardCB':
+            from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+            events = EventAccumulator(str(tmp_path/folder/'events'))
+            events.Reload()
+            assert [o.step for o in events.Scalars('train/loss')]==[6, 12]
+
+def test_a_checkpoint_from_before_a_callback_had_a_state(tmp_path, monkeypatch):
+    with monkeypatch.context() as m:
+        m.delattr(callbacks['distill.ConsistencyCB'], 'state_dict')
+        fit_with('distill.ConsistencyCB', tmp_path, 9)
+    with pytest.warns(UserWarning, match='of ConsistencyCB nothing was saved; it begins anew'):
+        cb,history = fit_with('distill.ConsistencyCB', tmp_path, 10**6)
+    assert len(history)==2 and cb.n==12-8
+
+def test_recorders_hide_no_error_of_another_callback(tmp_path):
+    "A fit that fails before it began leaves the recorders nothing to end."
+    from miniai.learner import Callback,Learner,TrainCB
+    dls = SimpleNamespace(valid=[torch.zeros(1, 1)])
+    class Fails(Callback):
+        order = -99
+        def before_fit(self, learn): raise ValueError('mine')
+    for name in ('serving.RunCardCB', 'serving.TensorBoardCB', 'serving.TrackioCB'):
+        with pytest.raises(ValueError, match='mine'): Learner(nn.Linear(1, 1), dls, cbs=[TrainCB(), Fails(), get(name)(tmp_path/'x')]).fit(1, train=False)
+
 # Files of an earlier day: what was written then is read for ever. `python tests/test_contract.py` writes new ones, for a new version only.
 
 kept = root/'tests'/'kept'
@@ -353,7 +488,7 @@ def test_old_weights_are_read(folder):
 @pytest.mark.parametrize('folder', kept_versions(), ids=lambda f: f.name)
 def test_old_checkpoint_goes_on(folder, tmp_path):
     "A training that an earlier version stopped in the second of three epochs ends where it would have ended."
-    import json,shutil
+    import shutil
     shutil.copytree(folder/'checkpoints', tmp_path/'c')
     learn = toy_learner(tmp_path/'c')
     learn.fit(3)
@@ -363,7 +498,7 @@ def test_old_checkpoint_goes_on(folder, tmp_path):
 
 def keep():
     "Write the checkpoint of a training stopped in the second of three epochs, where it would have ended, and weights."
-    import json,shutil,tempfile
+    import shutil,tempfile
     from pathlib import Path
     from miniai import __version__
     from miniai.ddpm import save_weights

@@ -448,7 +448,7 @@ def call_distill():
     learn = type('learn', (), dict(batch=(paths,)))
     d.JumpCB(sigmas, jumps, .5).before_batch(learn)
     assert [o.shape for o in learn.batch]==[z.shape, (3,), z.shape]
-    learn = type('learn', (), dict(batch=(z,), model=staticmethod(lambda z, c: 0*z)))
+    learn = type('learn', (), dict(batch=(z,), model=staticmethod(lambda z, c: 0*z), training=True))
     d.ConsistencyCB(.5, 10).before_batch(learn)
     assert len(learn.batch)==3
     denoise,levels = d.load_few()
@@ -671,7 +671,8 @@ def call_personalise():
     assert torch.equal(pipe.states('a <it>'), learned.states('a <it>'))
 
 def call_flow():
-    import tempfile
+    import json,tempfile
+    from pathlib import Path
     from miniai import flow as f
     from miniai.bert import Bert,SentenceEncoder,WordPiece
     from miniai.emoji import load_emoji
@@ -691,6 +692,15 @@ def call_flow():
     with tempfile.TemporaryDirectory() as d:
         pipe.save(d)
         assert (f.EmojiDiffusion.load(d, encoder)('apple', steps=2).int()-pipe('apple', steps=2).int()).abs().max()<=2
+        f.EmojiDiffusion(encoder, net, codec, pipe.config, n_ctx=24).save(d)
+        assert f.EmojiDiffusion.load(d, encoder).cond_shape==(24,16)
+        beside = Path(d)/'emoji_flow.json'
+        info = json.loads(beside.read_text())
+        for n_ctx in (None, 0, 'x'):
+            beside.write_text(json.dumps({k: v for k,v in {**info, 'n_ctx': n_ctx}.items() if v is not None}))
+            if n_ctx is None: assert f.EmojiDiffusion.load(d, encoder).cond_shape==(16,16)      # written before it was kept
+            else:
+                with pytest.raises((ValueError,TypeError), match='emoji_flow.safetensors: n_ctx'): f.EmojiDiffusion.load(d, encoder)
 
 def call_emoji():
     import os,tempfile
@@ -946,7 +956,7 @@ def call_serving():
     learn = Learner(linear(), dls(), nn.functional.cross_entropy, .1, [TrainCB(), MetricsCB(), s.RunCardCB(tmp/'card.json')])
     learn.fit(1)
     assert json.loads((tmp/'card.json').read_text())['state']=='finished'
-    assert s.TensorBoardCB(tmp/'e').state_dict()==dict(step=0) and s.TrackioCB('p').config=={}
+    assert s.TensorBoardCB(tmp/'e').state_dict()==dict(step=0, n=0) and s.TrackioCB('p').config=={}
     save_weights(linear(), tmp/'net.safetensors', data='drawn shapes')
     source, = s.data_sources(dict(data='drawn shapes'))
     assert isinstance(source, s.Source) and source is s.DATA_SOURCES['drawn']

@@ -68,10 +68,16 @@ def test_damaged_folders(vit, tmp_path):
     (lambda: random_views(torch.zeros(2, 3, 8, 8)), 'x: expected images in uint8'), (lambda: draw_stickers(0), 'n: expected a whole number'),
     (lambda: knn_predict(torch.ones(3, 2), torch.zeros(3).long(), torch.ones(1, 3)), 'queries: expected as many features'),
     (lambda: knn_predict(torch.ones(3, 2), torch.zeros(2).long(), torch.ones(1, 2)), 'y: expected a class for each of 3'),
+    (lambda: knn_predict(torch.ones(3, 2), torch.zeros(3).long(), torch.ones(1, 2), temp=0.), 'temp: expected a number above 0'),
     (lambda: ViT(8, 4)(torch.zeros(1, 1, 8, 8)), 'x: expected floats'), (lambda: ViT(8, 4)(torch.zeros(1, 3, 8, 9)), 'divisible by 4'),
     (lambda: load_dino('no_such_weights'), 'path: there is no')])
 def test_wrong_arguments(make, text):
     with pytest.raises((ValueError,FileNotFoundError), match=text): make()
+
+def test_votes_of_a_low_temperature_are_finite():
+    "exp(1/.01) is no float32; of the two near ones of class 1 the vote is the larger, however small `temp` is."
+    f,y,q = torch.tensor([[1.,0.], [.99,.1], [.98,.1]]),torch.tensor([0,1,1]),torch.tensor([[.99,.12]])
+    for temp in (.07, .02, .01, 1e-3, 1e-30): assert knn_predict(f, y, q, 3, temp).item()==1
 
 def test_stickers_and_views_by_seed():
     a,b = draw_stickers(6, 3, 24),draw_stickers(6, 3, 24)

@@ -102,16 +102,19 @@ class LowRank(nn.Module):
     ):
         super().__init__()
         self.net = net.requires_grad_(False)
+        names = {k.replace('.', '/') for k,_ in net.named_parameters()}
+        other = [k for k in change if k.replace('.', '/') not in names and k[:-2].replace('.', '/') not in names]
+        if other: raise ValueError(f"change: expected parameters of net, got {other[0]}, which is none")
         self.change = nn.ParameterDict({k.replace('.', '/'): nn.Parameter(v.clone()) for k,v in change.items()})
     def tensors(self): return {k.replace('/', '.'): v.detach() for k,v in self.change.items()}
     def forward(self, *args):
         w = {}
-        for k,v in self.change.items():
-            name = k.removesuffix('/a').replace('/', '.')
-            if k.endswith('/b'): continue
-            if k.endswith('/a'): v = v@self.change[k[:-1]+'b']
-            own = self.net.get_parameter(name)
-            w[name] = own+v.view_as(own)
+        for k,own in self.net.named_parameters():
+            key = k.replace('.', '/')
+            if key in self.change: v = self.change[key]
+            elif {key+'/a', key+'/b'}<=set(self.change): v = self.change[key+'/a']@self.change[key+'/b']
+            else: continue
+            w[k] = own+v.view_as(own)
         return functional_call(self.net, w, args)
 
 def curve(losses, bs, n=100):
