@@ -284,9 +284,10 @@ class EMACB(Callback):
         self.n += 1
         # early on, the first weights are soon forgotten
         decay = min(self.decay, self.n/(self.n+9))
-        for a,b in zip(self.model.state_dict().values(), learn.model.state_dict().values()):
-            if a.is_floating_point(): a.lerp_(b, 1-decay)
-            else: a.copy_(b)
+        for kind in (nn.Module.parameters,nn.Module.buffers):         # of two names one
+            for a,b in zip(kind(self.model), kind(learn.model)):
+                if a.is_floating_point() or a.is_complex(): a.lerp_(b, 1-decay)
+                else: a.copy_(b)
 
     def state_dict(self): # For the checkpoints of lesson 16, with the names of the plain net
         return dict(n=self.n, model={_plain(k): v for k,v in self.model.state_dict().items()})

@@ -9,7 +9,7 @@ __all__ = ['STYLE_WORDS', 'COLOURS_HELD_OUT', 'emoji_captions', 'Split', 'split_
 # %% ../nbs/30_flow.ipynb #cef4cee1
 #| code-summary: "Imports of the module: Python and PyTorch"
 #| code-fold: true
-import random,torch
+import random,torch,warnings
 import torch.nn.functional as F
 from pathlib import Path
 from typing import NamedTuple
@@ -251,7 +251,10 @@ class EmojiDiffusion(StableDiffusion):
         return self
 
     def states(self, prompts):
-        "Text states (n,n_ctx,d), float32, of a str or a list of them."
+        "Text states (n,n_ctx,d), float32, of a str or a list of them; warns of long ones."
+        texts,n = [prompts] if isinstance(prompts, str) else list(prompts),self.cond_shape[0]
+        cut = sum(len(self.encoder.tok.encode(o))>n-2 for o in texts)
+        if cut: warnings.warn(f"{cut} of {len(texts)} texts do not fit into n_ctx={n} pieces")
         return word_states(self.encoder, prompts, self.cond_shape[0]).to(self.device)
 
 # %% ../nbs/30_flow.ipynb #326aab49

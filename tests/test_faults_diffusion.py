@@ -346,3 +346,25 @@ def test_precision_and_recall_by_loops_and_the_largest_k():
         precision,recall = precision_recall(a, b, k=k)
         assert (float(precision),float(recall))==pytest.approx((covered(a, b, k), covered(b, a, k)))
     with pytest.raises(ValueError, match='k'): precision_recall(a, b, k=7)
+
+def test_average_of_weights_with_two_names_and_of_complex_ones():
+    from miniai.learner import Callback,TrainLearner
+    from miniai.loaders import BatchLoader,DataLoaders
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a,self.b,self.w = nn.Linear(2, 2),nn.Linear(2, 2),nn.Parameter(torch.ones(2, dtype=torch.complex64))
+            self.b.weight = self.a.weight
+        def forward(self, x): return (self.b(self.a(x))*self.w).real
+    torch.manual_seed(0)
+    learn,ema,seen = TrainLearner(Net(), DataLoaders(BatchLoader(torch.randn(40, 2), torch.randn(40, 2), bs=4), None), lr=.1),EMACB(.9),[]
+    class Keep(Callback):
+        order = -50
+        def after_step(self, learn): seen.append({k: p.detach().clone() for k,p in learn.model.named_parameters()})
+    first = {k: p.detach().clone() for k,p in learn.model.named_parameters()}
+    learn.fit(1, valid=False, cbs=[ema, Keep()])
+    for i,o in enumerate(seen, 1):
+        d = min(.9, i/(i+9))
+        first = {k: d*v+(1-d)*o[k] for k,v in first.items()}
+    for k,p in ema.model.named_parameters(): torch.testing.assert_close(p, first[k], atol=1e-5, rtol=1e-5)
+    assert not torch.equal(ema.model.w, learn.model.w)
