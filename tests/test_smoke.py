@@ -689,6 +689,7 @@ def call_flow():
     pipe = f.EmojiDiffusion(encoder, net, codec, dict(net=dict(nz=4, size=8, n=16, n_blocks=2, n_heads=2, n_text=16), codec=dict(nfs=(8,16), nz=4)))
     x = pipe(['red apple', 'apple'], steps=2)
     assert x.shape==(2,3,32,32) and x.dtype==torch.uint8
+    with pytest.warns(UserWarning, match='1 of 2 texts do not fit into n_ctx=16 pieces'): pipe.states(['apple', 'red '*15])
     with tempfile.TemporaryDirectory() as d:
         pipe.save(d)
         assert (f.EmojiDiffusion.load(d, encoder)('apple', steps=2).int()-pipe('apple', steps=2).int()).abs().max()<=2
