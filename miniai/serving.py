@@ -208,8 +208,8 @@ DATA_SOURCES = dict(
                        'A. Krizhevsky, V. Nair and G. Hinton, from images on the web',
                        'none that is known', 'https://www.cs.toronto.edu/~kriz/cifar.html'))
 
-# %% ../nbs/44_serving.ipynb #3c22c202
-#| code-summary: "Exported: data_sources, and what a JSON says in words"
+# %% ../nbs/44_serving.ipynb #69a5760d
+#| code-summary: "Exported: what the JSON beside weights may hold"
 #| code-fold: true
 def _info(path):
     "Weights, checked, and the JSON beside them, whose entries the cards can read."
@@ -228,6 +228,9 @@ def _info(path):
             raise ValueError(f"path: {path}: {k}: expected {what}, got {info[k]!r:.60}")
     return w,info
 
+# %% ../nbs/44_serving.ipynb #3c22c202
+#| code-summary: "Exported: data_sources, and what a JSON says in words"
+#| code-fold: true
 def _name(path):
     return path if isinstance(path, str) and path.isidentifier() else Path(path).stem
 
@@ -817,17 +820,7 @@ def make_app(
 
     _add_images(app, batcher, metrics, journal, timeout, check, to_bytes, media_type)
     _add_pages(app, batcher, metrics, journal)
-    return _counted(BodyLimit(app), metrics)
-
-def _counted(app, metrics):
-    "In front of an ASGI application: counts each answer to a request for an image."
-    async def run(scope, receive, send):
-        async def note(message):
-            if message['type']=='http.response.start':
-                metrics.count('requests_total', status=message['status'])
-            await send(message)
-        await app(scope, receive, note if scope.get('path')=='/images' else send)
-    return run
+    return _Counted(app, metrics)
 
 # %% ../nbs/44_serving.ipynb #4d9a491c
 #| code-summary: "Exported: BodyLimit, which reads no more of a request than it must"
@@ -853,6 +846,19 @@ class BodyLimit:
         whole = [dict(type='http.request', body=body, more_body=False)]
         async def again(): return whole.pop() if whole else await receive()
         await self.app(scope, again, send)
+
+class _Counted(BodyLimit):
+    "Counts each answer to a request for an image, whoever gives it."
+    def __init__(self, app, metrics):
+        super().__init__(app)
+        self.metrics = metrics
+
+    async def __call__(self, scope, receive, send):
+        async def note(message):
+            if message['type']=='http.response.start':
+                self.metrics.count('requests_total', status=message['status'])
+            await send(message)
+        await super().__call__(scope, receive, note if scope.get('path')=='/images' else send)
 
 # %% ../nbs/44_serving.ipynb #3a64e53c
 #| code-summary: "Exported: running, a server in a thread"
