@@ -102,7 +102,8 @@ def to_centres(
 # %% ../nbs/40_detection.ipynb #2df2074f
 def _overlap(a, b):
     "Intersection and union of all pairs, and the boxes as (...,n,1,4) and (...,1,m,4)."
-    a,b = a[...,:,None,:],b[...,None,:,:]
+    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    a,b = a[...,:,None,:].to(dtype),b[...,None,:,:].to(dtype)    # half precision is too coarse
     lo,hi = torch.maximum(a[...,:2], b[...,:2]),torch.minimum(a[...,2:], b[...,2:])
     both = (hi-lo).clamp(min=0).prod(-1)
     def area(o): return (o[...,2:]-o[...,:2]).prod(-1)
@@ -113,7 +114,7 @@ def _over(a, b): return a/b.clamp(min=torch.finfo(b.dtype).tiny)
 def box_iou(
     a, # Corners, (...,n,4), float
     b, # Corners, (...,m,4)
-): # (...,n,m), in [0,1]
+): # (...,n,m), in [0,1], float32 at least
     "Intersection over union of each of `a` with each of `b`; 0 for two boxes without area."
     both,union,_,_ = _overlap(a, b)
     return _over(both, union)
@@ -122,7 +123,7 @@ def box_iou(
 def box_giou(
     a, # Corners, (...,n,4), float
     b, # Corners, (...,m,4)
-): # (...,n,m), in (-1,1]
+): # (...,n,m), in (-1,1], float32 at least
     "Generalised IoU, which also tells apart boxes that don't touch: arXiv:1902.09630."
     both,union,a,b = _overlap(a, b)
     lo,hi = torch.minimum(a[...,:2], b[...,:2]),torch.maximum(a[...,2:], b[...,2:])
@@ -192,11 +193,15 @@ def dense_loss(
     preds, # `(logits, boxes)` of a `DenseDetector`
     boxes, # Corners, (n,m,4)
     labels, # (n,m), -1 where there is no object
+    shape=None, # Rows and columns of the feature map; a square if None
 ): # Scalar
     "Focal loss of the kinds, arXiv:1708.02002, and 1 - GIoU of the boxes, per object's place."
     kind,box = preds
-    side = math.isqrt(kind.shape[1])
-    obj = dense_targets(places(side, side).to(boxes), boxes, labels)
+    h,w = [math.isqrt(kind.shape[1])]*2 if shape is None else shape
+    if h*w!=kind.shape[1]:
+        raise ValueError(f"shape: expected rows and columns of {kind.shape[1]} places, "
+                         f"got {shape}")
+    obj = dense_targets(places(h, w).to(boxes), boxes, labels)
     i,l = (obj>=0).nonzero(as_tuple=True)
     true = torch.zeros_like(kind)
     true[i,l,labels[i,obj[i,l]]] = 1
@@ -244,7 +249,8 @@ def dense_objects(
         score,label = kind.detach().sigmoid().max(-1)
         i = (score>=least).nonzero()[:,0]
         if limit is None: i = i[score[i].argsort(descending=True)]
-        else: i = i[nms(box[i].detach()+2*label[i][:,None], score[i], limit)]   # kinds apart
+        else:                                                                   # kinds apart
+            i = i[nms(box[i].detach().float()+2*label[i][:,None], score[i], limit)]
         res.append(Found(box[i].detach().clamp(0, 1), score[i], label[i]))
     return res
 
@@ -257,7 +263,7 @@ def precision_area(
     tp = right.double().cumsum(0)
     precision,recall = tp/torch.arange(1, len(tp)+1),tp/n
     best = precision.flip(0).cummax(0)[0].flip(0)
-    at = torch.searchsorted(recall, torch.arange(101, dtype=torch.float64)/100)
+    at = torch.searchsorted(recall, torch.arange(101, dtype=torch.float64)*.01)   # as linspace
     return F.pad(best, (0,1))[at.clamp(max=len(tp))].mean().item()
 
 # %% ../nbs/40_detection.ipynb #9c98f615
@@ -269,8 +275,9 @@ def _right(found, boxes, limit):
     taken = torch.zeros(len(boxes), dtype=torch.bool)
     res = torch.zeros(len(found), dtype=torch.bool)
     for i in range(len(found)):
-        best = iou[i].where(~taken, -1.).max(0) if len(boxes) else None
-        if best and best[0]>=limit: res[i],taken[best[1]] = True,True
+        free = iou[i].where(~taken, -1.)
+        if len(boxes) and free.max()>=limit:
+            res[i],taken[(free==free.max()).nonzero()[-1]] = True,True   # the last of equals
     return res
 
 def average_precision(

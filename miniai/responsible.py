@@ -9,7 +9,7 @@ __all__ = ['wilson', 'bootstrap', 'FlatDenoiser', 'fit_flat', 'balance_weights',
 # %% ../nbs/45_responsible.ipynb #cdeb7d3a
 #| code-summary: "Imports of the module miniai.responsible"
 #| code-fold: true
-import json,math,os,torch
+import hashlib,json,math,os,torch
 from pathlib import Path
 from typing import NamedTuple
 from torch import nn
@@ -134,10 +134,20 @@ def _check_rows(n, **rows):
     "A ValueError if one of the tensors hasn't `n` rows, or a bad number."
     for name,o in rows.items():
         if o is None: continue
-        if tuple(o.shape)!=(n,) or not n:
-            raise ValueError(f"{name}: expected the shape ({n or 'n'},), got {tuple(o.shape)}")
+        got = tuple(o.shape) if isinstance(o, torch.Tensor) else f'a {type(o).__name__}'
+        if got!=(n,) or not n:
+            raise ValueError(f"{name}: expected the shape ({n or 'n'},), got {got}")
         if name in ('probs', 'weights') and not (check_finite(o, name).min()>=0 and o.sum()>0):
             raise ValueError(f"{name}: expected numbers of 0 or more, not all 0")
+
+def _yes_or_no(**rows):
+    "Bool tensors of one length, from what was given as True and False, or 1 and 0."
+    rows = {k: torch.as_tensor(o) for k,o in rows.items()}
+    _check_rows(next(iter(rows.values())).numel(), **rows)
+    for name,o in rows.items():
+        if not ((o==0)|(o==1)).all():
+            raise ValueError(f"{name}: expected True and False, got other numbers")
+    return [o.bool() for o in rows.values()]
 
 # %% ../nbs/45_responsible.ipynb #078f466c
 def balance_weights(
@@ -145,7 +155,7 @@ def balance_weights(
     group, # What shall be equally frequent within each class, (n,), int64 or bool
 ): # (n,), float, 1 on average within each class
     "Weights by which the groups of each class weigh the same; the classes stay as they are."
-    _check_rows(len(y), group=group)
+    _check_rows(len(y), y=y, group=group)
     w = torch.zeros(len(y))
     for c in y.unique():
         rows = y==c
@@ -161,7 +171,7 @@ def effective_size(
     return (w.double().sum()**2/w.double().square().sum()).item()
 
 # %% ../nbs/45_responsible.ipynb #f5cd1ed6
-#| code-summary: "Exported: the matrix of the cosine transform, the check of images"
+#| code-summary: "Exported: the cosine transform, the draws of a key, the check of images"
 #| code-fold: true
 def _dct(n):
     "The orthogonal matrix of the cosine transform (DCT-II), (n,n)."
@@ -169,6 +179,15 @@ def _dct(n):
     m = (math.pi*(2*k+1)*k[:,None]/(2*n)).cos()*math.sqrt(2/n)
     m[0] /= math.sqrt(2)
     return m.float()
+
+def _key_normal(key, n):
+    "Draws from the standard normal distribution, (n,n), that depend on every bit of the key."
+    key = whole_number('key', key, 0, 2**256-1)
+    if key<2**32: return torch.randn(n, n, generator=torch.Generator().manual_seed(key))
+    # torch's generator reads 32 bits of its seed; the bytes of a hash come from all
+    raw = bytearray(hashlib.shake_256(key.to_bytes(32, 'little')).digest(4*n*n))
+    u = (torch.frombuffer(raw, dtype=torch.int32).double()+.5)/2**31            # in (-1,1)
+    return (math.sqrt(2)*torch.erfinv(u)).float().view(n, n)
 
 def _check_size(x, n):
     "A ValueError if `x` is not images of at least `n` pixels a side."
@@ -180,7 +199,7 @@ def _check_size(x, n):
 class Watermark:
     "A spread-spectrum mark in coarse cosine waves of the brightness, after Cox et al., 1997."
     def __init__(self,
-        key, # The secret, int
+        key, # The secret, int, 0 to 2**256-1; a good one has 63 random bits or more
         lo=3, # Coarsest waves used: distance of (i,j) from (0,0)
         hi=28, # Finest ones; also the least height and width of an image
         strength=3., # Root mean square of the change, in grey levels
@@ -189,8 +208,7 @@ class Watermark:
         self.strength,i = finite_number('strength', strength),torch.arange(hi)
         radius = (i[:,None]**2+i**2).sqrt()
         self.band = (radius>=lo) & (radius<hi)
-        gen = torch.Generator().manual_seed(whole_number('key', key, 0))
-        self.pattern = torch.randn(hi, hi, generator=gen)*self.band
+        self.pattern = _key_normal(key, hi)*self.band
 
     def coefficients(self,
         x, # Images, uint8 (n,3,h,w)
@@ -224,6 +242,15 @@ def false_alarm(
     "The upper tail of the standard normal distribution."
     return torch.erfc(torch.as_tensor(z).double()/math.sqrt(2))/2
 
+# %% ../nbs/45_responsible.ipynb #588811f8
+#| code-summary: "Exported: the distance to the nearest"
+#| code-fold: true
+def _nearest(a, b):
+    "Distance of each row of `a` to the nearest one of `b`, (n,); exactly 0 for a copy."
+    # by differences: a matrix product is faster, and loses what is small beside the vectors
+    exact = dict(compute_mode='donot_use_mm_for_euclid_dist')
+    return torch.cat([torch.cdist(o, b, **exact).amin(1) for o in a.split(256)])
+
 # %% ../nbs/45_responsible.ipynb #d93a87dd
 class CopyTest(NamedTuple):
     "Are drawn images nearer to the training images than to others of the same kind?"
@@ -246,7 +273,7 @@ def copy_test(
         raise ValueError("drawn, train, held: expected (n,d), (m,d) and (k,d) with one row or "
                          f"more, got {', '.join(map(str, shapes))}")
     for name,o in sets.items(): check_finite(o, name)
-    a,b = (torch.cdist(drawn.float(), o.float()).amin(1) for o in (train, held))
+    a,b = (_nearest(drawn.double(), o.double()) for o in (train, held))
     p = len(train)/(len(train)+len(held))
     k = ((a<b).double()+(a==b).double()*p).sum().item()                # a tie tells nothing
     return CopyTest(k/len(drawn), p, *wilson(round(k), len(drawn)))
@@ -259,7 +286,7 @@ def roc(
     y, # The truth, (n,), bool
 ): # `(fpr, tpr)`, each (m,), float64, rising from 0 to 1
     "Fractions of false and of true alarms at each threshold, from the strictest on."
-    y = torch.as_tensor(y).bool()
+    (y,),scores = _yes_or_no(y=y),torch.as_tensor(scores)
     _check_rows(len(y), scores=scores)
     if y.all() or not y.any(): raise ValueError("y: expected both True and False")
     s,order = check_finite(scores, 'scores').sort(descending=True)
@@ -290,9 +317,8 @@ def group_rates(
     group, # Of each row, (n,), int64 or bool
 ): # `{group: GroupRates}`
     "The rates that fairness measures compare: table 1, arXiv:1703.00056."
-    y,said,group = (torch.as_tensor(o) for o in (y, said, group))
-    _check_rows(len(y), said=said, group=group)
-    y,said = y.bool(),said.bool()
+    (y,said),group = _yes_or_no(y=y, said=said),torch.as_tensor(group)
+    _check_rows(len(y), group=group)
     def part(a, b): return ((a&b).sum()/b.sum()).item()                       # 0/0 is NaN
     def rates(g): return GroupRates(int(g.sum()), part(y, g), part(y, said&g),
                                     part(said, ~y&g), part(~said, y&g))

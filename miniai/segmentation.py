@@ -577,7 +577,7 @@ def set_image(self:Segmenter,
         raise ValueError(f"image: expected uint8 (h,w,3), got {x.dtype} {tuple(x.shape)}")
     h,w = x.shape[:2]
     side,k = self.net.size,self.net.size/max(h, w)
-    inner = (max(1, round(h*k)), max(1, round(w*k))) if self.pad else (side,side)
+    inner = [max(1, int(o*k+.5)) for o in (h, w)] if self.pad else (side,side)   # as SAM rounds
     x = F.interpolate(x.permute(2, 0, 1)[None].float()/255, inner, mode='bilinear',
                       antialias=True)
     x = F.pad((x-self.mean)/self.std, (0,side-inner[1],0,side-inner[0]))
@@ -825,7 +825,13 @@ def sam_weights(
 #| code-fold: true
 def _sam_layout(c, file):
     "A `PromptSegmenter` without weights, from the config of a `SamModel`."
-    parts = {k: c.get(f'{k}_config') or {} for k in ('vision','prompt_encoder','mask_decoder')}
+    acts = dict(vision='gelu', prompt_encoder='gelu', mask_decoder='relu')
+    parts = {k: c.get(f'{k}_config') or {} for k in acts}
+    for part,act in acts.items():                     # what names and shapes would not tell
+        for k,v in dict(hidden_act=act, layer_norm_eps=1e-6).items():
+            if parts[part].get(k, v)!=v:
+                raise ValueError(f"folder: {file}: {part}_config: {k}: expected {v!r}, "
+                                 f"got {parts[part][k]!r}")
     def number(part, key, default):
         return whole_number(f'folder: {file}: {key}', parts[part].get(key, default), 0)
     def eye(key, default): return number('vision', key, default)

@@ -25,6 +25,7 @@ from typing import NamedTuple
 # %% ../nbs/44_serving.ipynb #99f7ea8c
 #| code-summary: "Imports of the module: our own"
 #| code-fold: true
+from .app import PageServer
 from .data import BACKGROUNDS,COLOURS,RELATIONS,SHAPES,SIZES,finite_number,whole_number
 from .ddpm import load_weights,replace_file
 from .distill import load_few
@@ -234,14 +235,29 @@ DATA_SOURCES = dict(
                        'A. Krizhevsky, V. Nair and G. Hinton, from images on the web',
                        'none that is known', 'https://www.cs.toronto.edu/~kriz/cifar.html'))
 
+# %% ../nbs/44_serving.ipynb #69a5760d
+#| code-summary: "Exported: what the JSON beside weights may hold"
+#| code-fold: true
+def _info(path):
+    "Weights, checked, and the JSON beside them, whose entries the cards can read."
+    w,info = load_weights(path)
+    def rows(o, fits): return isinstance(o, list) and all(map(fits, o))
+    def number(o): return isinstance(o, (int,float)) and not isinstance(o, bool)
+    def point(o): return isinstance(o, list) and len(o)>1 and number(o[0]) and number(o[1])
+    def curve(o): return rows(o, point)
+    def run(o): return isinstance(o, dict) and curve(o.get('curve', []))
+    kinds = dict(curve=(curve, 'pairs of images and loss'), minutes=(number, 'a number'),
+                 runs=(lambda o: rows(o, run), 'dicts, their curve pairs of images and loss'),
+                 metrics=(lambda o: isinstance(o, dict), 'a dict'),
+                 kept_out=(lambda o: rows(o, lambda s: isinstance(s, str)), 'a list of texts'))
+    for k,(fits,what) in kinds.items():
+        if info.get(k) is not None and not fits(info[k]):
+            raise ValueError(f"path: {path}: {k}: expected {what}, got {info[k]!r:.60}")
+    return w,info
+
 # %% ../nbs/44_serving.ipynb #3c22c202
 #| code-summary: "Exported: data_sources, and what a JSON says in words"
 #| code-fold: true
-def _info(path):
-    "The JSON beside weights, after the weights were checked against its sha256."
-    w,info = load_weights(path)
-    return w,info
-
 def _name(path):
     return path if isinstance(path, str) and path.isidentifier() else Path(path).stem
 
@@ -384,9 +400,18 @@ class Registry:
         try: history = json.loads(file.read_text())['history']
         except (ValueError,KeyError,TypeError):
             raise ValueError(f"folder: {file} is no pointer of a registry") from None
-        if not isinstance(history, list) or not set(history)<=set(self.versions()):
+        there = self.versions()
+        fits = isinstance(history, list) and all(type(o) is int and o in there for o in history)
+        if not fits:
             raise ValueError(f"folder: {file} names versions that lack: {history!r:.60}")
         return history
+
+    def _known(self, version):
+        "`version` as an int; a ValueError unless it is there."
+        there,version = self.versions(),whole_number('version', version)
+        if version not in there:
+            raise ValueError(f"version: expected one of {there}, got {version}")
+        return version
 
     def _point(self, history):
         text = json.dumps(dict(history=history))
@@ -424,10 +449,7 @@ def promote(self:Registry,
     version, # Number of a version that is there
 ):
     "Put a version into production."
-    with _locked(self.folder):
-        if version not in self.versions():
-            raise ValueError(f"version: expected one of {self.versions()}, got {version!r}")
-        self._point([*self.history(), version])
+    with _locked(self.folder): self._point([*self.history(), self._known(version)])
 
 # %% ../nbs/44_serving.ipynb #60022711
 #| code-summary: "Exported: Registry.rollback and path"
@@ -449,9 +471,7 @@ def path(self:Registry,
     "Where a version lies."
     if version is None and not self.history():
         raise ValueError("version: nothing is in production yet; promote a version first")
-    version = self.history()[-1] if version is None else version
-    if version not in self.versions():
-        raise ValueError(f"version: expected one of {self.versions()}, got {version!r}")
+    version = self._known(self.history()[-1] if version is None else version)
     return next((self.folder/'versions'/f'{version:04d}').glob('*.safetensors'))
 
 # %% ../nbs/44_serving.ipynb #55db60e8
@@ -469,7 +489,16 @@ class Drawer:
         path='scene_few', # Of the change that makes the student, as in `load_few`
     ):
         self.pipe = pipe = StableDiffusion.load()
-        pipe.denoise,levels = load_few(path)
+        teacher = load_weights(path)[1].get('teacher')
+        if teacher!='scene_unet':
+            raise ValueError(f"path: {path}: expected a student with the teacher 'scene_unet', "
+                             f"got {teacher!r}")
+        try: pipe.denoise,levels = load_few(path)
+        except (KeyError,RuntimeError) as e:
+            raise ValueError(f"path: {path} does not fit its teacher: {e!s:.100}") from None
+        if not levels.keys()>={1,2,4}:
+            raise ValueError(f"path: {path}: levels: expected those of 1, 2 and 4 steps, "
+                             f"got {[*levels]}")
         pipe.unet,pipe.levels = pipe.denoise.model,levels.__getitem__
         pipe.denoiser = lambda asked,*_: GuidedDenoiser(pipe.denoise, asked, asked, 1.)
 
@@ -684,12 +713,13 @@ def text(self:Metrics): # str
 def _order():
     "What a client may send, as a model of pydantic: all else is refused."
     from typing import Annotated,Literal
-    from pydantic import BaseModel,ConfigDict,Field
+    from pydantic import BaseModel,BeforeValidator,ConfigDict,Field
+    whole = BeforeValidator(lambda o: o if type(o) is int else None)     # True would pass for 1
     class Order(BaseModel):
         model_config = ConfigDict(extra='forbid', strict=True)
         prompt: Annotated[str, Field(min_length=1, max_length=200, pattern='[A-Za-z]')]
         seed: Annotated[int, Field(ge=0, le=2**32-1)] = 0
-        steps: Literal[1, 2, 4] = 2
+        steps: Annotated[Literal[1, 2, 4], whole] = 2
         id: Annotated[str, Field(pattern='^[A-Za-z0-9-]{1,64}$')]|None = None
     return Order
 
@@ -734,7 +764,7 @@ async def wait_for_image(
 # %% ../nbs/44_serving.ipynb #cbe31b4e
 #| code-summary: "Exported: the addresses of an app"
 #| code-fold: true
-def _add_images(app, batcher, metrics, journal, timeout, check, to_bytes, media_type, problems):
+def _add_images(app, batcher, metrics, journal, timeout, check, to_bytes, media_type):
     "POST /images."
     from fastapi import Request
     from fastapi.responses import JSONResponse,Response
@@ -742,16 +772,17 @@ def _add_images(app, batcher, metrics, journal, timeout, check, to_bytes, media_
     @app.post('/images')
     async def images(order: Order, request: Request):
         start,name,wrong = time.monotonic(),order.id or uuid.uuid4().hex,check(order.prompt)
-        if wrong: return problems([dict(field='prompt', expected=wrong)])
+        if wrong: return JSONResponse(dict(errors=[dict(field='prompt', expected=wrong)]), 422)
         if journal and not journal.begin(name):
             return JSONResponse(dict(error='id in use'), 409)
-        ask,status = Ask(order.prompt, order.seed, order.steps),500
+        ask,status,body = Ask(order.prompt, order.seed, order.steps),500,None
         try:
-            status,result = await wait_for_image(batcher, ask, request, timeout)
-            body = await asyncio.to_thread(to_bytes, result) if status==200 else None
+            found,result = await wait_for_image(batcher, ask, request, timeout)
+            if found==200: body = await asyncio.to_thread(to_bytes, result)
+            status = found
+        except Exception as e: result = e
         finally:
             if journal: journal.note(name, 'done' if status==200 else f'failed {status}')
-            metrics.count('requests_total', status=status)
         metrics.observe('request_seconds', time.monotonic()-start)
         head = {'X-Request-Id': name}
         if status==200: return Response(body, media_type=media_type, headers=head)
@@ -806,18 +837,17 @@ def make_app(
     async def lifespan(app):
         yield
         await asyncio.to_thread(batcher.close)
-    def problems(found):
-        metrics.count('requests_total', status=422)
-        return JSONResponse(dict(errors=found), 422)
     app = FastAPI(title='miniai', lifespan=lifespan, docs_url=None, redoc_url=None)
 
     @app.exception_handler(RequestValidationError)
-    async def refuse(request, e):
-        return problems(_problems(e))
+    async def refuse(request, e): return JSONResponse(dict(errors=_problems(e)), 422)
+    @app.exception_handler(400)                   # FastAPI's, for what is no text or too deep
+    async def unreadable(request, e):
+        return JSONResponse(dict(errors=[dict(field='body', expected='JSON')]), 422)
 
-    _add_images(app, batcher, metrics, journal, timeout, check, to_bytes, media_type, problems)
+    _add_images(app, batcher, metrics, journal, timeout, check, to_bytes, media_type)
     _add_pages(app, batcher, metrics, journal)
-    return BodyLimit(app)
+    return _Counted(app, metrics)
 
 # %% ../nbs/44_serving.ipynb #4d9a491c
 #| code-summary: "Exported: BodyLimit, which reads no more of a request than it must"
@@ -844,18 +874,32 @@ class BodyLimit:
         async def again(): return whole.pop() if whole else await receive()
         await self.app(scope, again, send)
 
+class _Counted(BodyLimit):
+    "Counts each answer to a request for an image, whoever gives it."
+    def __init__(self, app, metrics):
+        super().__init__(app)
+        self.metrics = metrics
+
+    async def __call__(self, scope, receive, send):
+        async def note(message):
+            if message['type']=='http.response.start':
+                self.metrics.count('requests_total', status=message['status'])
+            await send(message)
+        await super().__call__(scope, receive, note if scope.get('path')=='/images' else send)
+
 # %% ../nbs/44_serving.ipynb #3a64e53c
 #| code-summary: "Exported: running, a server in a thread"
 #| code-fold: true
-def _server(app, host, port, started):
-    "uvicorn's server, which calls `started` when it listens, and knows its address."
+def _server(app, taken, started):
+    "uvicorn's server at a port that a `PageServer` has taken; calls `started` when it listens."
     import uvicorn
     class Server(uvicorn.Server):
+        url = taken.url.rstrip('/')
         async def startup(self, *args, **kw):
             await super().startup(*args, **kw)
             if self.started: started()
-        def url(self): return f"http://{host}:{self.servers[0].sockets[0].getsockname()[1]}"
-    return Server(uvicorn.Config(app, host, port, log_level='critical', access_log=False))
+        def run(self): super().run([taken.socket])
+    return Server(uvicorn.Config(app, log_level='critical', access_log=False))
 
 @contextlib.contextmanager
 def running(
@@ -865,17 +909,15 @@ def running(
 ): # The address as a URL, in a `with`
     "Serve an application from a thread, as long as the `with` lasts."
     begun = threading.Event()
-    server = _server(app, host, port, begun.set)
+    server = _server(app, PageServer(host=host, port=port), begun.set)
     def serve():
         try: server.run()
-        except SystemExit: pass                     # how uvicorn says that the port is taken
         finally: begun.set()
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     begun.wait()
-    if not server.started:
-        raise OSError(f"port: nothing can listen at {host}:{port}")
-    try: yield server.url()
+    if not server.started: raise RuntimeError("app: the server has not started")
+    try: yield server.url
     finally:
         server.should_exit = True
         thread.join()
@@ -1010,6 +1052,7 @@ def serve_main(
     "Serve what is in production, until a signal says to end."
     a = _serve_parser().parse_args(args)
     try:
+        taken = PageServer(host=a.host, port=a.port)
         if a.registry and not Path(a.registry).is_dir():
             raise ValueError(f"registry: there is no folder {a.registry}")
         drawer = Drawer(Registry(a.registry).path() if a.registry else 'scene_few')
@@ -1020,9 +1063,8 @@ def serve_main(
     except (ValueError,OSError) as e:
         print(f'miniai-serve: {e}', file=sys.stderr)
         return 2
-    server = _server(app, a.host, a.port, lambda: print(server.url(), flush=True))
-    try: server.run()
-    except SystemExit: return 1
+    server = _server(app, taken, lambda: print(server.url, flush=True))
+    server.run()
     return 0
 
 # %% ../nbs/44_serving.ipynb #39d803e4
@@ -1064,6 +1106,8 @@ def _both(expected, actual):
         raise ValueError("expected, actual: one of them counts nothing")
     return pair
 
+def _due(pair): return pair.sum(1, keepdim=True)*pair.sum(0)/pair.sum()
+
 def psi(
     expected, # Counts by category, of the reference
     actual, # Counts by category, of now
@@ -1072,6 +1116,31 @@ def psi(
     p,q = ((o+.5)/(o+.5).sum() for o in _both(expected, actual))
     return ((q-p)*(q/p).log()).sum().item()
 
+# %% ../nbs/44_serving.ipynb #6d113a3b
+#| code-summary: "Exported: Pearson's and Fisher's p-value"
+#| code-fold: true
+def _pearson(pair):
+    "Statistic and p-value of Pearson's test, for two rows of counts."
+    due = _due(pair).clamp(min=1e-9)                       # of a row without counts: no difference
+    stat = ((pair-due)**2/due).sum()
+    half = torch.tensor((pair.shape[1]-1)/2).double()
+    return stat.item(),torch.special.gammaincc(half, stat/2).item()
+
+def _fisher(pair):
+    "Fisher's exact test of two columns: how often chance alone gives a table as unlikely."
+    n,k,total = pair[1].sum(),pair[:,1].sum(),pair.sum()
+    x = torch.arange(max(0, n+k-total), min(n, k)+1, dtype=torch.float64)
+    def ways(a, b): return (a+1).lgamma()-(b+1).lgamma()-(a-b+1).lgamma()      # their logarithm
+    p = (ways(k, x)+ways(total-k, n-x)).softmax(0)
+    return p[p<=p[x==pair[1,1]]*(1+1e-7)].sum().item()
+
+def _few(pair):
+    "The p-value if the last column is too rare for Pearson's test: it is tested by itself."
+    most,few = pair[:,:-1],pair[:,-1]
+    ps = [_fisher(torch.stack([most.sum(1), few], 1))]
+    if most.shape[1]>1: ps.append(_pearson(most)[1])
+    return min(1., len(ps)*min(ps))
+
 # %% ../nbs/44_serving.ipynb #a5240d03
 def chi_square(
     expected, # Counts by category, of the reference
@@ -1079,14 +1148,12 @@ def chi_square(
 ): # `(statistic, p)`: float, and how often chance alone would give as much, 0 to 1
     "Pearson's test that two sets of counts come from one source; rare categories as one."
     pair = _both(expected, actual)
-    def due(o): return o.sum(1, keepdim=True)*o.sum(0)/o.sum()
-    rare = (due(pair)<5).any(0)
+    rare = (_due(pair)<5).any(0)
     if rare.any(): pair = torch.cat([pair[:,~rare], pair[:,rare].sum(1, keepdim=True)], 1)
     pair = pair[:,pair.sum(0)>0]
     if pair.shape[1]<2: return 0.,1.
-    stat = ((pair-due(pair))**2/due(pair)).sum()
-    half = torch.tensor((pair.shape[1]-1)/2).double()
-    return stat.item(),torch.special.gammaincc(half, stat/2).item()
+    stat,p = _pearson(pair)
+    return stat,p if _due(pair).min()>=5 else _few(pair)
 
 # %% ../nbs/44_serving.ipynb #b278a292
 #| code-summary: "Exported: DriftMonitor"

@@ -39,9 +39,10 @@ def animation(
     hold=3, # The last frame stays so many times as long
 ): # bytes of an animated PNG, which runs for ever
     "Clips side by side as one moving image."
-    if not isinstance(x, torch.Tensor) or x.ndim!=5 or not x.is_floating_point():
+    fits = isinstance(x, torch.Tensor) and x.ndim==5 and x.is_floating_point()
+    if not fits or x.shape[2] not in (1,3) or not x.numel():
         got = f"the shape {tuple(x.shape)}" if hasattr(x, 'shape') else type(x).__name__
-        raise ValueError(f"x: expected floats of the shape (n,t,c,h,w), got {got}")
+        raise ValueError(f"x: expected floats of the shape (n,t,c,h,w), c 1 or 3, got {got}")
     zoom,ms,hold = (whole_number(*o) for o in (('zoom', zoom), ('ms', ms), ('hold', hold)))
     x = check_finite(x, 'x').detach().cpu().clamp(-1, 1).expand(-1, -1, 3, -1, -1)
     x = ((x+1)*127.5).round().byte().permute(1, 3, 0, 4, 2)          # (t,h,n,w,3)
@@ -258,6 +259,19 @@ def word_vectors(
                              f"got {sorted(unknown)} in {text!r}")
     return torch.tensor(rows).reshape(-1, len(VOCABULARY))
 
+# %% ../nbs/43_video.ipynb #e4ee6cd7
+#| code-summary: "Exported: the checks of channels and of clips"
+#| code-fold: true
+def _multiples(name, nfs, k):
+    "`nfs`; a ValueError unless all are multiples of `k`."
+    if any(o%k for o in nfs):
+        raise ValueError(f"{name}: expected multiples of {k}, got {tuple(nfs)}")
+    return nfs
+
+def _check_clips(x, nf):
+    if x.ndim!=5 or x.shape[2]!=nf:
+        raise ValueError(f"x: expected clips of the shape (n,t,{nf},h,w), got {tuple(x.shape)}")
+
 # %% ../nbs/43_video.ipynb #7cf16719
 class WordUNet(UNet):
     "A `UNet` conditioned on words, whose vectors are added to that of the noise level."
@@ -269,8 +283,8 @@ class WordUNet(UNet):
         patch=4, # Side of the squares of pixels that become channels
         **kwargs, # More for `UNet`: `depth`, `block`
     ):
-        super().__init__(nfs, 3, n_emb=n_emb, norm=partial(nn.GroupNorm, n_groups),
-                         patch=patch, **kwargs)
+        super().__init__(_multiples('nfs', nfs, n_groups), 3, n_emb=n_emb, patch=patch,
+                         norm=partial(nn.GroupNorm, n_groups), **kwargs)
         self.nfs = tuple(nfs)
         self.words = nn.Linear(n_words, n_emb, bias=False)
         nn.init.zeros_(self.words.weight)
@@ -288,10 +302,6 @@ def _check_words(net, cond, n):
     return cond
 
 # %% ../nbs/43_video.ipynb #0117db41
-def _check_clips(x, nf):
-    if x.ndim!=5 or x.shape[2]!=nf:
-        raise ValueError(f"x: expected clips of the shape (n,t,{nf},h,w), got {tuple(x.shape)}")
-
 class TemporalConv(nn.Module):
     "Convolutions over time at each place, added; fresh: no change. arXiv:2304.08818"
     def __init__(self,
@@ -396,6 +406,7 @@ class VideoUNet(WordUNet):
         nfs=(48,56), # Channels of each level, multiples of 8
         **kwargs, # More for `WordUNet`
     ):
+        nfs = _multiples('nfs', nfs, 8)
         super().__init__(nfs, block=partial(VideoBlock, attend=max(nfs)), **kwargs)
         n_words,n_emb = self.words.in_features,self.words.out_features
         self.temporal_words = nn.Linear(n_words, n_emb)
@@ -453,8 +464,9 @@ def inflate(
     "A video model that starts as an image model, frame by frame."
     if not isinstance(image, WordUNet) or isinstance(image, VideoUNet):
         raise ValueError(f"image: expected a WordUNet, got a {type(image).__name__}")
-    video = VideoUNet(image.nfs, n_words=image.words.in_features, patch=image.patch,
-                      n_emb=image.words.out_features, n_groups=image.norm.num_groups)
+    nfs,(n_emb,n_words) = _multiples('image: nfs', image.nfs, 8),image.words.weight.shape
+    video = VideoUNet(nfs, n_words=n_words, patch=image.patch, n_emb=n_emb,
+                      n_groups=image.norm.num_groups)
     new,old = video.state_dict(),image.state_dict()
     shapes = [{k: v.shape for k,v in o.items() if 'temporal' not in k} for o in (new, old)]
     if shapes[0]!=shapes[1]:
@@ -572,7 +584,7 @@ def generate_video(
     given=None, # First frames (n,k,3,h,w), float in [-1,1]; None to draw one as an image
     scale=1.5, # Guidance scale, 0 or more
     steps=12, # Of the sampler
-    n_frames=8, # Frames of a clip, with those that are given
+    n_frames=8, # Frames of a clip, with those that are given; 2 or more
     size=24, # Pixels along each side
     seed=0, # Of the first clip, the next ones count on
     bs=32, # Clips at a time
@@ -582,7 +594,7 @@ def generate_video(
     if given is not None and len(given)!=len(cond):
         raise ValueError(f"given: expected frames for {len(cond)} captions, got {len(given)}")
     levels = karras_sigmas(steps, .1, 15.)
-    shape = whole_number('n_frames', n_frames),3,whole_number('size', size),size
+    shape = whole_number('n_frames', n_frames, 2),3,whole_number('size', size),size
     device = next(denoise.model.parameters()).device
     for i in range(0, len(cond), whole_number('bs', bs)):
         words,n = cond[i:i+bs],len(cond[i:i+bs])

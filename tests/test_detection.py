@@ -1,5 +1,6 @@
 """Faults of lesson 40 and their right values: boxes, suppression, precision, matching, files."""
 import math
+import numpy as np
 import pytest, torch
 from miniai import detection as d
 from miniai.ddpm import save_weights
@@ -16,6 +17,28 @@ def test_boxes_without_area_and_apart():
 @pytest.mark.parametrize('dtype', (torch.float32, torch.float64))
 def test_boxes_keep_their_dtype(dtype):
     for f in (d.box_iou, d.box_giou): assert f(box.to(dtype), box.to(dtype)).dtype==dtype
+
+@pytest.mark.parametrize('dtype', (torch.float16, torch.bfloat16))
+def test_small_boxes_in_half_precision(dtype):
+    small = torch.tensor([[.1,.1,.105,.105], [.5,.5,.503,.504]]).to(dtype)
+    for f in (d.box_iou, d.box_giou): assert torch.equal(f(small, small), f(small.float(), small.float()))
+    assert d.box_iou(small, small)[0,0]==1
+    logits = torch.full((1, 3, 10), -9.)
+    logits[0,:2,9] = torch.tensor([3., 2.])                     # two of the last kind, IoU 0.39
+    boxes = torch.tensor([[[.088,.088,.118,.132], [.101,.088,.132,.132], [0,0,1,1]]])
+    assert len(d.dense_objects((logits.to(dtype), boxes.to(dtype)))[0].scores)==2
+
+def test_the_dense_loss_of_maps_that_are_not_square():
+    torch.manual_seed(0)
+    net,truth = d.DenseDetector(10, (4,8)).eval(),(torch.tensor([[[.5,.5,.9,.9]]]),torch.tensor([[1]]))
+    preds = net(torch.randn(1, 3, 32, 8))                       # 16 rows of 4, as many places as 8 by 8
+    grads = torch.autograd.grad(d.dense_loss(preds, *truth, shape=(16,4)), preds[1])[0]
+    at = d.places(16, 4)[grads[0].abs().sum(1)>0]               # where a box is learnt: in the object
+    assert len(at) and (((at-.7)).abs()<=.101).all()
+    square = net(torch.randn(1, 3, 16, 16))
+    assert d.dense_loss(square, *truth)==d.dense_loss(square, *truth, shape=(8,8))
+    for shape,x in (((8,4), square), (None, net(torch.randn(1, 3, 32, 16)))):
+        with pytest.raises(ValueError, match='shape: expected rows and columns of'): d.dense_loss(x, *truth, shape=shape)
 
 def test_nms_keeps_equal_scores_in_order():
     apart = torch.tensor([[0.,0,1,1], [2,0,3,1], [4,0,5,1]])
@@ -36,6 +59,21 @@ def test_a_found_box_takes_the_best_free_object():
     truth = torch.tensor([[[0.,0,1,1], [.2,0,1.2,1]]])
     got = d.average_precision(found([[.15,0,1.15,1], [.1,0,1.1,1]], [.9,.8], [0,0]), truth, torch.tensor([[0,0]]))
     assert got=={0: 1.}
+
+def test_of_equally_good_objects_the_last_is_taken_as_by_coco():
+    got = d.average_precision(found([[.125,0.,.625,.5], [0.,0,.5,.5]], [.9,.8], [0,0]), box[None], torch.tensor([[0,0]]))
+    assert got=={0: 1.}
+
+@pytest.mark.parametrize('n', (20, 25, 50, 100, 200))
+def test_precision_at_round_recalls_as_coco_reads_it(n):
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        right = rng.permutation(np.arange(n+n//4)<n*rng.integers(4, 10)//10)
+        tp = right.cumsum()
+        recall,precision = tp/n,np.maximum.accumulate((tp/np.arange(1, len(right)+1))[::-1])[::-1]
+        at = np.searchsorted(recall, np.linspace(0, 1, 101))
+        want = np.append(precision, np.zeros(len(right)))[np.minimum(at, len(right))].mean()
+        assert d.precision_area(torch.tensor(right), n)==pytest.approx(want, abs=1e-12)
 
 def test_bad_arguments():
     with pytest.raises(ValueError, match='noise: expected a finite number, 0 or more, got -1'): d.draw_objects(1, noise=-1)

@@ -21,14 +21,19 @@ images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     (lambda: fit_flat(x, y[1:], 3), r'y: expected the shape \(12,\), got \(11,\)'), (lambda: fit_flat(x, y, 3, probs=-torch.ones(12)), 'probs: expected numbers of 0 or more'),
     (lambda: fit_flat(x, y, 3, weights=torch.full((12,), math.nan)), 'weights: expected finite'), (lambda: fit_flat(x, y, 3, probs=torch.zeros(12)), 'not all 0'),
     (lambda: balance_weights(y, yes[:3]), 'group: expected the shape'), (lambda: effective_size(-torch.ones(3)), 'weights: expected numbers of 0 or more'),
-    (lambda: effective_size(torch.ones(0)), r'weights: expected the shape \(n,\), got \(0,\)'), (lambda: balance_weights(y[:0], yes[:0]), 'group: expected the shape'),
+    (lambda: effective_size(torch.ones(0)), r'weights: expected the shape \(n,\), got \(0,\)'), (lambda: balance_weights(y[:0], yes[:0]), 'y: expected the shape'),
     (lambda: Watermark('k'), 'key: expected a whole number'), (lambda: Watermark(1, lo=0), 'lo: expected'), (lambda: Watermark(1, strength=math.inf), 'strength: expected'),
     (lambda: Watermark(1).embed(images[0]), r'x: expected images, uint8 \(n,3,h,w\) of 28 pixels'), (lambda: Watermark(1, hi=40).score(images), 'of 40 pixels or more'),
     (lambda: Watermark(1).score(images[:,:1]), 'x: expected images'), (lambda: Watermark(1).embed(images/255), 'got torch.float32'),
     (lambda: copy_test(flat, flat, flat[:,:2]), r'\(12, 3\), \(12, 3\), \(12, 2\)'), (lambda: copy_test(flat, flat[:0], flat), 'one row or more'),
     (lambda: copy_test(flat, flat, flat/0), 'held: expected finite'), (lambda: roc(flat[:,0], yes[1:]), 'scores: expected the shape'),
     (lambda: roc(flat[:,0], yes|True), 'y: expected both'), (lambda: auc(flat[:,0]/0, yes), 'scores: expected finite'),
-    (lambda: group_rates(yes, yes, y[:4]), 'group: expected the shape'), (lambda: training_energy(watts=math.nan), 'watts: expected')])
+    (lambda: group_rates(yes, yes, y[:4]), 'group: expected the shape'), (lambda: group_rates(yes[:,None], yes, y), r'y: expected the shape \(12,\), got \(12, 1\)'),
+    (lambda: group_rates(yes, yes[:,None], y), 'said: expected the shape'), (lambda: group_rates(yes, yes, y[:,None]), 'group: expected the shape'),
+    (lambda: group_rates(yes, flat[:,0], y), 'said: expected True and False'), (lambda: roc(flat[:,0], yes[:,None]), 'y: expected the shape'),
+    (lambda: roc(flat[:,:1], yes), r'scores: expected the shape \(12,\), got \(12, 1\)'), (lambda: balance_weights(y[:,None], y), 'y: expected the shape'),
+    (lambda: balance_weights(y, y.tolist()), r'group: expected the shape \(12,\), got a list'), (lambda: Watermark(2**256), 'key: expected a whole number, from 0 to'),
+    (lambda: training_energy(watts=math.nan), 'watts: expected')])
 def test_wrong_arguments_are_named(call, text):
     with pytest.raises(ValueError, match=text) as e: call()
     assert '\n' not in str(e.value)
@@ -68,7 +73,27 @@ def test_a_mark_does_not_depend_on_the_batch_and_needs_its_key():
     z = torch.stack([Watermark(k).score(x) for k in range(300)])
     assert abs(z.mean())<.1 and abs(z.std()-1)<.1                                         # standard normal over keys, whatever the image
 
+def test_every_bit_of_a_key_counts():
+    keys = [0, 1, 2**31, 2**32-1, 2**32, 2**32+1, 2**33+1, 2**62+1, 2**63, 2**64+1, 2**128+1, 2**256-1]
+    z = torch.stack([Watermark(k).pattern[Watermark(k).band] for k in keys])
+    alike = torch.corrcoef(z).fill_diagonal_(0)
+    assert alike.abs().max()<5/z.shape[1]**.5 and abs(z.mean())<.05 and abs(z.std()-1)<.05   # unrelated, standard normal
+    assert torch.equal(Watermark(2**63).pattern, Watermark(2**63).pattern)
+    old = torch.randn(28, 28, generator=torch.Generator().manual_seed(7))
+    assert torch.equal(Watermark(7).pattern, old*Watermark(7).band)                         # short keys: as in stored figures
+    assert Watermark(2**40).pattern[0,3].item()==pytest.approx(1.2344130277633667, abs=1e-6)             # the same with every version of torch
+
+def test_copies_are_found_among_many_and_far_from_zero():
+    gen = torch.Generator().manual_seed(0)
+    train = 255*torch.rand(60, 192, generator=gen)
+    held = train+.02*torch.randn(60, 192, generator=gen)
+    for far in (0, 1000): assert copy_test(train+far, train+far, held+far).fraction==1
+    assert copy_test(train, held, train).fraction==0 and copy_test(train, train, train).fraction==.5
+    half = copy_test(train.double(), train.double()+1e-9, train.double()+2e-9)              # and not cut to float32
+    assert half.fraction==1
+
 def test_equal_scores_count_half():
+    assert auc([.1, .4, .35, .8], [0, 0, 1, 1])==.75                                        # the example of scikit-learn
     assert auc(torch.zeros(12), yes)==.5 and auc(yes.float(), yes)==1. and auc(-yes.float(), yes)==0.
     fpr,tpr = roc(torch.tensor([3., 1., 1., 0.]), [True, False, True, False])
     assert fpr.tolist()==[0, 0, .5, 1] and tpr.tolist()==[0, .5, 1, 1]

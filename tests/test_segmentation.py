@@ -20,6 +20,11 @@ def test_masks_have_the_size_of_the_image(h, w, pad):
     assert masks.shape==(3,h,w) and masks.dtype==bool and ious.shape==(3,) and (np.diff(ious)<=0).all()
     assert asked(h, w, pad=pad).predict(box=[0, 0, w, h])[0].shape==(3,h,w)
 
+@pytest.mark.parametrize('h,w,inner', ((81,128,41), (83,128,42), (69,128,35), (1365,2048,43), (1,128,1)))
+def test_the_image_is_fitted_in_as_by_sam(h, w, inner):
+    for shape,fills in (((h,w), [1., inner/64]), ((w,h), [inner/64, 1.])):
+        assert s.Segmenter(tiny(), pad=True).set_image(np.zeros((*shape,3), 'uint8')).fills.tolist()==fills
+
 def test_images_in_every_form_are_the_same():
     a = np.random.RandomState(1).randint(0, 256, (9,12,3)).astype('uint8')
     net,got = tiny(),[]
@@ -120,7 +125,9 @@ def test_a_published_folder(tmp_path):
     assert masks.shape==(3,10,20) and seg.fills.tolist()==[1., .5]
     config = json.loads((tmp_path/'config.json').read_text())
     for bad,text in (('{', 'is damaged'), (json.dumps(config|dict(model_type='vit')), "expected the model_type 'sam', got 'vit'"), ('[]', "expected the model_type 'sam'"),
-                     (json.dumps(config|dict(vision_config=config['vision_config']|dict(hidden_size='a'))), 'hidden_size: expected')):
+                     (json.dumps(config|dict(vision_config=config['vision_config']|dict(hidden_size='a'))), 'hidden_size: expected'),
+                     *((json.dumps(config|{f'{part}_config': config[f'{part}_config']|{k: v}}), f'config.json: {part}_config: {k}: expected .*, got {v!r}')
+                       for part,act in (('vision', 'relu'), ('prompt_encoder', 'relu'), ('mask_decoder', 'gelu')) for k,v in (('hidden_act', act), ('layer_norm_eps', .01)))):
         (tmp_path/'config.json').write_text(bad)
         with pytest.raises(ValueError, match=text): s.load_sam(tmp_path)
     (tmp_path/'config.json').write_text(json.dumps(config))

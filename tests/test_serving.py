@@ -1,12 +1,13 @@
 """Faults of lesson 44: runs that fail, registries and journals that are killed at every step, a service and its bad customers, drift.
 
 Nothing here waits for time to pass: models are held by events, and conditions of the line are waited for."""
-import asyncio,json,os,subprocess,sys,threading
+import asyncio,json,os,socket,subprocess,sys,threading
 import pytest,torch
 from torch import nn
 from common import python,root
 from miniai import serving as s
 from miniai.ddpm import load_weights,save_weights
+from miniai.distill import Change
 
 class Held:
     "A model that draws nothing until it may."
@@ -144,7 +145,7 @@ def order(**kw): return json.dumps(dict(prompt='a star', **kw)).encode()
 @pytest.mark.parametrize('body,field', [
     (b'{"prompt": ""}', 'prompt'), (b'{"prompt": "   "}', 'prompt'), (b'{}', 'prompt'), (b'{"prompt": 3}', 'prompt'), (b'[]', 'body'), (b'no', '0'),
     (order(seed=-1), 'seed'), (order(seed=2**32), 'seed'), (order(seed=1.5), 'seed'), (order(seed=True), 'seed'), (order(seed='1'), 'seed'),
-    (order(steps=3), 'steps'), (order(steps=10**9), 'steps'), (order(weights='/etc/passwd'), 'weights'), (order(id='../x'), 'id'), (order(id=''), 'id'),
+    (order(steps=3), 'steps'), (order(steps=True), 'steps'), (order(steps=2.), 'steps'), (b'\xff', 'body'), (b'['*4000, 'body'), (b'', 'body'), (order(steps=10**9), 'steps'), (order(weights='/etc/passwd'), 'weights'), (order(id='../x'), 'id'), (order(id=''), 'id'),
     (json.dumps(dict(prompt='a'*201)).encode(), 'prompt'), (b'{"prompt": "a \\ud800"}', '')])
 def test_wrong_requests_are_refused_by_name(body, field):
     line = s.Batcher(lambda asks: 1/0)
@@ -152,11 +153,13 @@ def test_wrong_requests_are_refused_by_name(body, field):
     status,_,text = asyncio.run(call(app, 'POST', '/images', body))
     assert status==422 and json.loads(text)['errors'] and b'passwd' not in text
     if field: assert json.loads(text)['errors'][0]['field']==field
+    assert 'requests_total{status="422"} 1\n' in line.metrics.text()
     line.close()
 
 def test_what_comes_in_has_a_limit():
     line = s.Batcher(lambda asks: 1/0)
     assert asyncio.run(call(s.make_app(line), 'POST', '/images', b'x'*10_001))[0]==413
+    assert 'requests_total{status="413"} 1\n' in line.metrics.text()
     line.close()
 
 def test_answers_and_metrics():
@@ -204,6 +207,7 @@ def test_who_leaves_is_not_drawn_and_who_waits_too_long_neither(tmp_path):
     line.close()
     assert held.calls==[[1]]
     assert [journal.state(k) for k in ('first', 'leaves', 'slow')]==['done', 'failed 499', 'failed 504']
+    assert all(f'requests_total{{status="{k}"}} 1\n' in line.metrics.text() for k in (200, 409, 499, 504))
 
 def test_a_model_that_fails_is_500_and_the_next_one_is_served(capsys):
     line = s.Batcher(lambda asks: [1/(o.seed-1) and f'image {o.seed}' for o in asks])
@@ -211,6 +215,16 @@ def test_a_model_that_fails_is_500_and_the_next_one_is_served(capsys):
     async def run(): return [(await call(app, 'POST', '/images', order(seed=k)))[0::2] for k in (1, 2)]
     (status,text),good = asyncio.run(run())
     assert status==500 and b'division' not in text and good==(200, b'image 2') and 'ZeroDivisionError' in capsys.readouterr().err
+    line.close()
+
+def test_an_image_that_cannot_be_written_is_500_everywhere(tmp_path, capsys):
+    line,journal = s.Batcher(lambda asks: [o.seed for o in asks]),s.Journal(tmp_path/'j')
+    app = s.make_app(line, journal=journal, to_bytes=lambda x: b'%d' % (1/x), media_type='text/plain')
+    async def run(): return [(await call(app, 'POST', '/images', order(seed=k, id=f'r{k}')))[0::2] for k in (0, 1)]
+    (status,text),good = asyncio.run(run())
+    assert status==500 and json.loads(text)==dict(error='the model failed', id='r0') and good==(200, b'1') and 'ZeroDivisionError' in capsys.readouterr().err
+    assert [journal.state(k) for k in ('r0', 'r1')]==['failed 500', 'done']
+    assert all(f'requests_total{{status="{k}"}} 1\n' in line.metrics.text() for k in (200, 500))
     line.close()
 
 # Files: killed at every step, damaged, foreign
@@ -276,7 +290,11 @@ def test_registry_refuses_what_is_damaged(small, tmp_path):
     r.promote(1)
     assert torch.equal(load_weights(r.path())[0]['weight'], load_weights(small)[0]['weight'])
     with pytest.raises(ValueError, match='two versions'): r.rollback()
-    for text in ('', '[1]', '{"history": 3}', '{"history": [9]}'):
+    for bad in (1., True, '1', 0):
+        for f in (r.promote, r.path):
+            with pytest.raises(ValueError, match='version: expected a whole number'): f(bad)
+    assert r.history()==[1]
+    for text in ('', '[1]', '{"history": 3}', '{"history": [9]}', '{"history": [1.0]}', '{"history": [true]}'):
         (tmp_path/'r/production.json').write_text(text)
         with pytest.raises(ValueError, match='folder'): r.history()
 
@@ -410,6 +428,29 @@ def test_cards_of_foreign_weights_say_what_they_lack(small):
 
 # Drift
 
+@pytest.mark.parametrize('change,error', [
+    (dict(curve=[.5, .4]), 'curve: expected pairs'), (dict(curve=[dict(epoch=0, train_loss=.4)]), 'curve: expected pairs'), (dict(curve=[['a', .4]]), 'curve: expected pairs'),
+    (dict(curve=5), 'curve: expected pairs'), (dict(metrics=[1, 2]), 'metrics: expected a dict'), (dict(minutes='5'), "minutes: expected a number, got '5'"),
+    (dict(runs=[1]), 'runs: expected dicts'), (dict(runs=[dict(curve=[1])]), 'runs: expected dicts'), (dict(kept_out=5), 'kept_out: expected a list of texts, got 5'),
+    (dict(kept_out=[5]), 'kept_out: expected a list of texts')])
+def test_odd_entries_beside_weights_are_named(tmp_path, change, error):
+    save_weights(nn.Linear(1, 1), tmp_path/'a.safetensors', **change)
+    for f in (s.model_card, s.data_sheet):
+        with pytest.raises(ValueError, match=f'^path: .*a.safetensors: {error}'): f(tmp_path/'a.safetensors')
+
+def test_rare_categories_raise_no_false_alarms_and_are_not_overlooked():
+    gen,alpha = torch.Generator().manual_seed(0),.01
+    def drawn(n, p): return s.Counter(torch.multinomial(torch.tensor(p), n, True, generator=gen).tolist())
+    for p in ([1-3e-4, 3e-4], [.5, .4997, 3e-4], [.9, .05, .049, .001]):
+        alarms = sum(s.chi_square(drawn(5000, p), drawn(100, p))[1]<alpha for _ in range(1000))
+        assert alarms<=20, (p, alarms)                                # 10 are promised, with a standard deviation of 3
+    for reference in (dict(known=5000), dict(known=4999, new=1), dict(a=2500, b=2499, new=1)):
+        first = next(iter(reference))
+        assert s.chi_square(reference, {first: 90, 'new': 10})[1]<1e-9 and s.chi_square(reference, dict(new=100))[1]<1e-9
+    monitor = s.DriftMonitor([dict(w='new' if k==0 else 'known') for k in range(5000)], window=100, alpha=.001)
+    assert [monitor.add(dict(w='new' if k==0 else 'known')) for k in range(100)][-1]=={}
+    assert set([monitor.add(dict(w='new' if k<5 else 'known')) for k in range(100)][-1])=={'w'}
+
 def test_drift_is_found_and_named():
     quiet = [dict(colour='red' if k%2 else 'blue', size='large') for k in range(400)]
     m = s.DriftMonitor(quiet, window=100)
@@ -454,6 +495,33 @@ def test_serve_main_refuses_what_it_cannot_serve(tmp_path, capsys):
     s.Registry(tmp_path/'empty')
     assert s.serve_main(['--registry', str(tmp_path/'empty')])==2
     assert 'nothing is in production' in capsys.readouterr().err
+
+def test_serve_main_says_why_it_cannot_listen(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(s, 'Drawer', lambda path: pytest.fail('the port comes first'))
+    with socket.create_server(('127.0.0.1', 0)) as other:
+        port = other.getsockname()[1]
+        for args,text in ((['--port', '99999'], 'port: expected a whole number, from 0 to 65535, got 99999'), (['--port', '-5'], 'port: expected a whole number'),
+                          (['--port', str(port)], f'port: 127.0.0.1:{port} is in use'), (['--host', 'no.such.host.invalid'], 'port: no.such.host.invalid:8000 cannot be had')):
+            assert s.serve_main(args)==2
+            said = capsys.readouterr()
+            assert said.err.startswith(f'miniai-serve: {text}') and said.err.count('\n')==1 and not said.out
+        line = s.Batcher(lambda asks: asks)
+        for bad,text in ((99999, 'port: expected'), (port, 'is in use')):
+            with pytest.raises(ValueError, match=text):
+                with s.running(s.make_app(line), port=bad): pass
+        line.close()
+
+def test_a_registry_of_other_weights_is_refused_by_name(tmp_path, capsys):
+    r = s.Registry(tmp_path/'r')
+    w,info = load_weights('scene_few')
+    for k,(change,text) in enumerate(((dict(teacher='fashion_unet'), "expected a student with the teacher 'scene_unet', got 'fashion_unet'"), (dict(teacher=None), 'got None'),
+                                      (dict(levels={'1': [20., 0.]}), r'levels: expected those of 1, 2 and 4 steps'), (None, 'does not fit its teacher')), 1):
+        net = nn.Linear(1, 1) if change is None else Change(w)
+        save_weights(net, tmp_path/'own.safetensors', **(dict(teacher='scene_unet', levels=info['levels'])|(change or {})))
+        r.promote(r.add(tmp_path/'own.safetensors'))
+        assert s.serve_main(['--registry', str(tmp_path/'r'), '--port', '0'])==2
+        said = capsys.readouterr().err
+        assert said.startswith(f'miniai-serve: path: {tmp_path}') and text in said and f'{k:04d}' in said
 
 # The queue in computed time
 

@@ -57,7 +57,8 @@ def test_centre_of_mass_does_not_depend_on_brightness():
     assert (centre_of_mass(x)-centre_of_mass(x.double())).abs().max()<1e-4
     with pytest.raises(ValueError, match='three frames'): jitter(torch.zeros(2, 2))
 
-@pytest.mark.parametrize('x', [torch.zeros(3, 8, 8), torch.zeros(1, 2, 3, 8, 8, dtype=torch.uint8), [1], torch.full((1, 2, 3, 8, 8), torch.nan)])
+@pytest.mark.parametrize('x', [torch.zeros(3, 8, 8), torch.zeros(1, 2, 3, 8, 8, dtype=torch.uint8), [1], torch.full((1, 2, 3, 8, 8), torch.nan),
+                               torch.zeros(1, 2, 2, 8, 8), torch.zeros(1, 0, 3, 8, 8), torch.zeros(0, 2, 3, 8, 8)])
 def test_animation_refuses(x):
     with pytest.raises(ValueError, match='x: expected'): animation(x)
 
@@ -97,6 +98,11 @@ def test_inflated_it_is_the_image_model(kw):
 def test_inflate_refuses_other_nets(net):
     for bad in (torch.nn.Linear(2, 2), WordUNet((8,), n_emb=16, depth=2), net):
         with pytest.raises(ValueError, match='image: expected a WordUNet'): inflate(bad)
+
+def test_channels_must_fit_the_norms():
+    with pytest.raises(ValueError, match=r'^image: nfs: expected multiples of 8, got \(12, 12\)'): inflate(WordUNet((12,12), n_groups=4))
+    for net in (WordUNet, VideoUNet):
+        with pytest.raises(ValueError, match=r'^nfs: expected multiples of 8, got \(8, 12\)'): net((8,12))
 
 def test_net_refuses(net):
     x,c = torch.zeros(2, 3, 3, 16, 16),torch.zeros(2)
@@ -142,6 +148,8 @@ def test_given_frames_that_do_not_fit(net):
     f,x = VideoDenoiser(net, .5),torch.zeros(2, 3, 3, 16, 16)
     kw = dict(steps=2, n_frames=3, size=16)
     with pytest.raises(ValueError, match='given: expected frames for 1 captions'): generate_video(f, ['turns'], x[:,:1], **kw)
+    for given in (None, x[:1,:1]):
+        with pytest.raises(ValueError, match='n_frames: expected a whole number, 2 or more, got 1'): generate_video(f, ['turns'], given, steps=2, n_frames=1, size=16)
     for given in (x, x[:,:0], x[:,:1,:,:8]):
         with pytest.raises(ValueError, match='given: expected fewer frames'): generate_video(f, ['turns']*2, given, **kw)
     with pytest.raises(ValueError, match='given'): GivenFrames(f, x*torch.nan)
