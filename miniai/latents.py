@@ -12,6 +12,7 @@ __all__ = ['scene_latents', 'rephrase', 'caption_variants', 'load_text', 'text_s
 #| code-fold: true
 import random,torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from functools import partial
 from torch import nn
 from typing import NamedTuple
@@ -376,7 +377,7 @@ class Reader(ImageEncoder):
         bs=256, # Images at a time
     ): # List of `Scene`, with 'left of' and 'above' as the only relations
         "What the images show."
-        return [_scene(r) for r in _answers(self, x, bs).tolist()]
+        return [_scene(r) for r in self._answers(x, bs).tolist()]
 
     def right(self,
         x, # Images, (n,3,h,w), float in [-1,1]
@@ -385,7 +386,7 @@ class Reader(ImageEncoder):
     ): # `(right, said)`, bool (n,9), as in `scene_targets`; what was not said is not right
         "Which of the things said the images show; the last column is \"no flaw\"."
         y = scene_targets(_as_many(scenes, x))
-        return _answers(self, x, bs)==y,y>=0
+        return self._answers(x, bs)==y,y>=0
     def score(self, x, scenes, bs=256): # `Score`; as `right`
         "How well images show what was said."
         right,said = self.right(x, scenes, bs)
@@ -404,12 +405,13 @@ def _check_images(x):
         raise ValueError(f"x: expected images (n,3,h,w), got {tuple(x.shape)}")
     return check_finite(x, 'x')
 
+@patch
 @torch.no_grad()
-def _answers(net, x, bs):
+def _answers(self:Reader, x, bs):
     "The choices (n,9), on the CPU; afterwards every module is in the mode that it was in."
-    device,modes = next(net.parameters()).device,[(m, m.training) for m in net.modules()]
-    net.eval()
-    try: outs = [_split(net(o.to(device))) for o in _check_images(x).split(bs)]
+    device,modes = next(self.parameters()).device,[(m, m.training) for m in self.modules()]
+    self.eval()
+    try: outs = [_split(self(o.to(device))) for o in _check_images(x).split(bs)]
     finally:
         for m,mode in modes: m.training = mode
     return torch.cat([torch.stack([p.argmax(1) for p in o], 1).cpu() for o in outs])
