@@ -267,32 +267,31 @@ class AccumulateCB(Callback):
 
     def before_epoch(self, learn): self._reset()
 
-    def around_zero_grad(self, learn, zero_grad):
-        if self.count: return
-        zero_grad()
-        # what a momentum keeps in the gradients is not to be averaged
-        self.left = [None if p.grad is None or not p.grad.any() else p.grad.clone()
-                     for p in self.params]
-
     def around_step(self, learn, step):
         if self.full: step()
 
+    def state_dict(self): # Dict of numbers, and gradients of an incomplete group
+        grads = [p.grad for p in self.params] if self.count else []
+        return dict(count=self.count, first=self.first, total=self.total, grads=grads,
+                    left=self.left if self.count else [])
+
+    def load_state_dict(self, state_dict): # What `state_dict` returned
+        self.count,self.first,self.total = (state_dict[k] for k in ('count','first','total'))
+        for p,g in zip(self.params, state_dict['grads']):
+            p.grad = None if g is None else g.to(p)
+        self.left = state_dict.get('left') or [None]*len(self.params)
+        self.left = [o if o is None else o.to(p) for o,p in zip(self.left, self.params)]
+
 # %% ../nbs/16_accel.ipynb #441d8d30
-#| code-summary: "AccumulateCB: its state, for a checkpoint"
+#| code-summary: "AccumulateCB: what a momentum keeps in the gradients"
 #| code-fold: true
 @patch
-def state_dict(self:AccumulateCB): # Dict of numbers, and gradients of an incomplete group
-    grads = [p.grad for p in self.params] if self.count else []
-    return dict(count=self.count, first=self.first, total=self.total, grads=grads,
-                left=self.left if self.count else [])
-
-@patch
-def load_state_dict(self:AccumulateCB, state_dict): # What `state_dict` returned
-    self.count,self.first,self.total = (state_dict[k] for k in ('count','first','total'))
-    for p,g in zip(self.params, state_dict['grads']):
-        p.grad = None if g is None else g.to(p)
-    self.left = state_dict.get('left') or [None]*len(self.params)
-    self.left = [o if o is None else o.to(p) for o,p in zip(self.left, self.params)]
+def around_zero_grad(self:AccumulateCB, learn, zero_grad):
+    if self.count: return
+    zero_grad()
+    # what a momentum keeps in the gradients is not to be averaged
+    self.left = [None if p.grad is None or not p.grad.any() else p.grad.clone()
+                 for p in self.params]
 
 # %% ../nbs/16_accel.ipynb #16b00110
 #| code-summary: "AccumulateCB: weights by rows, the last group, and events that are held back"
