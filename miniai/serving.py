@@ -494,7 +494,7 @@ class Drawer:
             raise ValueError(f"path: {path}: expected a student with the teacher 'scene_unet', "
                              f"got {teacher!r}")
         try: pipe.denoise,levels = load_few(path)
-        except (KeyError,RuntimeError) as e:
+        except (KeyError,RuntimeError,ValueError) as e:
             raise ValueError(f"path: {path} does not fit its teacher: {e!s:.100}") from None
         if not levels.keys()>={1,2,4}:
             raise ValueError(f"path: {path}: levels: expected those of 1, 2 and 4 steps, "
@@ -1121,7 +1121,7 @@ def psi(
 #| code-fold: true
 def _pearson(pair):
     "Statistic and p-value of Pearson's test, for two rows of counts."
-    due = _due(pair).clamp(min=1e-9)                       # of a row without counts: no difference
+    due = _due(pair).clamp(min=1e-9)             # of a row without counts: no difference
     stat = ((pair-due)**2/due).sum()
     half = torch.tensor((pair.shape[1]-1)/2).double()
     return stat.item(),torch.special.gammaincc(half, stat/2).item()

@@ -67,7 +67,7 @@ def imported(module):
         elif isinstance(node, ast.Import): yield from (a.name[7:] for a in node.names if a.name.split('.')[0]=='miniai')
 
 # A method may hand its work over to an appendix of its lesson at the moment when it is called; the module itself does without
-handed_over = {('stable','folder'),('stable','published'),('command','flow'),('command','distill'),('command','lora'),('command','published'),('command','personalise'),('command','app'),('published','hub'),('published','single_file')}
+handed_over = {('stable','folder'),('stable','published'),('command','flow'),('command','distill'),('command','lora'),('command','published'),('command','personalise'),('command','app'),('published','hub'),('published','personalise'),('published','single_file')}
 
 @pytest.mark.parametrize('module', modules)
 def test_imports_only_from_earlier_notebooks(module):
