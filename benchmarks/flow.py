@@ -55,7 +55,7 @@ def dit(rounds):
 def bert(rounds):
     from transformers import BertConfig,BertModel
     ours = load_minilm()
-    theirs = BertModel(BertConfig(30_522, 384, 6, 12, 1536), add_pooling_layer=False).eval()
+    theirs = BertModel(BertConfig(vocab_size=30_522, hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536), add_pooling_layer=False).eval()
     names = sorted(set(load_emoji().names))[:256]
     ids,mask = ours.tok(names)
     rows = []
