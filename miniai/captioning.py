@@ -12,7 +12,6 @@ __all__ = ['FeatureMap', 'references', 'parse_caption', 'CaptionScore', 'caption
 #| code-fold: true
 import math,re,torch,torch.nn.functional as F
 from collections import Counter
-from contextlib import contextmanager
 from fastcore.basics import patch
 from typing import NamedTuple
 from torch import nn
@@ -21,6 +20,7 @@ from .clip import ImageEncoder,load_with_words
 from .data import BACKGROUNDS,COLOURS,RELATIONS,SHAPES,SIZES
 from .data import Scene,Thing,caption,check_finite,whole_number
 from .latents import scene_targets
+from .resnet import evaluating
 
 # %% ../nbs/39_captioning.ipynb #aee16fb5
 class FeatureMap(ImageEncoder):
@@ -52,15 +52,6 @@ def _check_images(x, factor):
         got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
         raise ValueError("x: expected images (n,3,h,w) of floats, h and w multiples of "
                          f"{factor}, got {got}")
-
-@contextmanager
-def _evaluating(net):
-    "Evaluation mode; afterwards every module is in the mode that it was in."
-    modes = [(m, m.training) for m in net.modules()]
-    net.eval()
-    try: yield
-    finally:
-        for m,mode in modes: m.training = mode
 
 @patch
 def copy_from(self:FeatureMap,
@@ -314,7 +305,7 @@ def rerank(
     if any(isinstance(t, str) or not len(t) for t in texts):
         raise ValueError("texts: expected a list of one or more captions for each image")
     device,flat = clip.log_scale.device,sorted({o for t in texts for o in t})
-    with _evaluating(clip):
+    with evaluating(clip):
         image = clip.encode_image(x.to(device))
         vectors = torch.cat([clip.encode_text(tok(flat[i:i+256]).to(device))
                              for i in range(0, len(flat), 256)])
@@ -396,7 +387,7 @@ def _beams(net, x, tok, n_beams, bs): # For each image a list of `n_beams` str, 
     _check_images(x, net.image.factor)
     device,room,texts = net.positions.device,len(net.positions)-1,[]
     bs = whole_number('bs', bs)
-    with _evaluating(net):
+    with evaluating(net):
         for o in check_finite(x, 'x').split(bs) if len(x) else ():
             ids = torch.full((len(o), 1), tok.start, device=device)
             ids = beam_search(next_scores(net, o.to(device)), ids, tok.end, room, n_beams)[0]

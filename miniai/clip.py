@@ -19,7 +19,7 @@ from torch import nn
 from .attention import TransformerBlock
 from .data import check_finite
 from .ddpm import replace_file,load_weights
-from .resnet import resnet
+from .resnet import evaluating,resnet
 
 # %% ../nbs/26_clip.ipynb #a1b99f84
 def clip_loss(
@@ -162,13 +162,10 @@ def similarities(
     bs=256, # Rows at a time
 ): # Cosines (n,m) as (images,sentences), float32, on the CPU
     "How well each sentence goes with each image."
-    device,modes = clip.log_scale.device,[(m, m.training) for m in clip.modules()]
-    clip.eval()
-    try:
+    device = clip.log_scale.device
+    with evaluating(clip):
         image = torch.cat([clip.encode_image(o.to(device)) for o in x.split(bs)])
         text = torch.cat([clip.encode_text(o.to(device)) for o in ids.split(bs)])
-    finally:
-        for m,mode in modes: m.training = mode
     return (image@text.T).cpu()
 
 def recall_at(

@@ -27,6 +27,7 @@ from .data import check_finite,draw_masks,draw_scenes,drop_words,whole_number
 from .ddpm import load_model,randn_for
 from .guidance import CondCB,GuidedDenoiser
 from .karras import sample_dpmpp_2m
+from .resnet import evaluating
 from .unet import EmbResBlock,UNet
 
 # %% ../nbs/27_latent_diffusion.ipynb #2a790ef0
@@ -406,14 +407,11 @@ def _check_images(x):
     return check_finite(x, 'x')
 
 @patch
-@torch.no_grad()
 def _answers(self:Reader, x, bs):
-    "The choices (n,9), on the CPU; afterwards every module is in the mode that it was in."
-    device,modes = next(self.parameters()).device,[(m, m.training) for m in self.modules()]
-    self.eval()
-    try: outs = [_split(self(o.to(device))) for o in _check_images(x).split(bs)]
-    finally:
-        for m,mode in modes: m.training = mode
+    "The choices (n,9), on the CPU."
+    device = next(self.parameters()).device
+    with evaluating(self):
+        outs = [_split(self(o.to(device))) for o in _check_images(x).split(bs)]
     return torch.cat([torch.stack([p.argmax(1) for p in o], 1).cpu() for o in outs])
 
 def _as_many(scenes, x):

@@ -215,6 +215,9 @@ def call_resnet():
     model = r.resnet((4,8,8))
     table = r.summary(model, x[:4].float())
     assert isinstance(table, r.Table) and r.flops(model, x[:4].float())>0
+    model.train()[0].eval()
+    with r.evaluating(model): assert not any(m.training for m in model.modules()) and not torch.is_grad_enabled()
+    assert model.training and not model[0].training
     for block in (r.ResBlock, r.PoolBlock): assert block(4, 8, stride=2)(torch.randn(2, 4, 8, 8)).shape==(2, 8, 4, 4)
     l.Learner(model, dls(), F.cross_entropy, cbs=[r.AutocastCB()]).fit(1)
 
