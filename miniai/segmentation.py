@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['place_stickers', 'masked_objects', 'FeaturePyramid', 'ChannelNorm', 'PromptEncoder', 'NarrowAttention', 'TwoWayBlock',
-           'MaskDecoder', 'PromptSegmenter', 'pair_ious', 'mask_loss', 'random_click', 'middle_click', 'next_click',
-           'masks_to_boxes', 'ClickTraining', 'pick_masks', 'Segmenter', 'load_segmenter', 'automatic_masks',
-           'RelativeAttention', 'WindowBlock', 'SAMEncoder', 'sam_names', 'sam_weights', 'load_sam']
+           'MaskDecoder', 'PromptSegmenter', 'pair_ious', 'mask_loss', 'random_click', 'middle_click', 'at_click',
+           'next_click', 'masks_to_boxes', 'ClickTraining', 'pick_masks', 'Segmenter', 'load_segmenter',
+           'automatic_masks', 'RelativeAttention', 'WindowBlock', 'SAMEncoder', 'sam_names', 'sam_weights', 'load_sam']
 
 # %% ../nbs/41_segmentation.ipynb #24de75aa
 #| code-summary: "Imports of the module"
@@ -400,17 +400,21 @@ def pair_ious(
 
 # %% ../nbs/41_segmentation.ipynb #3d5bc5e1
 def mask_loss(
-    preds, # `(logits, ious)` of a `PromptSegmenter`
-    truth, # bool, (b,h,w) or (b1,b2,h,w), together b masks
+    preds, # `(logits, ious, possible)`: (b,m,h,w), (b,m), and bool (b,t), true in each row
+    truth, # The t masks that each question may mean, bool, (b,t,h,w) or (b1,b2,t,h,w)
 ): # Scalar
-    "Cross entropy and Dice of the best mask, error of all IoUs: after arXiv:2304.02643."
-    logits,iou = preds
-    truth = truth.view(len(logits), *logits.shape[2:])
-    t = truth[:,None].expand_as(logits).float()
-    p,cross = logits.sigmoid(),F.binary_cross_entropy_with_logits(logits, t, reduction='none')
-    dice = 1-(2*(p*t).sum((2, 3))+1)/((p+t).sum((2, 3))+1)
-    best = (2*cross.mean((2, 3))+dice).min(1)[0]
-    return best.mean() + 5*F.mse_loss(iou, pair_ious(logits>0, truth))
+    "For each possible meaning the loss of its best mask, and the error of all predicted IoUs."
+    logits,iou,possible = preds
+    truth,m = truth.reshape(len(logits), -1, *logits.shape[2:]),logits.shape[1]
+    p,cost,ious = logits.sigmoid(),[],[]
+    for t in truth.unbind(1):                                       # one meaning after the other
+        y = t[:,None].expand_as(logits).float()
+        cross = F.binary_cross_entropy_with_logits(logits, y, reduction='none').mean((2, 3))
+        dice = 1-(2*(p*y).sum((2, 3))+1)/((p+y).sum((2, 3))+1)
+        cost.append((2*cross+dice).amin(1))                         # of the best mask
+        ious.append(pair_ious(logits>0, t))                         # (b,m)
+    right = torch.stack(ious, 2).where(possible[:,None], 0.).amax(2)
+    return torch.stack(cost, 1)[possible].mean() + 5*F.mse_loss(iou, right)
 
 # %% ../nbs/41_segmentation.ipynb #b3b47a71
 #| code-summary: "Exported: random_click and middle_click, pixels of a region"
@@ -436,6 +440,14 @@ def middle_click(
     return torch.stack([(i%w+.5)/w, (i//w+.5)/h], 1)
 
 # %% ../nbs/41_segmentation.ipynb #86548778
+def at_click(
+    masks, # (b,h,w)
+    xy, # Clicks, (b,2), float in [0,1)
+): # (b,)
+    "The pixel of each mask that is clicked."
+    x,y = (xy*xy.new_tensor(masks.shape[:0:-1])).long().unbind(1)
+    return masks[torch.arange(len(x), device=x.device),y,x]
+
 def next_click(
     mask, # Answer, bool, (b,h,w)
     truth, # What is meant, bool, (b,h,w)
@@ -444,9 +456,7 @@ def next_click(
     "A click where the mask is wrong; somewhere in the truth if it is right everywhere."
     wrong = mask^truth
     xy = pick(wrong.where(wrong.flatten(1).any(1)[:,None,None], truth))
-    h,w = truth.shape[1:]
-    x,y = (xy*xy.new_tensor([w,h])).long().unbind(1)
-    return xy,truth[torch.arange(len(x), device=x.device),y,x].long()
+    return xy,at_click(truth, xy).long()
 
 # %% ../nbs/41_segmentation.ipynb #2a6a3318
 #| code-summary: "Exported: masks_to_boxes"
@@ -490,33 +500,41 @@ class ClickTraining(nn.Module):
         new = dict(zip(('points','labels'), (o[:,None] for o in next_click(best, truth))))
         return ask | {k: torch.cat([ask[k], v], 1) if k in ask else v for k,v in new.items()}
 
+    def possible(self, other, points=None, labels=None, boxes=None):
+        "What is meant is possible; so is the other mask where a single click lies on it."
+        both = torch.zeros(len(other), dtype=torch.bool, device=other.device)
+        if boxes is None and points.shape[1]==1: both = at_click(other, points[:,0])
+        return torch.stack([torch.ones_like(both), both], 1)
+
     def forward(self,
         x, # Images, (b,3,h,w), float in [-1,1]
-        truth, # Masks that are meant, k per image, bool, (b,k,h,w)
-    ): # `(logits, ious)` of the last answer, (b*k,n_masks,h,w) and (b*k,n_masks)
+        truth, # k masks that are meant per image, and of each what else a click could mean,
+               # bool, (b,k,2,h,w)
+    ): # `(logits, ious, possible)` of the last answer, for `mask_loss`
         "Play, and answer."
         maps = [o.repeat_interleave(truth.shape[1], 0) for o in self.net.encode(x)]
-        truth = truth.flatten(0, 1)
-        ask = self.first(truth)
+        meant,other = truth.flatten(0, 1).unbind(1)
+        ask = self.first(meant)
         for _ in range(int(torch.tensor(self.rounds).multinomial(1))):
-            ask = self.play([o.detach() for o in maps], truth, ask)
-        return self.net.decode(maps, **ask)
+            ask = self.play([o.detach() for o in maps], meant, ask)
+        return *self.net.decode(maps, **ask),self.possible(other, **ask)
 
 # %% ../nbs/41_segmentation.ipynb #8bdcf90b
 #| code-summary: "Exported: pick_masks, which makes a batch"
 #| code-fold: true
 def pick_masks(
     x, # Images, uint8 (b,3,h,w)
-    masks, # Theirs, bool (b,m,h,w), empty where there is none, the last one the ground
+    masks, # Theirs, bool (b,2m+1,h,w), as `masked_objects` orders them
     k=2, # Masks to ask for, per image
-): # `(x, truth, truth)`: floats in [-1,1]; bool (b,k,h,w), for the net and for the loss
+): # `(x, truth, truth)`: floats in [-1,1]; bool (b,k,2,h,w), for the net and for the loss
     "A batch for `ClickTraining`: flipped, colours in any order, and masks drawn at random."
-    x = x[:,torch.randperm(3)].float()/127.5-1
+    x,m = x[:,torch.randperm(3)].float()/127.5-1,masks.shape[1]//2
     weight = masks.flatten(2).any(2).float()
     weight[:,-1] *= .25                                       # the ground is asked for less
     which = (weight+1e-9).multinomial(k, replacement=True)
-    truth = masks[torch.arange(len(x))[:,None],which]
-    for axis in (2, 3):
+    other = ((which+m)%(2*m)).where(which<2*m, which)         # the part of a whole, or back
+    truth = masks[torch.arange(len(x))[:,None,None],torch.stack([which, other], 2)]
+    for axis in (-2, -1):
         flip = torch.rand(len(x))<.5
         x[flip],truth[flip] = x[flip].flip(axis),truth[flip].flip(axis)
     return x.contiguous(memory_format=torch.channels_last),truth,truth
