@@ -500,12 +500,6 @@ class ClickTraining(nn.Module):
         new = dict(zip(('points','labels'), (o[:,None] for o in next_click(best, truth))))
         return ask | {k: torch.cat([ask[k], v], 1) if k in ask else v for k,v in new.items()}
 
-    def possible(self, other, points=None, labels=None, boxes=None):
-        "What is meant is possible; so is the other mask where a single click lies on it."
-        both = torch.zeros(len(other), dtype=torch.bool, device=other.device)
-        if boxes is None and points.shape[1]==1: both = at_click(other, points[:,0])
-        return torch.stack([torch.ones_like(both), both], 1)
-
     def forward(self,
         x, # Images, (b,3,h,w), float in [-1,1]
         truth, # k masks that are meant per image, and of each what else a click could mean,
@@ -518,6 +512,19 @@ class ClickTraining(nn.Module):
         for _ in range(int(torch.tensor(self.rounds).multinomial(1))):
             ask = self.play([o.detach() for o in maps], meant, ask)
         return *self.net.decode(maps, **ask),self.possible(other, **ask)
+
+# %% ../nbs/41_segmentation.ipynb #41b0551b
+@patch
+def possible(self:ClickTraining,
+    other, # What else the click could mean, bool, (b,h,w)
+    points=None, # The question, as for `PromptSegmenter.decode`
+    labels=None,
+    boxes=None,
+): # bool, (b,2)
+    "Which of the two masks are right answers: the other one where a single click lies on it."
+    both = torch.zeros(len(other), dtype=torch.bool, device=other.device)
+    if boxes is None and points.shape[1]==1: both = at_click(other, points[:,0])
+    return torch.stack([torch.ones_like(both), both], 1)
 
 # %% ../nbs/41_segmentation.ipynb #8bdcf90b
 #| code-summary: "Exported: pick_masks, which makes a batch"

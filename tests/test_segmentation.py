@@ -86,13 +86,35 @@ def test_a_random_click_of_one_pixel():
 
 def test_the_training_plays_every_number_of_rounds():
     torch.manual_seed(0)
-    x,truth = torch.randn(2, 3, 32, 32),torch.rand(2, 2, 32, 32)>.5
+    x,truth = torch.randn(2, 3, 32, 32),torch.rand(2, 2, 2, 32, 32)>.5
     for boxes in (0., 1.):
         for r in range(3):
             t = s.ClickTraining(tiny().train(), boxes, [float(k==r) for k in range(3)])
             loss = s.mask_loss(t(x, truth), truth)
             loss.backward()
             assert loss.isfinite() and t.net.encoder.stem[0].weight.grad.abs().sum()>0
+
+def test_a_click_on_a_part_may_mean_its_whole():
+    x,masks,_ = s.masked_objects(60, 3)
+    torch.manual_seed(0)
+    f,truth,_ = s.pick_masks(x, masks)
+    assert truth.shape==(60,2,2,64,64)
+    meant,other = truth.flatten(0, 1).unbind(1)
+    some = other.flatten(1).any(1)
+    assert some.any() and not some.all()
+    inside = ((meant&other).flatten(1).sum(1)==torch.minimum(meant.flatten(1).sum(1), other.flatten(1).sum(1)))
+    assert inside.all()                                       # a part lies in its whole; the ground beside the ground is itself
+    t = s.ClickTraining(tiny(), 0., (1.,))
+    xy,one = s.random_click(meant),torch.ones(len(meant), 1, dtype=torch.long)
+    got = t.possible(other, points=xy[:,None], labels=one)
+    x_,y_ = (xy*64).long().unbind(1)
+    assert got[:,0].all() and got[:,1].tolist()==other[torch.arange(len(other)),y_,x_].tolist() and got[:,1].any()
+    two = dict(points=xy[:,None].expand(-1, 2, -1), labels=one.expand(-1, 2))
+    assert not t.possible(other, **two)[:,1].any() and not t.possible(other, boxes=torch.rand(len(meant), 4))[:,1].any()
+    # three times the whole, and whole and part: only the second answers both questions
+    i = got[:,1].nonzero()[:1,0]
+    def loss(masks): return s.mask_loss((20*torch.stack(masks, 1).float()-10, torch.ones(1, 3), got[i]), truth.flatten(0, 1)[i])
+    assert loss([meant[i]]*3)>10*loss([meant[i], other[i], meant[i]])
 
 def test_bad_drawings():
     with pytest.raises(ValueError, match='photos: expected uint8'): s.masked_objects(1, photos=torch.zeros(1, 3, 8, 8))
