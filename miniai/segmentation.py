@@ -405,7 +405,7 @@ def mask_loss(
 ): # Scalar
     "For each possible meaning the loss of its best mask, and the error of all predicted IoUs."
     logits,iou,possible = preds
-    truth,m = truth.reshape(len(logits), -1, *logits.shape[2:]),logits.shape[1]
+    truth = truth.reshape(len(logits), -1, *logits.shape[2:])
     p,cost,ious = logits.sigmoid(),[],[]
     for t in truth.unbind(1):                                       # one meaning after the other
         y = t[:,None].expand_as(logits).float()
@@ -417,7 +417,7 @@ def mask_loss(
     return torch.stack(cost, 1)[possible].mean() + 5*F.mse_loss(iou, right)
 
 # %% ../nbs/41_segmentation.ipynb #b3b47a71
-#| code-summary: "Exported: random_click and middle_click, pixels of a region"
+#| code-summary: "Exported: random_click and middle_click, pixels of a region; at_click, what lies there"
 #| code-fold: true
 def random_click(
     region, # bool, (b,h,w); the whole image where it is empty
@@ -439,7 +439,6 @@ def middle_click(
     i = depth.argmax(1)
     return torch.stack([(i%w+.5)/w, (i//w+.5)/h], 1)
 
-# %% ../nbs/41_segmentation.ipynb #86548778
 def at_click(
     masks, # (b,h,w)
     xy, # Clicks, (b,2), float in [0,1)
@@ -448,6 +447,7 @@ def at_click(
     x,y = (xy*xy.new_tensor(masks.shape[:0:-1])).long().unbind(1)
     return masks[torch.arange(len(x), device=x.device),y,x]
 
+# %% ../nbs/41_segmentation.ipynb #86548778
 def next_click(
     mask, # Answer, bool, (b,h,w)
     truth, # What is meant, bool, (b,h,w)
@@ -514,6 +514,8 @@ class ClickTraining(nn.Module):
         return *self.net.decode(maps, **ask),self.possible(other, **ask)
 
 # %% ../nbs/41_segmentation.ipynb #41b0551b
+#| code-summary: "Exported: possible, which says what the question may mean"
+#| code-fold: true
 @patch
 def possible(self:ClickTraining,
     other, # What else the click could mean, bool, (b,h,w)

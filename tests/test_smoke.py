@@ -897,9 +897,9 @@ def call_segmentation():
     assert s.MaskDecoder(16)(torch.randn(1, 16, 4, 4), torch.zeros(16, 16), tokens)[0].shape==(2,3,16,16)
     net = s.PromptSegmenter(16, (4,8,8), size=32)
     preds = s.ClickTraining(net)(f, truth)
-    assert s.mask_loss(preds, truth)>0 and s.pair_ious(preds[0]>0, truth.flatten(0, 1)).shape==(4,3)
+    assert s.mask_loss(preds, truth)>0 and s.pair_ious(preds[0]>0, truth[:,:,0].flatten(0, 1)).shape==(4,3)
     m = masks[:,0]
-    assert s.random_click(m).shape==s.middle_click(m).shape==s.next_click(m, m)[0].shape==(2,2) and s.masks_to_boxes(m).shape==(2,4)
+    assert s.random_click(m).shape==s.middle_click(m).shape==s.next_click(m, m)[0].shape==(2,2) and s.at_click(m, s.random_click(m)).shape==(2,) and s.masks_to_boxes(m).shape==(2,4)
     seg = s.load_segmenter().set_image(x[0].permute(1, 2, 0).numpy())
     assert isinstance(seg, s.Segmenter) and seg.predict([[16,16]], [1])[0].shape==(3,32,32) and s.automatic_masks(seg, 2)[0].shape[1:]==(32,32)
     assert s.RelativeAttention(8, 2, 3)(torch.randn(1, 3, 3, 8)).shape==s.WindowBlock(8, 2, 8, 3, 2)(torch.randn(1, 3, 3, 8)).shape
