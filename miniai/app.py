@@ -21,6 +21,8 @@ from . import karras
 from .command import load_drawing,one_line_errors,OneLineParser,parse_drawing
 from .conv import def_device
 from .data import open_image,whole_number
+from .guidance import GuidedDenoiser
+from .stable import Inpaint,StableDiffusion,latent_mask
 
 # %% ../nbs/42_photo_editor.ipynb #d03d27fc
 _formats = 'PNG','JPEG','WEBP','GIF','BMP'
@@ -89,7 +91,7 @@ def soft_edge(
     return (total*(255/max(n, 1))).round().byte().numpy()
 
 # %% ../nbs/42_photo_editor.ipynb #9e0f44e1
-#| code-summary: "Exported: image and mask at the size of a pipeline"
+#| code-summary: "Exported: image and mask at the size of a pipeline; what the network is shown"
 #| code-fold: true
 def _fitted(image, mask, size):
     "Image and mask as a pipeline takes them, and how much of its square they fill."
@@ -100,6 +102,31 @@ def _fitted(image, mask, size):
     any_of = F.adaptive_max_pool2d(torch.from_numpy(mask)[None].float(), (fh, fw))[0]>0
     any_of = F.pad(any_of, (0, size-fw, 0, size-fh))
     return torch.from_numpy(small).permute(2, 0, 1),any_of,(fh, fw)
+
+class _KeptPixels(Inpaint):
+    "Lays the pixels that are kept over each estimate, so that the network can see them."
+    def __init__(self, denoise, codec, image, mask):
+        self.denoise,self.codec,self.mask = denoise,codec,mask
+        self.image = image.float()/127.5-1
+
+    @torch.no_grad()
+    def __call__(self, x, sigma):
+        y = self.codec.to_pictures(self.denoise(x, sigma))
+        y = torch.where(self.mask.to(y.device), y, self.image.to(y))
+        return self.codec.to_latents(y).to(x)
+
+def _seeing(pipe, mask):
+    "`pipe`, or where it would see less than two thirds of what is kept, one that sees it all."
+    if type(pipe) is not StableDiffusion or 'denoiser' in vars(pipe): return pipe
+    cells = latent_mask(mask, pipe.codec.factor)
+    seen = (~cells).sum()*pipe.codec.factor**2
+    if 3*seen>=2*(~mask).sum(): return pipe
+    new = copy.copy(pipe)
+    def denoiser(asked, without, guidance, z, init, mask):
+        guided = GuidedDenoiser(pipe.denoise, asked, without, guidance)
+        return _KeptPixels(guided, pipe.codec, init, mask)
+    new.denoiser = denoiser
+    return new
 
 # %% ../nbs/42_photo_editor.ipynb #fab22079
 def draw_region(
@@ -113,7 +140,7 @@ def draw_region(
     _check_mask(mask, image)
     if not mask.any(): raise ValueError("mask: it marks nothing that could be drawn anew")
     init,region,(fh, fw) = _fitted(image, mask, pipe.size)
-    x = pipe(init=init, mask=region, **kw)[0].permute(1, 2, 0).numpy()
+    x = _seeing(pipe, region)(init=init, mask=region, **kw)[0].permute(1, 2, 0).numpy()
     drawn = Image.fromarray(x[:fh,:fw].copy())
     drawn = drawn.resize(image.shape[1::-1], Image.Resampling.BICUBIC)
     weight = Image.fromarray(soft_edge(mask, soft))
@@ -244,7 +271,7 @@ def _options(prompt, negative='', soft=0, **kw):
 def edit(self:EditSession,
     prompt, # What should be there
     everything_else=False, # Keep the object, and draw the rest anew?
-    grow=None, # Pixels by which the mask of an object grows; a 16th of the longer side if None
+    grow=None, # Pixels by which the mask of an object grows; an 8th of the longer side if None
     soft=None, # Pixels over which it fades in; None: a quarter of `grow`, 0 around an object
     cb=None, # Called after each step as `cb(i)`
     **kw, # Options of the command `miniai`: `negative`, `seed`, `steps`, `sampler`, ...
@@ -252,7 +279,7 @@ def edit(self:EditSession,
     "Draw the object anew, or everything else."
     image,mask = self.state.image,self.mask
     if not mask.any(): raise ValueError("mask: it is empty; click another place")
-    if grow is None: grow = min(1000, max(1, round(max(mask.shape)/16)))
+    if grow is None: grow = min(1000, max(1, round(max(mask.shape)/8)))
     region = ~mask if everything_else else grow_mask(mask, grow)
     if soft is None: soft = 0 if everything_else else min(32, grow//4)
     args = [*self.options, *_options(prompt, soft=soft, **kw)]
@@ -432,7 +459,7 @@ def _layout(gr, guidance):
         c.rest,c.stop = button('Replace everything else', 'rest'),button('Stop', 'stop')
     samplers = ['dpmpp_2m', 'euler', 'euler_ancestral', 'heun', 'lms']
     with gr.Accordion('More', open=False), gr.Row():
-        c.grow = gr.Slider(0, 20, 6, step=.5, label='Grow the mask, percent of the side')
+        c.grow = gr.Slider(0, 20, 12.5, step=.5, label='Grow the mask, percent of the side')
         c.soft = gr.Slider(0, 5, 1.5, step=.5, label='Fade in over, percent of the side')
         c.more = [gr.Number(0, label='Seed', precision=0, elem_id='seed'),
                   gr.Slider(0, 1, 1, label='Strength'),

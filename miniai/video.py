@@ -582,7 +582,7 @@ def generate_video(
     denoise, # `VideoDenoiser`
     captions, # List of str, one per clip
     given=None, # First frames (n,k,3,h,w), float in [-1,1]; None to draw one as an image
-    scale=1.5, # Guidance scale, 0 or more
+    scale=1.25, # Guidance scale, 0 or more
     steps=12, # Of the sampler
     n_frames=8, # Frames of a clip, with those that are given; 2 or more
     size=24, # Pixels along each side

@@ -1,14 +1,14 @@
 "The photo editor: images from strangers, masks, sessions of several users, the page's server by HTTP, the command."
-import contextlib,io,json,shlex,socket,struct,warnings,zlib
+import contextlib,copy,io,json,shlex,socket,struct,warnings,zlib
 from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import patch as mock
 import numpy as np,pytest,torch
 from PIL import Image
 from miniai.app import (EditSession,PageServer,Sessions,Stopped,app_main,draw_region,edit_page,grow_mask,read_image,
-                        _views,safe_app,soft_edge)
+                        _seeing,_views,safe_app,soft_edge)
 from miniai.command import main
-from miniai.data import draw_scenes,random_scenes
+from miniai.data import Scene,Thing,draw_scenes,random_scenes
 from miniai.segmentation import load_segmenter
 from miniai.stable import StableDiffusion
 
@@ -119,6 +119,31 @@ def test_region_is_checked(image):
     m = np.zeros((64,64), bool)
     with pytest.raises(ValueError, match='marks nothing'): draw_region(Grey(), image, m)
     with pytest.raises(ValueError, match='expected the size of the image, 64x64, got 32x64'): draw_region(Grey(), image, m[:,:32])
+
+def ghosts_of(kept, drawn):
+    "Pixels of a drawing on black that are neither black nor near what is kept, as a fraction of what is kept."
+    return ((drawn.astype(int).max(-1)>80)&~grow_mask(kept, 2)).sum()/kept.sum()
+
+def test_all_but_a_thing_is_drawn_around_it(parts):
+    "No latent cell lies in the thing, so the network is shown its pixels; else it draws a second one behind it."
+    scene = Scene((Thing('large', 'red', 'heart'),), '', 'white')
+    image = draw_scenes([scene], 64, seed=1)[0].permute(1, 2, 0).numpy()
+    s = EditSession(*parts)
+    s.open(png(image))
+    s.click(*on_object(image))
+    words = 'a large red heart on a black background'
+    ghosts = [ghosts_of(s.mask, s.edit(words, True, seed=i, steps=8)) for i in (2, 4)]
+    with mock('miniai.app._seeing', lambda pipe, mask: pipe):
+        before = [ghosts_of(s.mask, s.edit(words, True, seed=i, steps=8)) for i in (2, 4)]
+    assert 3*sum(ghosts)<sum(before), (ghosts, before)
+
+def test_which_pipelines_are_shown_pixels(parts):
+    pipe,mask = parts[0],torch.ones(64, 64, dtype=torch.bool)
+    mask[20:40,20:40] = False
+    assert _seeing(pipe, mask) is not pipe and _seeing(pipe, ~mask) is pipe
+    few = copy.copy(pipe)
+    few.denoiser = lambda asked,*_: None                              # a pipeline with a denoiser of its own goes its own way
+    assert _seeing(few, mask) is few and isinstance(_seeing(Grey(), mask), Grey)
 
 # Sessions
 

@@ -4,8 +4,8 @@ import io,json,os,re,shutil,threading,time
 from importlib.util import find_spec
 import numpy as np,pytest
 from PIL import Image
-from miniai.app import EditSession,PageServer,Sessions,edit_page,safe_app
-from miniai.data import draw_scenes,random_scenes
+from miniai.app import EditSession,PageServer,Sessions,edit_page,grow_mask,safe_app
+from miniai.data import Scene,Thing,draw_scenes
 from miniai.segmentation import load_segmenter
 from miniai.stable import StableDiffusion
 from test_app import bomb,on_object,png
@@ -77,8 +77,14 @@ class User:
         self.said(f'{n+1} click')
         assert len(self.session.state.points)==n+1
 
-    def draw(self, button, prompt, seed=0):
+    def draw(self, button, prompt, seed=None):
         old = self.session.state.edited
+        if seed is not None:
+            more = self.page.get_by_role('button', name='More')
+            more.click()
+            self.page.locator('#seed input').fill(str(seed))
+            self.page.locator('#seed input').press('Tab')
+            more.click()
         self.page.fill('#prompt textarea', prompt)
         self.page.click(button)
         until(lambda: self.session.state.edited is not old)
@@ -100,12 +106,12 @@ def user(browser, served):
     u.context.close()
 
 @pytest.fixture(scope='module')
-def image(): return draw_scenes(random_scenes(1, seed=5), 128, seed=1)[0].permute(1, 2, 0).numpy()
+def image(): return draw_scenes([Scene((Thing('large', 'red', 'heart'),), '', 'white')], 128, seed=1)[0].permute(1, 2, 0).numpy()
 
 def test_click_draw_download_undo(user, image, served):
     user.open(png(image))
     assert user.shown('image').shape==(512,512,3) and (user.shown('image')[::4,::4]==image).all()
-    x,y = on_object(image)
+    x,y = (int(o.mean()) for o in np.nonzero(image[...,2]<100)[::-1])     # the middle of the heart
     user.click(x, y)
     s = user.session
     assert s.state.points==((x,y,1),) and s.mask[y,x]
@@ -118,12 +124,13 @@ def test_click_draw_download_undo(user, image, served):
     user.page.get_by_role('button', name='Undo').click()
     until(lambda: len(s.state.points)==1)
     user.page.get_by_label('adds').check()
-    user.draw('#replace', 'a large blue ring')
+    user.draw('#replace', 'a large blue ring on a white background', seed=2)
     e = s.state.edited
     assert (e.result[~e.region]==image[~e.region]).all() and (e.result!=image).any() and e.region[s.mask].all()
     assert (user.shown('result')[::4,::4]==e.result).all()
-    assert re.fullmatch(r"miniai --init image.png --mask mask.png --paste \d+ .*'a large blue ring'", e.command)
+    assert re.fullmatch(r"miniai --init image.png --mask mask.png --paste \d+ --seed 2 .*'a large blue ring on a white background'", e.command)
     user.page.wait_for_selector('#files a')
+    assert (e.region==grow_mask(s.mask, 16)).all()                   # an eighth of the side, as the page begins
     user.shot('editor')
     got = {}
     for name in ('image', 'mask', 'result'):
@@ -131,7 +138,7 @@ def test_click_draw_download_undo(user, image, served):
         got[name] = np.array(Image.open(d.value.path()))
     assert (got['image']==image).all() and (got['result']==e.result).all()
     assert got['mask'].shape==image.shape[:2] and ((got['mask']>127)==e.region).all() and set(np.unique(got['mask']))=={0,255}
-    user.draw('#rest', 'a large red moon on a black background')
+    user.draw('#rest', 'a large red heart on a black background')
     e = s.state.edited
     assert (e.region==~s.mask).all() and (e.result[s.mask]==image[s.mask]).all()
     user.shot('editor_rest')
@@ -187,7 +194,7 @@ def test_two_users_at_once(browser, served, image):
         for u,words in ((a, 'a red star'), (b, 'a green heart')):     # both ask before either has got it
             u.page.fill('#prompt textarea', words)
             u.page.click('#replace')
-        until(lambda: a.session.state.edited and b.session.state.edited)
+        until(lambda: a.session.state.edited and b.session.state.edited, 120)  # one after the other
         for u,words,x in ((a, 'red star', image), (b, 'green heart', other)):
             e = u.session.state.edited
             assert words in e.command and (e.result[~e.region]==x[~e.region]).all()
