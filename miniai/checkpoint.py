@@ -182,7 +182,7 @@ def save_checkpoint(
     state, # Dict of tensors, arrays, numbers, texts, paths, None, and nests of these
 ): # The path
     "Write `state` so that the folder is whole once it has its name; weights under 'model'."
-    path = Path(path).expanduser().resolve()               # a link is followed
+    path = Path(os.path.expanduser(path)).resolve()        # a link is followed
     if not isinstance(state, dict):
         raise TypeError(f"state: expected a dict, got {type(state).__name__}")
     tmp,old = _beside(path)
@@ -205,16 +205,16 @@ def save_checkpoint(
 #| code-fold: true
 def load_checkpoint(
     path, # Folder that `save_checkpoint` made
-    device='cpu', # Where tensors go that were not on the CPU
+    device='cpu', # Where the weights under 'model' go, and what else was not on the CPU
 ): # Dict like `state` there
     "Read a checkpoint, after its checksums; a damaged one raises `DamagedCheckpoint`."
-    path = _standing(Path(path).expanduser().resolve())
+    path = _standing(Path(os.path.expanduser(path)).resolve())
     if not path.is_dir(): raise FileNotFoundError(f"path: there is no checkpoint {path}")
     _check_files(path)
     tree = json.loads((path/_files[2]).read_text(encoding='utf-8'))
     state = _join(tree, load_file(path/_files[1]), device)
     model = load_file(path/_files[0])
-    if model or 'model' in state:
+    if isinstance(state.get('model'), dict):
         state['model'] = {**state['model'], **{k: v.to(device) for k,v in model.items()}}
     return state
 
@@ -443,8 +443,10 @@ def _settings(x, name, out, depth=0, state=True):
     if _root(type(x))=='datasets' and hasattr(table, 'slice'):
         out[name] += f' #{_hash(table.slice(0, 8).to_pydict())}'
     if depth>8 or _closed(x) or isinstance(x, nn.Module): return
-    if depth and not state and _has_state(x): return                # it changes in training
+    # what changes in training
+    own = x.state_dict() if depth and not state and _has_state(x) else ()
     for k,o in ({'dl': x.dl} if type(x).__name__=='_OnDevice' else _given(x)).items():
+        if k in own: continue
         parts = o.items() if isinstance(o, dict) and _text(o) is None else [(k, o)]
         for a,b in parts: _settings(b, f'{name}.{a}', out, depth+1, state)
 
@@ -474,9 +476,17 @@ def _layers(model):
 #| code-fold: true
 _watching = {'ProgressCB','NaNStopCB','DeviceCB','ActivationStatsCB','CheckpointCB'}
 
+def _callbacks(learn):
+    "Pairs of a name and a callback, also of those inside one that does not save itself."
+    def _with_inner(name, cb):
+        yield name,cb
+        for k,o in () if _has_state(cb) else _given(cb).items():
+            if isinstance(o, Callback): yield from _with_inner(f'{name}.{k}', o)
+    for name,cb in _named(learn.cbs): yield from _with_inner(name, cb)
+
 def _stateful(learn):
     "Callbacks that take part, by name."
-    return {k: cb for k,cb in _named(learn.cbs) if _has_state(cb)}
+    return {k: cb for k,cb in _callbacks(learn) if _has_state(cb)}
 
 def _about(learn):
     "What makes this training: texts by the names of the settings."
@@ -586,7 +596,7 @@ class CheckpointCB(Callback):
         if every is not None and every<1:
             raise ValueError(f"every: expected 1 or more, or None, got {every}")
         if keep<1: raise ValueError(f"keep: expected 1 or more, got {keep}")
-        self.folder,self.every,self.keep = Path(folder).expanduser(),every,keep
+        self.folder,self.every,self.keep = Path(os.path.expanduser(folder)),every,keep
         self.generators,self.active = list(generators),False
         self.lock = self.saved = self.sources = None
 
@@ -711,7 +721,11 @@ def _check(self:CheckpointCB, learn, path, state):
 #| code-fold: true
 @patch
 def _modern(self:CheckpointCB, learn, state):
-    "The state of a checkpoint of the first version in today's form."
+    "The state of a checkpoint of an earlier version in today's form."
+    if 'about' in state and 'all_settings' not in state:     # it compared less of the callbacks
+        names,about = state['about'].get('callbacks', '').split(', '),state['about']
+        more = {k: v for k,v in self.about.items() if k.split('.')[0] in names}
+        return dict(state, about={**more, **about})
     if 'about' in state or not {'n_epochs','batches','random'}<=state.keys(): return state
     loaders = learn.dls.train,getattr(learn.dls, 'valid', None)
     gens = [*(getattr(dl, 'generator', None) for dl in loaders), *self.generators]
@@ -758,7 +772,7 @@ def _state(self:CheckpointCB, learn, epoch, batch):
                 random=self.sources.state(), epoch_start=self.start,
                 callbacks={k: cb.state_dict() for k,cb in _stateful(learn).items()},
                 epoch=epoch, batch=batch, done=self.done, about=self.about, began=self.began,
-                versions=_versions())
+                versions=_versions(), all_settings=True)
 
 # %% ../nbs/appendix/16x_checkpoint.ipynb #79a59864
 #| code-summary: "Putting it back, and leaving out what is done"
@@ -820,7 +834,7 @@ def around_event(self:CheckpointCB, learn, callback, event):
 @patch
 def _try(self:CheckpointCB, learn):
     "Notice now what could not be saved later."
-    if not self.tried: self.vars = {k: self._memory(cb) for k,cb in _named(learn.cbs)}
+    if not self.tried: self.vars = {k: self._memory(cb) for k,cb in _callbacks(learn)}
     self.tried += 1
     json.dumps(_split(self._state(learn, 0, 0), {}))
 
@@ -834,7 +848,7 @@ def _memory(self:CheckpointCB, cb):
 
 @patch
 def _save(self:CheckpointCB, learn, epoch, batch):
-    for k,cb in _named(learn.cbs):
+    for k,cb in _callbacks(learn):
         if _has_state(cb) or _root(type(cb))=='miniai' or k in self.warned: continue
         new = [a for a,v in self._memory(cb).items() if self.vars.get(k, {}).get(a)!=v]
         if new:
