@@ -430,10 +430,17 @@ def _given(x):
     has = getattr(x, '__dict__', {})
     return {k: has[a] for k in names if k not in _free for a in (k,'_'+k) if a in has}
 
+def _objects(x):
+    "Pairs of a name and a part, of a short list or dict of things that no text stands for."
+    pairs = list(x.items() if isinstance(x, dict) else enumerate(x)
+                 if isinstance(x, (list,tuple)) else ())
+    return pairs if len(pairs)<=100 and any(_text(o) is None for _,o in pairs) else []
+
 def _settings(x, name, out, depth=0, state=True):
     "Fill the dict `out` with the settings of `x` and of all that it was made of."
     text = _text(x)
     if text is not None: out[name] = text
+    for k,o in _objects(x) if depth<=8 else (): _settings(o, f'{name}.{k}', out, depth+1, state)
     if text is not None or isinstance(x, _rngs): return
     size = '' if length(x) is None else f' of {length(x)}'
     out[name] = f'{type(x).__qualname__}{size}'
@@ -446,9 +453,7 @@ def _settings(x, name, out, depth=0, state=True):
     # what changes in training
     own = x.state_dict() if depth and not state and _has_state(x) else ()
     for k,o in ({'dl': x.dl} if type(x).__name__=='_OnDevice' else _given(x)).items():
-        if k in own: continue
-        parts = o.items() if isinstance(o, dict) and _text(o) is None else [(k, o)]
-        for a,b in parts: _settings(b, f'{name}.{a}', out, depth+1, state)
+        if k not in own: _settings(o, f'{name}.{k}', out, depth+1, state)
 
 def _plain(name):
     "The name of a weight in the net that was not compiled."
@@ -481,7 +486,8 @@ def _callbacks(learn):
     def _with_inner(name, cb):
         yield name,cb
         for k,o in () if _has_state(cb) else _given(cb).items():
-            if isinstance(o, Callback): yield from _with_inner(f'{name}.{k}', o)
+            for a,b in ((k, o), *((f'{k}.{a}', b) for a,b in _objects(o))):
+                if isinstance(b, Callback): yield from _with_inner(f'{name}.{a}', b)
     for name,cb in _named(learn.cbs): yield from _with_inner(name, cb)
 
 def _stateful(learn):
@@ -722,10 +728,8 @@ def _check(self:CheckpointCB, learn, path, state):
 @patch
 def _modern(self:CheckpointCB, learn, state):
     "The state of a checkpoint of an earlier version in today's form."
-    if 'about' in state and 'all_settings' not in state:     # it compared less of the callbacks
-        names,about = state['about'].get('callbacks', '').split(', '),state['about']
-        more = {k: v for k,v in self.about.items() if k.split('.')[0] in names}
-        return dict(state, about={**more, **about})
+    if 'about' in state and 'all_settings' not in state:     # it compared less
+        return dict(state, about={**self.about, **state['about']})
     if 'about' in state or not {'n_epochs','batches','random'}<=state.keys(): return state
     loaders = learn.dls.train,getattr(learn.dls, 'valid', None)
     gens = [*(getattr(dl, 'generator', None) for dl in loaders), *self.generators]
