@@ -430,6 +430,11 @@ def _given(x):
     has = getattr(x, '__dict__', {})
     return {k: has[a] for k in names if k not in _free for a in (k,'_'+k) if a in has}
 
+def _changing(x):
+    "The names in the state of `x`; none if it has no state before its fit."
+    try: return x.state_dict().keys()
+    except Exception: return ()
+
 def _objects(x):
     "Pairs of a name and a part, of a short list or dict of things that no text stands for."
     pairs = list(x.items() if isinstance(x, dict) else enumerate(x)
@@ -450,8 +455,7 @@ def _settings(x, name, out, depth=0, state=True):
     if _root(type(x))=='datasets' and hasattr(table, 'slice'):
         out[name] += f' #{_hash(table.slice(0, 8).to_pydict())}'
     if depth>8 or _closed(x) or isinstance(x, nn.Module): return
-    # what changes in training
-    own = x.state_dict() if depth and not state and _has_state(x) else ()
+    own = _changing(x) if depth and not state and _has_state(x) else ()
     for k,o in ({'dl': x.dl} if type(x).__name__=='_OnDevice' else _given(x)).items():
         if k not in own: _settings(o, f'{name}.{k}', out, depth+1, state)
 

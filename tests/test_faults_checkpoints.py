@@ -804,9 +804,27 @@ def test_every_setting_of_a_callback_is_kept_under_its_name():
 
 class OfMany(Callback):
     def __init__(self, cbs): self.cbs = cbs
+    def before_fit(self, learn):
+        for o in self.cbs: o.before_fit(learn)
 
 class Odd:
     def __init__(self, size): self.size = size
+
+class Late(Callback):
+    "Has a state only once a fit has begun."
+    def __init__(self, size): self.size = size
+    def before_fit(self, learn): self.n = 1
+    def state_dict(self): return dict(n=self.n)
+    def load_state_dict(self, s): self.n = s['n']
+
+def test_a_state_that_is_not_there_before_the_fit(tmp_path):
+    def run(size, stop=10**6): return start(tmp_path, stop, cbs=[OfMany([Late(size)])]).printed
+    OfMany.__module__ = 'miniai.mine'
+    try:
+        run(1, 2)
+        with pytest.raises(ValueError, match='OfMany.cbs.0.size was 1 and is 2'): run(2)
+        assert 'goes on from' in run(1)
+    finally: OfMany.__module__ = __name__
 
 def test_callbacks_in_a_list_take_part():
     from types import SimpleNamespace
