@@ -420,8 +420,8 @@ def _text(x):
     else: return None
     return res if len(res)<=80 else f'{res[:60]}... #{_hash(res)}'
 
-# %% ../nbs/appendix/16x_checkpoint.ipynb #185afd65
-#| code-summary: "All settings of an object and of its parts"
+# %% ../nbs/appendix/16x_checkpoint.ipynb #a87ca327
+#| code-summary: "Which attributes are settings, and what lies inside lists"
 #| code-fold: true
 def _given(x):
     "The attributes of `x` that its constructor was given, by name."
@@ -441,6 +441,9 @@ def _objects(x):
                  if isinstance(x, (list,tuple)) else ())
     return pairs if len(pairs)<=100 and any(_text(o) is None for _,o in pairs) else []
 
+# %% ../nbs/appendix/16x_checkpoint.ipynb #185afd65
+#| code-summary: "All settings of an object and of its parts"
+#| code-fold: true
 def _settings(x, name, out, depth=0, state=True):
     "Fill the dict `out` with the settings of `x` and of all that it was made of."
     text = _text(x)

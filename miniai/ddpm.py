@@ -508,8 +508,8 @@ def _unpacked(w):
     for k,scale in scales.items(): w[k] = (w[k].flatten(1)*scale).view_as(w[k])
     return {_plain(k): v.float() if v.is_floating_point() else v for k,v in w.items()}
 
-# %% ../nbs/15_ddpm.ipynb #88a1efff
-#| code-summary: "Exported: save_weights"
+# %% ../nbs/15_ddpm.ipynb #708bcfbf
+#| code-summary: "Exported: the JSON beside the weights: ours, somebody else's, or one that waits"
 #| code-fold: true
 def _read_json(file):
     "The dict in a JSON; a ValueError if there is none."
@@ -534,6 +534,9 @@ def _waiting(beside, sha256):
             info = _read_json(o)
             if info.get('sha256')==sha256: return info
 
+# %% ../nbs/15_ddpm.ipynb #88a1efff
+#| code-summary: "Exported: save_weights"
+#| code-fold: true
 def save_weights(
     model, # `nn.Module`; of one from `torch.compile` the plain net is saved
     path, # A path that ends in .safetensors; a bare name stands for a file of the package's own
