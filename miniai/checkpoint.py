@@ -483,8 +483,8 @@ def _layers(model):
             if type(m).__name__!='OptimizedModule']
     return mods, [(_plain(k), tuple(p.shape), str(p.dtype)) for k,p in model.named_parameters()]
 
-# %% ../nbs/appendix/16x_checkpoint.ipynb #e11b6a9b
-#| code-summary: "The description of a training, and how two of them differ"
+# %% ../nbs/appendix/16x_checkpoint.ipynb #298dd0f1
+#| code-summary: "Callbacks, also those inside others, and which of them take part"
 #| code-fold: true
 _watching = {'ProgressCB','NaNStopCB','DeviceCB','ActivationStatsCB','CheckpointCB'}
 
@@ -501,6 +501,9 @@ def _stateful(learn):
     "Callbacks that take part, by name."
     return {k: cb for k,cb in _callbacks(learn) if _has_state(cb)}
 
+# %% ../nbs/appendix/16x_checkpoint.ipynb #e11b6a9b
+#| code-summary: "The description of a training, and how two of them differ"
+#| code-fold: true
 def _about(learn):
     "What makes this training: texts by the names of the settings."
     kind = type(getattr(learn.model, '_orig_mod', learn.model)).__qualname__

@@ -509,7 +509,7 @@ def _unpacked(w):
     return {_plain(k): v.float() if v.is_floating_point() else v for k,v in w.items()}
 
 # %% ../nbs/15_ddpm.ipynb #708bcfbf
-#| code-summary: "Exported: the JSON beside the weights: ours, somebody else's, or one that waits"
+#| code-summary: "Exported: the JSON beside the weights: is it ours, does one wait?"
 #| code-fold: true
 def _read_json(file):
     "The dict in a JSON; a ValueError if there is none."
