@@ -225,7 +225,7 @@ def _write_png(x, path, zoom):
     im = Image.fromarray(sheet.numpy()).resize(size, Image.Resampling.NEAREST)
     with _temporary(path) as tmp:
         im.save(tmp, format='png')
-        if path.exists(): os.chmod(tmp, stat.S_IMODE(path.stat().st_mode))  # as private as before
+        if path.exists(): os.chmod(tmp, stat.S_IMODE(path.stat().st_mode))    # still private
         os.replace(tmp, path)
     return im.size
 

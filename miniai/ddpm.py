@@ -297,7 +297,8 @@ class EMACB(Callback):
         self.n = state_dict['n']
         saved = {_plain(k): v for k,v in state_dict['model'].items()}
         if self.model is None and saved:
-            raise ValueError("state_dict: expected no average yet, there is no net before a fit")
+            raise ValueError("state_dict: expected no average yet, there is no net before a "
+                             "fit")
         if self.model is None: return
         here = [k for k in self.model.state_dict() if _plain(k) in saved]
         self.model.load_state_dict({k: saved.pop(_plain(k)) for k in here} | saved)
@@ -524,7 +525,8 @@ def _check_free(beside):
     if not beside.exists(): return
     try: ours = 'sha256' in _read_json(beside)
     except ValueError: ours = False
-    if not ours: raise FileExistsError(f"path: {beside} is no JSON of `save_weights`, and stays")
+    if not ours:
+        raise FileExistsError(f"path: {beside} is no JSON of `save_weights`, and stays")
 
 def _waiting(beside, sha256):
     "The JSON of these weights, if a save was killed before it could rename it; or None."

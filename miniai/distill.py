@@ -67,8 +67,8 @@ def plan_jumps(
                              f"got {places[1:-1]}")
         levels[k] = torch.cat([torch.tensor([first], dtype=torch.float64), sigmas[places[1:]]])
         if not sigmas[places[1]]<first<math.inf:
-            raise ValueError(f"plans: expected a first level above {sigmas[places[1]]:.4g}, the "
-                             f"next one, for {k} steps, got {first}")
+            raise ValueError("plans: expected a first level above the next one, "
+                             f"{sigmas[places[1]]:.4g}, for {k} steps, got {first}")
         jumps += [Jump(*o) for o in zip(levels[k].tolist(), places, places[1:])]
     seen = [o.level for o in jumps]
     if len(set(seen))<len(seen):

@@ -56,7 +56,7 @@ class CondCB(Callback):
     "Hands on the condition, second in a batch, or drops it: algorithm 1, arXiv:2207.12598."
     order = 10
     def __init__(self,
-        task, # Makes images into `(x_in, c, *targets)`, such as `DDPMCB`; gets `cond` if it has one
+        task, # Makes images into `(x_in, c, *targets)`, like `DDPMCB`; gets a `cond` if it has one
         empty, # What stands for "no condition": a number, or a tensor like one row of them
         p=.1, # Fraction that is dropped, in [0,1]; in training only
     ):
@@ -75,7 +75,7 @@ class CondCB(Callback):
         if len(cond)!=len(learn.batch[0]):
             raise ValueError(f"batch: expected conditions for {len(learn.batch[0])} images, "
                              f"got {len(cond)}")
-        asks = hasattr(self.task, 'cond')           # it asks the net itself, so it needs them now
+        asks = hasattr(self.task, 'cond')           # asks the net itself, so needs them first
         if asks: cond = self.task.cond = self._drop(cond) if learn.training else cond
         self.task.before_batch(learn)
         x,c,*targets = learn.batch

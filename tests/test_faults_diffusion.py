@@ -373,7 +373,6 @@ def test_average_of_weights_with_two_names_and_of_complex_ones():
 
 def test_killed_between_the_two_renames(tmp_path):
     "The new weights with the old JSON: the new JSON waits beside them, and is found."
-    import sys
     from common import python
     path = tmp_path/'w.safetensors'
     save_weights(nn.Linear(2, 2), path, v=1)
