@@ -56,7 +56,7 @@ class CondCB(Callback):
     "Hands on the condition, second in a batch, or drops it: algorithm 1, arXiv:2207.12598."
     order = 10
     def __init__(self,
-        task, # Makes `(x_in, c, *targets)` of images, like `DDPMCB`; gets a `cond` if it has one
+        task, # Makes `(x_in, c, *targets)` of images, like `DDPMCB`; gets `cond` if it has one
         empty, # What stands for "no condition": a number, or a tensor like one row of them
         p=.1, # Fraction that is dropped, in [0,1]; in training only
     ):
