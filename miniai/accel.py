@@ -67,9 +67,11 @@ class LossScaler:
             bigger = self.scale*self.growth
             if bigger<=torch.finfo(torch.float32).max: self.scale = bigger
 
-    def state_dict(self): return dict(vars(self)) # Dict of numbers, for a checkpoint
+    # Dict of numbers, for a checkpoint
+    def state_dict(self): return dict(scale=self.scale, good=self.good)
     # What `state_dict` returned
-    def load_state_dict(self, state_dict): vars(self).update(state_dict)
+    def load_state_dict(self, state_dict):
+        self.scale,self.good = state_dict['scale'],state_dict['good']
 
 # %% ../nbs/16_accel.ipynb #16b00049
 #| code-summary: "Two helpers: tensors of 16 bits as float32, and a check of the arguments"
@@ -174,6 +176,7 @@ class AccelerateCB(TrainCB):
             raise ImportError("AccelerateCB needs the package accelerate: pip install "
                               "accelerate") from None
         self.accelerator,self.model,self.opt = Accelerator(**kwargs),None,None
+        self.kwargs = kwargs
 
     def before_fit(self, learn):
         acc = self.accelerator

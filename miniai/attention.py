@@ -269,6 +269,8 @@ class DiT(nn.Module):
         n_emb=128, # Length of the embedding, a multiple of 8 from 16 on
     ):
         super().__init__()
+        if n_emb<16 or n_emb%8:
+            raise ValueError(f"n_emb: expected a multiple of 8 from 16 on, got {n_emb}")
         self.ni,self.patch,self.n_emb = ni,patch,n_emb
         self.embed = nn.Sequential(nn.Linear(n_emb//4, n_emb), nn.SiLU(),
                                    nn.Linear(n_emb, n_emb), nn.SiLU())

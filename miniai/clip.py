@@ -9,7 +9,7 @@ __all__ = ['clip_loss', 'ImageEncoder', 'TextTransformer', 'CLIP', 'small_clip',
 # %% ../nbs/26_clip.ipynb #095328be
 #| code-summary: "Imports of the module miniai.clip"
 #| code-fold: true
-import ftfy,gzip,heapq,html,json,regex,torch,warnings
+import ftfy,gzip,heapq,html,json,os,regex,torch,warnings
 import torch.nn.functional as F
 from collections import Counter,defaultdict
 from functools import cache
@@ -360,6 +360,7 @@ def train(cls:Tokenizer,
     **kw, # More for `Tokenizer`
 ): # `Tokenizer`
     "Join the most frequent pair again and again, of equals the larger: arXiv:1508.07909."
+    if isinstance(texts, str): raise TypeError("texts: expected several str, got a single one")
     split = cls([], **kw)
     counts = Counter(w for t in texts for w in split.words(t) if w not in split.marks)
     words = [(_spell(w), n) for w,n in counts.items()]
@@ -396,7 +397,8 @@ def load(cls:Tokenizer,
     path, # File that `save` wrote
 ): # `Tokenizer`
     "Read a vocabulary."
-    try: return cls(**json.loads(Path(path).read_text(encoding='utf-8')))
+    path = Path(os.path.expanduser(path))
+    try: return cls(**json.loads(path.read_text(encoding='utf-8')))
     except (TypeError,UnicodeDecodeError,json.JSONDecodeError) as e:
         raise ValueError(f"path: {path} is no vocabulary: {e}") from e
 
@@ -409,8 +411,8 @@ def from_clip(cls:Tokenizer,
     n_ctx=77, # As in `Tokenizer`; CLIP has 77
 ): # `Tokenizer` of 49,408 ids
     "The published vocabulary of CLIP, arXiv:2103.00020; marks are named as in `open_clip`."
-    n_merges = 49152-256-2
-    try: first,*lines = gzip.decompress(Path(path).read_bytes()).decode('utf-8').split('\n')
+    n_merges,path = 49152-256-2,Path(os.path.expanduser(path))
+    try: first,*lines = gzip.decompress(path.read_bytes()).decode('utf-8').split('\n')
     except (OSError,EOFError,UnicodeDecodeError) as e:
         if isinstance(e, FileNotFoundError): raise
         raise ValueError(f"path: {path} is no gzipped text: {e}") from e

@@ -130,7 +130,7 @@ def _temporary(path):
 
 def _png_path(o):
     "The file to write, without links; an error if it cannot be written."
-    path = Path(os.path.realpath(Path(o).expanduser()))
+    path = Path(os.path.realpath(os.path.expanduser(o)))
     if path.suffix.lower()!='.png':
         raise ValueError(f"o: expected a file name that ends in .png, got {o}")
     try: kind = stat.S_IFMT(os.stat(path).st_mode)
@@ -158,7 +158,7 @@ def _check_sheet(n, zoom, size):
 def _readable(name, path):
     "The path of a file that can be read, None for None."
     if path is None: return None
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     try:
         with open(path, 'rb') as f: f.read(1)
     except (OSError,ValueError) as e:
@@ -169,7 +169,7 @@ def _readable(name, path):
 def _size_of(model, weights):
     "Pixels along each side of the images, as far as that can be seen before loading."
     if model not in _own or weights is None: return 64
-    file = Path(weights).expanduser()/'config.json'
+    file = Path(os.path.expanduser(weights))/'config.json'
     if not file.is_file(): raise ValueError(f"weights: there is no pipeline in {weights}")
     try: size = json.loads(_readable('weights', file).read_text(encoding='utf-8'))['size']
     except (ValueError,KeyError,TypeError): size = None
@@ -225,6 +225,7 @@ def _write_png(x, path, zoom):
     im = Image.fromarray(sheet.numpy()).resize(size, Image.Resampling.NEAREST)
     with _temporary(path) as tmp:
         im.save(tmp, format='png')
+        if path.exists(): os.chmod(tmp, stat.S_IMODE(path.stat().st_mode))    # still private
         os.replace(tmp, path)
     return im.size
 

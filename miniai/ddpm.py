@@ -290,11 +290,16 @@ class EMACB(Callback):
                 else: a.copy_(b)
 
     def state_dict(self): # For the checkpoints of lesson 16, with the names of the plain net
-        return dict(n=self.n, model={_plain(k): v for k,v in self.model.state_dict().items()})
+        w = {} if self.model is None else self.model.state_dict()        # none before a fit
+        return dict(n=self.n, model={_plain(k): v for k,v in w.items()})
 
     def load_state_dict(self, state_dict): # What `state_dict` returned
         self.n = state_dict['n']
         saved = {_plain(k): v for k,v in state_dict['model'].items()}
+        if self.model is None and saved:
+            raise ValueError("state_dict: expected no average yet, there is no net before a "
+                             "fit")
+        if self.model is None: return
         here = [k for k in self.model.state_dict() if _plain(k) in saved]
         self.model.load_state_dict({k: saved.pop(_plain(k)) for k in here} | saved)
 
@@ -424,7 +429,7 @@ def generate(
     sampler=sample_ddpm, # Called as `sampler(denoise, x, sigmas, generator=list, **kw)`
     shape=(1,28,28), # Of one image
     bs=256, # Images at a time
-    seed=0, # Of the first image, the next ones count on; or a list of n, one per image
+    seed=0, # Of the first image, then counting on; or a list of n. Its lowest 32 bits count
     device='cpu', # Where `denoise` works
     **kw, # More for `sampler`
 ): # (n,*shape), float32, in [-1,1], on the CPU
@@ -448,7 +453,7 @@ _folder = Path(str(files('miniai')))/'weights'
 def _weights_path(path):
     "Where the weights lie: a bare name stands for a file in the package."
     if isinstance(path, str) and path.isidentifier(): return _folder/f'{path}.safetensors'
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))               # of nobody's `~name` the name itself
     if path.suffix!='.safetensors':
         raise ValueError("path: expected a name such as 'fashion_ddpm' or a path that ends in "
                          f".safetensors, got {path}")
@@ -459,7 +464,7 @@ def replace_file(
     write, # Called with a temporary path beside it
 ):
     "Let `write` make a file under a temporary name, then rename it: never half a file."
-    path = Path(os.path.realpath(Path(path).expanduser()))   # a link is followed, as by `open`
+    path = Path(os.path.realpath(os.path.expanduser(path)))  # a link is followed, as by `open`
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
     if path.is_dir(): raise IsADirectoryError(f"{path}: expected a file, found a folder")
@@ -491,7 +496,7 @@ def _halved(name, v):
 def _packed(name, v, bits):
     "What is stored of a weight: itself in half precision, or rows of 8-bit integers, scaled."
     w = _halved(name, v)
-    if bits==16 or w.ndim<2 or not w.is_floating_point(): return {name: w}
+    if bits==16 or w.ndim<2 or not w.numel() or not w.is_floating_point(): return {name: w}
     rows = v.detach().float().cpu().contiguous().flatten(1)
     scale = rows.abs().amax(1, keepdim=True).clamp(min=1e-9)/127
     return {name: (rows/scale).round().to(torch.int8).view_as(w), f'{name}:scale': scale}
@@ -503,6 +508,33 @@ def _unpacked(w):
     if lost: raise ValueError(f"there is a scale for {lost[0]}, and no weight")
     for k,scale in scales.items(): w[k] = (w[k].flatten(1)*scale).view_as(w[k])
     return {_plain(k): v.float() if v.is_floating_point() else v for k,v in w.items()}
+
+# %% ../nbs/15_ddpm.ipynb #708bcfbf
+#| code-summary: "Exported: the JSON beside the weights: is it ours, does one wait?"
+#| code-fold: true
+def _read_json(file):
+    "The dict in a JSON; a ValueError if there is none."
+    try: info = json.loads(file.read_text(encoding='utf-8'))
+    except ValueError as e: raise ValueError(f"{file} is damaged: {e}") from None
+    if not isinstance(info, dict):
+        raise ValueError(f"{file}: expected a JSON object, got a {type(info).__name__}")
+    return info
+
+def _check_free(beside):
+    "An error if what lies in the place of our JSON is somebody else's."
+    if not beside.exists(): return
+    try: ours = 'sha256' in _read_json(beside)
+    except ValueError: ours = False
+    if not ours:
+        raise FileExistsError(f"path: {beside} is no JSON of `save_weights`, and stays")
+
+def _waiting(beside, sha256):
+    "The JSON of these weights, if a save was killed before it could rename it; or None."
+    beside = Path(os.path.realpath(beside))
+    for o in beside.parent.glob(f'.{glob.escape(beside.name)}.????????.tmp'):
+        with suppress(OSError,ValueError):
+            info = _read_json(o)
+            if info.get('sha256')==sha256: return info
 
 # %% ../nbs/15_ddpm.ipynb #88a1efff
 #| code-summary: "Exported: save_weights"
@@ -520,11 +552,13 @@ def save_weights(
     raw = save(w)
     info['sha256'] = hashlib.sha256(raw).hexdigest()
     text = json.dumps(info, indent=1)+'\n'           # an error before anything is written
+    beside = path.with_suffix('.json')
+    _check_free(beside)
     path.parent.mkdir(parents=True, exist_ok=True)
     def write(tmp): # Both files are on the disk before one of them is renamed
         tmp.write_text(text, encoding='utf-8')
         replace_file(path, lambda tmp: tmp.write_bytes(raw))
-    replace_file(path.with_suffix('.json'), write)
+    replace_file(beside, write)
 
 # %% ../nbs/15_ddpm.ipynb #2e8a3882
 #| code-summary: "Exported: fill_weights, and the reader of both files"
@@ -549,11 +583,9 @@ def fill_weights(
 def _read_weights(path, beside):
     "The tensors of a file and the dict of the JSON `beside` it, both checked."
     raw = path.read_bytes()
-    try: info = json.loads(beside.read_text(encoding='utf-8'))
-    except ValueError as e: raise ValueError(f"{beside} is damaged: {e}") from None
-    if not isinstance(info, dict):
-        raise ValueError(f"{beside}: expected a JSON object, got a {type(info).__name__}")
-    if hashlib.sha256(raw).hexdigest()!=info.get('sha256'):
+    info,sha256 = _read_json(beside),hashlib.sha256(raw).hexdigest()
+    if sha256!=info.get('sha256'): info = _waiting(beside, sha256)
+    if info is None:
         raise ValueError(f"{path} is damaged: its sha256 is not the one in {beside.name}")
     try: w = load(raw)
     except Exception as e: raise ValueError(f"{path} is no safetensors file: {e}") from None

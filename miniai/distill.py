@@ -8,12 +8,12 @@ __all__ = ['trajectories', 'jump_target', 'Jump', 'plan_jumps', 'JumpCB', 'Chang
 # %% ../nbs/31_few_steps.ipynb #cd70f3a2
 #| code-summary: "Imports of the module"
 #| code-fold: true
-import torch
+import math,torch
 from fastcore.basics import patch
 from typing import NamedTuple
 from .data import whole_number
 from .ddpm import c_noise,check_sigmas,clean_images,load_weights,per_image
-from .karras import KarrasDenoiser,precondition,sample_dpmpp_2m
+from .karras import KarrasCB,KarrasDenoiser,precondition,sample_dpmpp_2m
 from .latents import load_text_unet
 from .learner import Callback
 from .unet import load_unet
@@ -66,6 +66,9 @@ def plan_jumps(
             raise ValueError(f"plans: expected {k-1} rising places between for {k} steps, "
                              f"got {places[1:-1]}")
         levels[k] = torch.cat([torch.tensor([first], dtype=torch.float64), sigmas[places[1:]]])
+        if not sigmas[places[1]]<first<math.inf:
+            raise ValueError("plans: expected a first level above the next one, "
+                             f"{sigmas[places[1]]:.4g}, for {k} steps, got {first}")
         jumps += [Jump(*o) for o in zip(levels[k].tolist(), places, places[1:])]
     seen = [o.level for o in jumps]
     if len(set(seen))<len(seen):
@@ -83,12 +86,17 @@ class JumpCB(Callback):
         sigma_data, # Standard deviation of the clean images, above 0
     ):
         self.sigmas,self.sigma_data = check_sigmas(sigmas),sigma_data
-        level,self.start,self.end = (torch.tensor(o) for o in zip(*jumps))
+        self.jumps = list(jumps)
+        level,self.start,self.end = (torch.tensor(o) for o in zip(*self.jumps))
         self.level = level.double()
 
     def before_batch(self, learn):
-        states,*rest = learn.batch              # (n,k+1,c,h,w), and what else the net takes
-        n = len(states)
+        # (n,k+1,c,h,w), and what else the net takes
+        states,*rest = learn.batch if isinstance(learn.batch, (tuple,list)) else [learn.batch]
+        n,k = len(states),len(self.sigmas)
+        if states.ndim!=5 or states.shape[1]!=k:
+            raise ValueError(f"batch: expected trajectories (n,{k},c,h,w), a state for each of "
+                             f"the {k} sigmas, got {tuple(states.shape)}")
         one = torch.randint(len(self.level), (n,))            # from the CPU, on every device
         s,i,j = self.level[one],self.start[one],self.end[one]
         def at(places): return states[torch.arange(n),places.to(states.device)].float()
@@ -168,9 +176,9 @@ def load_few(
     return denoise,{int(k): torch.tensor(v, dtype=torch.float64) for k,v in levels.items()}
 
 # %% ../nbs/31_few_steps.ipynb #7707d54a
-class ConsistencyCB(Callback):
+class ConsistencyCB(KarrasCB):
     "One image under more and less of the same noise; the gap halves: ECT, arXiv:2406.14548."
-    order = 10
+    cond = None                                 # of the next batch, where `CondCB` hands it on
     def __init__(self,
         sigma_data, # Standard deviation of the clean images, above 0
         every, # Training batches until the gap between the two levels is halved, 1 or more
@@ -178,8 +186,10 @@ class ConsistencyCB(Callback):
         std=1.2, # Its standard deviation, 0 or more
         least=.002, # Lowest noise level, above 0
     ):
-        self.sigma_data,self.every = sigma_data,whole_number('every', every)
-        self.mean,self.std,self.least,self.n = mean,std,least,0
+        super().__init__(sigma_data, mean, std)
+        if not 0<least<math.inf:
+            raise ValueError(f"least: expected a number above 0, got {least}")
+        self.every,self.least,self.n = whole_number('every', every),least,0
 
     def state_dict(self): return dict(n=self.n) # Dict, for a checkpoint
     def load_state_dict(self, state_dict): self.n = state_dict['n'] # What that gave
@@ -190,9 +200,12 @@ class ConsistencyCB(Callback):
         gap = .5**(1+self.n//self.every)
         less = ((1-gap)*sigma).clamp(min=self.least)
         self.n += learn.training                              # validation shrinks no gap
-        eps,s,r = torch.randn_like(x_0),per_image(sigma, x_0),per_image(less, x_0)
+        eps,s,r = torch.randn_like(x_0),*(per_image(o, x_0, wide=True) for o in (sigma, less))
+        def teacher(x, c, *cond): return learn.model(x.to(x_0), c.to(x_0), *cond)
+        cond,self.cond = self.cond,None
         with torch.no_grad():
-            target = KarrasDenoiser(learn.model, self.sigma_data)(x_0+r*eps, less)
+            target = KarrasDenoiser(teacher, self.sigma_data)(x_0+r*eps, less, cond)
         c_skip,c_out,c_in = precondition(s, self.sigma_data)
         x = x_0 + s*eps
-        learn.batch = c_in*x,c_noise(sigma).to(x_0),(target-c_skip*x)/c_out
+        batch = c_in*x,c_noise(sigma),(target-c_skip*x)/c_out
+        learn.batch = tuple(o.to(x_0) for o in batch)

@@ -228,6 +228,7 @@ def build_emoji(
 ): # Path of the parquet file
     "Build the table of emoji from four npm packages."
     import pyarrow as pa,pyarrow.parquet as pq
+    packages,folder = (Path(os.path.expanduser(o)) for o in (packages, folder))
     names,images = _emoji_names(packages),[]
     for style in EMOJI_STYLES:
         found = [o for o in _emoji_images(packages, style) if o[0] in names]
@@ -243,7 +244,6 @@ def build_emoji(
                                                    tags={'feature': word, '_type': 'List'})
     info = json.dumps({'info': {'features': features}})
     table = pa.Table.from_pylist(rows).replace_schema_metadata({'huggingface': info})
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder/'train-00000-of-00001.parquet'
     replace_file(path, lambda temp: pq.write_table(table, temp))
@@ -293,7 +293,7 @@ def fetch_emoji(
     root=None, # Folder of data sets; that of `MINIAI_DATA` if None, or else `data`
 ): # Path of the table
     "Fetch what is missing of four npm packages into `root/npm`, and build `root/emoji`."
-    root = Path(root or os.environ.get('MINIAI_DATA') or 'data')
+    root = Path(os.path.expanduser(root or os.environ.get('MINIAI_DATA') or 'data'))
     for file in sorted((root/'emoji').glob('*.parquet')):
         print(f"emoji: {file} is there, with {len(_read_emoji(file)):,} images")
         return file

@@ -162,6 +162,7 @@ def against(self:FeatureNet,
 ): # `FeatureNet`
     "The same net and scale, with other reference images."
     feats = self.features(x)
+    n_feats = whole_number('n_feats', n_feats, 2)
     return FeatureNet(self.net, self.scale, stats(feats), feats[:n_feats])
 
 # %% ../nbs/17_fid.ipynb #d449422a
@@ -182,7 +183,7 @@ def kid(
     bs=1000, # Rows of `fa` at a time
 ): # float; without bias, so it can be below zero
     "Squared distance of two sets by the kernel (f@g/d+1)^3, the KID: arXiv:1801.01401."
-    fa,fb = _check_feats(fa, 'fa'),_check_feats(fb, 'fb')
+    fa,fb,bs = _check_feats(fa, 'fa'),_check_feats(fb, 'fb'),whole_number('bs', bs)
     if fa.shape[1]!=fb.shape[1]:
         raise ValueError(f"fb: expected {fa.shape[1]} features, as in fa, got {fb.shape[1]}")
     def _k(products): return (products/fa.shape[1] + 1)**3
@@ -242,8 +243,7 @@ def fid_infinity(
     if n<=2*d:
         raise ValueError(f"feats: expected more than {2*d} rows, twice the number of "
                          f"features, got {n}")
-    if n_points<2:
-        raise ValueError(f"n_points: expected 2 or more, a line needs them, got {n_points}")
+    n_points = whole_number('n_points', n_points, 2)               # a line needs two
     inverse = torch.linspace(1/n, 1/max(n//4, d), n_points, dtype=torch.float64)
     fids = []
     for o in inverse:
@@ -265,12 +265,8 @@ def kid_subsets(
     generator=None, # `torch.Generator` of the draws; torch's own if None
 ): # (mean, standard deviation) of the draws, floats
     "KID of random parts of both sets, as it is usually reported."
-    most = min(len(fa), len(fb))
-    if n_subsets<2:
-        raise ValueError(f"n_subsets: expected 2 or more, for a deviation, got {n_subsets}")
-    if size>most:
-        raise ValueError(f"size: expected at most {most}, the smaller number of features, got "
-                         f"{size}")
+    n_subsets = whole_number('n_subsets', n_subsets, 2)         # for a deviation
+    size = whole_number('size', size, 2, min(len(fa), len(fb)))
     def _draw(f): return f[torch.randperm(len(f), generator=generator)[:size]]
     kids = torch.tensor([kid(_draw(fa), _draw(fb)) for _ in range(n_subsets)],
                         dtype=torch.float64)

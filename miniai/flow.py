@@ -9,7 +9,7 @@ __all__ = ['STYLE_WORDS', 'COLOURS_HELD_OUT', 'emoji_captions', 'Split', 'split_
 # %% ../nbs/30_flow.ipynb #cef4cee1
 #| code-summary: "Imports of the module: Python and PyTorch"
 #| code-fold: true
-import random,torch,warnings
+import os,random,tempfile,torch,warnings
 import torch.nn.functional as F
 from pathlib import Path
 from typing import NamedTuple
@@ -255,7 +255,7 @@ class EmojiDiffusion(StableDiffusion):
         texts,n = [prompts] if isinstance(prompts, str) else list(prompts),self.cond_shape[0]
         cut = sum(len(self.encoder.tok.encode(o))>n-2 for o in texts)
         if cut: warnings.warn(f"{cut} of {len(texts)} texts do not fit into n_ctx={n} pieces")
-        return word_states(self.encoder, prompts, self.cond_shape[0]).to(self.device)
+        return word_states(self.encoder, texts, n).to(self.device)
 
 # %% ../nbs/30_flow.ipynb #326aab49
 #| code-summary: "Exported: EmojiDiffusion.load and save"
@@ -268,7 +268,8 @@ def load(cls:EmojiDiffusion,
     encoder=None, # `SentenceEncoder`; `load_minilm()` if None
 ): # `EmojiDiffusion`, on the CPU
     "Read a pipeline; a file that is missing, damaged or made for another net is an error."
-    files = [o if path is None else Path(path)/f'{o}.safetensors' for o in _files]
+    files = [o if path is None else Path(os.path.expanduser(path))/f'{o}.safetensors'
+             for o in _files]
     info = {k: load_weights(o)[1] for k,o in zip(('net','codec'), files)}
     net,codec = load_text_dit(files[0]),load_codec(files[1])
     n_ctx = whole_number(f'path: {files[0]}: n_ctx', info['net'].get('n_ctx', 16))
@@ -282,6 +283,14 @@ def save(self:EmojiDiffusion,
     "Write net and codec in half precision; the text encoder is a package of its own."
     if self.config is None:
         raise ValueError("config: expected the arguments of the nets, as `load` gives them")
-    for name,k,more in zip(_files, ('net','codec'), (dict(n_ctx=self.cond_shape[0]), {})):
-        save_weights(getattr(self, k), Path(path)/f'{name}.safetensors', config=self.config[k],
-                     **more)
+    path,infos = Path(os.path.expanduser(path)),(dict(n_ctx=self.cond_shape[0]), {})
+    def write(folder):
+        for name,k,more in zip(_files, ('net','codec'), infos):
+            save_weights(getattr(self, k), folder/f'{name}.safetensors', config=self.config[k],
+                         **more)
+    for o in (path/f'{name}.safetensors' for name in _files):
+        try: o.with_suffix('.json').exists() and load_weights(o)
+        except (OSError,ValueError) as e:
+            raise FileExistsError(f"path: {path} holds what `save` did not write: {e}") from e
+    with tempfile.TemporaryDirectory() as trial: write(Path(trial))    # errors of both, first
+    write(path)

@@ -97,7 +97,7 @@ def _config(path):
 
 def _target(path):
     "Where to save: a path without links, and nothing there but what a pipeline wrote."
-    path = Path(os.path.realpath(Path(path).expanduser()))
+    path = Path(os.path.realpath(os.path.expanduser(path)))
     if path in (here := Path.cwd(), *here.parents):
         raise ValueError(f"path: expected a folder other than {path}, which this program is in")
     if path.exists() and not path.is_dir(): raise FileExistsError(f"path: {path} is a file")
@@ -183,7 +183,7 @@ def load_pipeline(
     make, # Called as `make(tokenizer, text=, unet=, codec=, config=, size=)`: `StableDiffusion`
 ): # What `make` gives, on the CPU
     "Read a pipeline. A file that is missing, damaged or made for another net is an error."
-    path = Path(os.path.realpath(Path(path).expanduser()))
+    path = Path(os.path.realpath(os.path.expanduser(path)))
     if not path.exists() and path.parent.is_dir():     # a save was killed between two renames
         lost = [o for o in _leftovers(path) if o.suffix=='.old' and (o/'config.json').is_file()]
         if lost: path = lost[0]

@@ -56,7 +56,7 @@ class CondCB(Callback):
     "Hands on the condition, second in a batch, or drops it: algorithm 1, arXiv:2207.12598."
     order = 10
     def __init__(self,
-        task, # Callback that makes images into `(x_in, c, *targets)`, such as `DDPMCB`
+        task, # Makes `(x_in, c, *targets)` of images, like `DDPMCB`; gets `cond` if it has one
         empty, # What stands for "no condition": a number, or a tensor like one row of them
         p=.1, # Fraction that is dropped, in [0,1]; in training only
     ):
@@ -75,9 +75,11 @@ class CondCB(Callback):
         if len(cond)!=len(learn.batch[0]):
             raise ValueError(f"batch: expected conditions for {len(learn.batch[0])} images, "
                              f"got {len(cond)}")
+        asks = hasattr(self.task, 'cond')           # asks the net itself, so needs them first
+        if asks: cond = self.task.cond = self._drop(cond) if learn.training else cond
         self.task.before_batch(learn)
         x,c,*targets = learn.batch
-        if learn.training: cond = self._drop(cond)
+        if learn.training and not asks: cond = self._drop(cond)
         learn.batch = x,c,cond,*targets
 
     def _drop(self, cond):

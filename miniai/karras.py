@@ -34,14 +34,15 @@ def karras_sigmas(
     n, # Number of steps, 1 or more; with 1 the only level is `sigma_max`
     sigma_min=.002, # Lowest noise level but 0
     sigma_max=80., # Highest noise level
-    rho=7., # Above 0; the larger, the more levels with little noise
+    rho=7., # From .1 to 1e6; the larger, the more levels with little noise
 ): # (n+1,), float64, descending, the last one 0
     "Noise levels for sampling: eq. 5, arXiv:2206.00364."
     n = whole_number('n', n)
     if not 0<sigma_min<sigma_max<math.inf:
         raise ValueError("sigma_min, sigma_max: expected 0 < sigma_min < sigma_max, "
                          f"got {sigma_min} and {sigma_max}")
-    if not 0<rho<math.inf: raise ValueError(f"rho: expected a number above 0, got {rho}")
+    if not .1<=rho<=1e6:
+        raise ValueError(f"rho: expected a number above 0, from .1 to 1e6, got {rho}")
     ends = (float(o)**(1/rho) for o in (sigma_max, sigma_min))
     roots = torch.linspace(*ends, n, dtype=torch.float64)
     return F.pad(roots**rho, (0, 1))

@@ -422,6 +422,7 @@ class PriorCB(Callback):
             raise ValueError("examples: expected as many latents as ids, one or more, got "
                              f"{len(examples[0])} and {len(examples[1])}")
         (self.z,self.ids),self.weight,self.n = examples,weight,0
+        self.examples = examples                        # a checkpoint compares them
 
     def before_batch(self, learn):
         z,ids = learn.batch

@@ -23,6 +23,8 @@ def scaled_linear_schedule(
 ): # `Schedule`
     "Fractions whose roots grow evenly, as in the code of latent diffusion, arXiv:2112.10752."
     n_steps = whole_number('n_steps', n_steps)
+    for name,o in (('beta_min', beta_min), ('beta_max', beta_max)):
+        if not 0<o<1: raise ValueError(f"{name}: expected a number in (0,1), got {o}")
     return Schedule(torch.linspace(beta_min**.5, beta_max**.5, n_steps, dtype=torch.float64)**2)
 
 # %% ../nbs/19_schedules.ipynb #5727abdc

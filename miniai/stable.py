@@ -339,7 +339,7 @@ class StableDiffusion(PipelineParts):
         negative='', # What to walk away from: str, or one for each prompt; None is ''
         steps=30, # Steps of a whole drawing, 1 to 10,000; from an image fewer, by its strength
         guidance=4., # Guidance scale, 0 or more, see `GuidedDenoiser`
-        seed=0, # Of the first image, the next ones count on; or a list, one for each image
+        seed=0, # Of the first image, then counting on; or a list. Its lowest 32 bits count
         sampler=sample_dpmpp_2m, # `sampler(denoise, x, sigmas, cb, generator=...)`
         init=None, # Image to begin with, uint8 (3,size,size), or one for each to be drawn
         strength=None, # How much of `init` to draw anew, 0 to 1; None for 0.8, or 1 with a mask

@@ -75,6 +75,14 @@ def test_fetches_builds_and_does_nothing_twice(shop, capsys):
     assert '9 images' in capsys.readouterr().out
 
 @posix
+def test_home_is_understood(shop, monkeypatch):
+    monkeypatch.setenv('HOME', str(shop))
+    monkeypatch.chdir(shop)
+    path = e.fetch_emoji('~/more')
+    assert path==shop/'more/emoji/train-00000-of-00001.parquet' and not (shop/'~').exists()
+    assert e.build_emoji('~/more/npm', '~/again').is_relative_to(shop/'again')
+
+@posix
 @pytest.mark.parametrize('how,error,text', [('fail', OSError, 'ENOTFOUND'), ('half', ValueError, 'sha256 differs')])
 def test_goes_on_where_it_broke_off(shop, monkeypatch, how, error, text):
     monkeypatch.setenv('NPM_DOES', how)

@@ -110,7 +110,7 @@ def test_bad_levels(bad):
     for f in (sample_ddpm, sample_euler, sample_heun, sample_lms, sample_dpmpp_2m, sample_euler_ancestral):
         with pytest.raises(ValueError, match='sigmas: expected'): f(shrink, torch.ones(1, 1, 2, 2), bad)
 
-@pytest.mark.parametrize('bad', [dict(sigma_min=0.), dict(sigma_min=-1.), dict(sigma_min=80.), dict(sigma_max=math.inf), dict(rho=0.), dict(rho=math.inf)])
+@pytest.mark.parametrize('bad', [dict(sigma_min=0.), dict(sigma_min=-1.), dict(sigma_min=80.), dict(sigma_max=math.inf), dict(rho=0.), dict(rho=math.inf), dict(rho=.001), dict(rho=1e16), dict(rho=math.nan)])
 def test_bounds_of_karras_levels(bad):
     with pytest.raises(ValueError, match=next(iter(bad))): karras_sigmas(4, **bad)
 
@@ -368,3 +368,101 @@ def test_average_of_weights_with_two_names_and_of_complex_ones():
         first = {k: d*v+(1-d)*o[k] for k,v in first.items()}
     for k,p in ema.model.named_parameters(): torch.testing.assert_close(p, first[k], atol=1e-5, rtol=1e-5)
     assert not torch.equal(ema.model.w, learn.model.w)
+
+# Weights, once more
+
+def test_killed_between_the_two_renames(tmp_path):
+    "The new weights with the old JSON: the new JSON waits beside them, and is found."
+    from common import python
+    path = tmp_path/'w.safetensors'
+    save_weights(nn.Linear(2, 2), path, v=1)
+    code = ("import os,sys\nfrom torch import nn\nfrom miniai.ddpm import save_weights\nreplace,n = os.replace,[0]\n"
+            "def killed(a, b):\n    n[0] += 1\n    if n[0]==2: os._exit(9)\n    replace(a, b)\nos.replace = killed\nsave_weights(nn.Linear(2, 2), sys.argv[1], v=2)")
+    assert python('-c', code, str(path), env={'PYTHONPATH': os.environ.get('PYTHONPATH', '')}).returncode==9
+    assert len(list(tmp_path.iterdir()))==3 and load_weights(path)[1]['v']==2
+    raw = path.read_bytes()
+    path.write_bytes(raw[:-1]+b'?')
+    with pytest.raises(ValueError, match='is damaged: its sha256 is not the one in w.json'): load_weights(path)
+    path.write_bytes(raw)
+    save_weights(nn.Linear(2, 2), path, v=3)
+    assert load_weights(path)[1]['v']==3
+
+@pytest.mark.parametrize('text', ['{"name": "mine"}', '[]', 'no JSON'])
+def test_a_json_of_somebody_else_stays(tmp_path, text):
+    (tmp_path/'package.json').write_text(text)
+    with pytest.raises(FileExistsError, match='path: .*package.json is no JSON of `save_weights`'): save_weights(nn.Linear(2, 2), tmp_path/'package.safetensors')
+    assert (tmp_path/'package.json').read_text()==text and len(list(tmp_path.iterdir()))==1
+
+@pytest.mark.skipif(os.name!='posix', reason='HOME')
+def test_homes_that_are_not_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_weights(nn.Linear(2, 2), '~nobody.safetensors')
+    replace_file('~nobody.txt', lambda tmp: tmp.write_text('x'))
+    assert load_weights('~nobody.safetensors') and sorted(o.name for o in tmp_path.iterdir())==['~nobody.json', '~nobody.safetensors', '~nobody.txt']
+
+def test_matrices_without_numbers_in_eight_bits(tmp_path):
+    for shape in ((0, 3), (3, 0)):
+        import warnings
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            net = nn.Linear(*shape)
+        save_weights(net, tmp_path/'a.safetensors', bits=8)
+        w,_ = load_weights(tmp_path/'a.safetensors', net)
+        assert w['weight'].shape==net.weight.shape
+
+def test_an_average_before_its_first_fit():
+    cb = EMACB()
+    assert cb.state_dict()==dict(n=0, model={})
+    EMACB().load_state_dict(cb.state_dict())
+    with pytest.raises(ValueError, match='state_dict: expected no average yet'): cb.load_state_dict(dict(n=1, model=nn.Linear(1, 1).state_dict()))
+
+@pytest.mark.parametrize('kw', [dict(beta_min=-.1), dict(beta_max=-.1), dict(beta_min=0.), dict(beta_max=1.), dict(beta_min=math.nan)])
+def test_fractions_with_a_root(kw):
+    with pytest.raises(ValueError, match=rf'{next(iter(kw))}: expected a number in \(0,1\)'): scaled_linear_schedule(9, **kw)
+
+def test_seeds_count_by_their_lowest_32_bits():
+    "As the docs say: that is how torch's generator on the CPU takes them."
+    a,b,c = (make(1, 'ddim', seed=o) for o in (5, 5+2**32, 6))
+    assert a.equal(b) and not a.equal(c)
+
+# Few steps
+
+from types import SimpleNamespace
+from miniai.distill import ConsistencyCB,JumpCB,plan_jumps
+
+class Zero(nn.Module):
+    def forward(self, x, c, cond=None): return x*0
+
+def targets(dtype, **kw):
+    x = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))*.5
+    x = x.bfloat16().to(dtype)
+    learn = SimpleNamespace(model=Zero(), batch=x, training=True)
+    draw = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    torch.manual_seed(2)
+    with mock.patch('torch.randn_like', lambda x: draw.to(x)): ConsistencyCB(.5, 10, **kw).before_batch(learn)
+    assert all(o.dtype==dtype for o in learn.batch)
+    return learn.batch
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('mean', [-5., -1., 2.])
+def test_consistency_in_half_precision(dtype, mean):
+    for a,b in zip(targets(torch.float32, mean=mean, std=0.), targets(dtype, mean=mean, std=0.)): torch.testing.assert_close(b.float(), a, rtol=.02, atol=.02)
+
+@pytest.mark.parametrize('kw', [dict(sigma_data=-1.), dict(std=-1.), dict(least=0), dict(least=math.nan), dict(mean=math.inf), dict(sigma_data=0.), dict(every=1.5)])
+def test_consistency_needs_levels(kw):
+    with pytest.raises(ValueError, match=f'{next(iter(kw))}: expected'): ConsistencyCB(**dict(sigma_data=.5, every=3) | kw)
+
+def test_jumps_of_these_trajectories():
+    levels = karras_sigmas(6, .02)
+    cb = JumpCB(levels, plan_jumps(levels, {1: (90.,)})[0], .5)
+    paths = torch.randn(7, 7, 1, 4, 4)
+    for batch in (paths, (paths,), [paths]):
+        learn = SimpleNamespace(batch=batch, training=True)
+        cb.before_batch(learn)
+        assert [o.shape for o in learn.batch]==[(7,1,4,4), (7,), (7,1,4,4)]
+    for bad in (torch.randn(4, 13, 1, 4, 4), torch.randn(4, 6, 1, 4, 4), torch.randn(7, 1, 4, 4)):
+        with pytest.raises(ValueError, match=r'batch: expected trajectories \(n,7,c,h,w\)'): cb.before_batch(SimpleNamespace(batch=(bad,), training=True))
+
+@pytest.mark.parametrize('plan', [{1: (0.,)}, {2: (1., 2)}, {1: (math.inf,)}, {1: (math.nan,)}, {1: (-1.,)}])
+def test_levels_of_a_plan_descend(plan):
+    with pytest.raises(ValueError, match='plans: expected a first level above'): plan_jumps(karras_sigmas(6, .02), plan)

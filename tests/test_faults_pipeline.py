@@ -331,3 +331,49 @@ def test_a_strength_next_to_1_is_a_whole_drawing():
     for s in (.995, .9999, 1, 1.): assert strength_sigmas(levels, s).equal(levels)
     start = (levels[0]*levels[1]).sqrt().item()
     torch.testing.assert_close(strength_sigmas(levels, 2*math.atan(start)/math.pi)[0].item(), start)
+
+# ---- emoji
+
+@pytest.fixture
+def artist():
+    from miniai.bert import Bert,SentenceEncoder,WordPiece
+    from miniai.flow import EmojiDiffusion,TextDiT
+    from miniai.vae import Codec
+    args = dict(net=dict(nz=4, size=8, n=16, n_blocks=1, n_heads=2, n_text=16), codec=dict(nfs=(8,16), nz=4))
+    pieces = ['[PAD]','[UNK]','[CLS]','[SEP]','[MASK]','red','apple']
+    encoder = SentenceEncoder(WordPiece(pieces), Bert(len(pieces), 16, 16, 2, 1).eval())
+    return EmojiDiffusion(encoder, TextDiT(**args['net']), Codec(**args['codec']), args)
+
+def held(folder): return {o.name: o.read_bytes() for o in folder.iterdir()}
+
+def test_net_and_codec_of_emoji_are_saved_together(artist, tmp_path):
+    artist.save(tmp_path)
+    before = held(tmp_path)
+    with torch.no_grad():
+        for net in (artist.net, artist.codec): next(net.parameters()).fill_(.5 if net is artist.net else math.nan)
+    with pytest.raises(ValueError, match='half precision cannot hold'): artist.save(tmp_path)
+    assert held(tmp_path)==before and len(before)==4
+
+@pytest.mark.parametrize('name', ['emoji_flow.json', 'emoji_codec.json'])
+def test_a_json_of_somebody_else_is_left_alone(artist, tmp_path, name):
+    (tmp_path/name).write_text('{"mine": 1}')
+    with pytest.raises(FileExistsError, match='path: .* holds what `save` did not write: .*emoji_'): artist.save(tmp_path)
+    assert held(tmp_path)=={name: b'{"mine": 1}'}
+
+def test_states_of_what_can_be_read_once(artist):
+    texts = ['red apple', 'apple']
+    assert artist.states(o for o in texts).equal(artist.states(texts)) and artist.states(iter(texts)).shape==(2, 16, 16)
+
+@pytest.mark.skipif(os.name!='posix', reason='HOME')
+def test_home_and_modes(artist, tmp_path, monkeypatch):
+    from miniai.command import _png_path,_write_png
+    from miniai.flow import EmojiDiffusion
+    monkeypatch.setenv('HOME', str(tmp_path))
+    artist.save('~/e')
+    assert EmojiDiffusion.load('~/e', artist.encoder).size==artist.size
+    png = tmp_path/'a.png'
+    png.touch(mode=0o600)
+    _write_png(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), _png_path('~/a.png'), 1)
+    assert png.stat().st_mode&0o777==0o600 and png.stat().st_size
+    monkeypatch.chdir(tmp_path)
+    assert _png_path('~nobody.png')==tmp_path/'~nobody.png'

@@ -226,3 +226,28 @@ def test_autoguidance():
             assert torch.allclose(AutoGuidedDenoiser(net(2), net(1), scale)(x, sigma, 5.), got+5)
     for scale in (-1, math.nan, math.inf, None, '2', True):
         with fails('scale: expected'): AutoGuidedDenoiser(net(2), net(1), scale)
+
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('p', [0., .5, 1.])
+def test_a_teacher_is_asked_under_the_condition_that_the_student_gets(training, p):
+    from miniai.distill import ConsistencyCB
+    asked = []
+    class Net(nn.Module):
+        def forward(self, x, c, cond=None):
+            asked.append(cond)
+            return x*0
+    y = torch.arange(40)%10
+    learn = SimpleNamespace(model=Net(), batch=(torch.randn(40, 1, 4, 4), y), training=training)
+    task = ConsistencyCB(.5, 3)
+    CondCB(task, 10, p).before_batch(learn)
+    x,c,cond,target = learn.batch
+    assert len(asked)==1 and asked[0].equal(cond) and task.cond is None
+    assert cond.equal(y) if not training or p==0 else (cond==10).sum()==40 if p==1 else 0<(cond==10).sum()<40
+    learn.batch = torch.randn(4, 1, 4, 4)                                # and without one there is none
+    task.before_batch(learn)
+    assert asked[1] is None and len(learn.batch)==3
+
+@pytest.mark.parametrize('n_emb', [20, 8, 0, -16, 16.5])
+def test_embeddings_of_another_length(n_emb):
+    from miniai.attention import DiT
+    with fails('n_emb: expected a multiple of 8 from 16 on'): DiT(n=16, n_blocks=1, n_emb=n_emb)
