@@ -61,7 +61,9 @@ def map_nested(
     if isinstance(x, torch.Tensor): return f(x)
     if isinstance(x, Mapping):
         res = copy(x) if isinstance(x, dict) else {} # a dict with methods of its own keeps them
-        for k,v in x.items(): res[k] = map_nested(v, f)
+        for k,v in x.items():
+            res[k] = map_nested(v, f)
+            if k in getattr(res, '__dict__', ()): vars(res)[k] = res[k] # an attribute as well
         return res
     if isinstance(x, (tuple,list)):
         parts = [map_nested(o, f) for o in x]

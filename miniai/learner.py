@@ -146,7 +146,9 @@ def concat_batches(
     first = parts[0]
     if isinstance(first, Mapping):
         res = copy.copy(first) if isinstance(first, dict) else {}
-        for k in first: res[k] = concat_batches([o[k] for o in parts])
+        for k in first:
+            res[k] = concat_batches([o[k] for o in parts])
+            if k in getattr(res, '__dict__', ()): vars(res)[k] = res[k]  # an attribute as well
         return res
     if isinstance(first, torch.Tensor): return torch.cat(parts)
     if isinstance(first, (tuple,list)):
