@@ -17,6 +17,7 @@ from functools import partial
 #| code-summary: "Imports of the module: our own"
 #| code-fold: true
 from .conv import map_nested
+from .data import whole_number
 from .learner import Callback,TrainCB,batch_rows,split_batch
 from .training import length
 
@@ -29,7 +30,7 @@ def _check_scaler(scale, growth, backoff, interval):
     if not growth>=1: raise ValueError(f"growth: expected 1 or more, got {growth}")
     if not 0<backoff<1:
         raise ValueError(f"backoff: expected a number between 0 and 1, got {backoff}")
-    if interval<1: raise ValueError(f"interval: expected 1 or more, got {interval}")
+    whole_number('interval', interval)
 
 # %% ../nbs/16_accel.ipynb #16b00045
 class LossScaler:
@@ -121,6 +122,7 @@ class MixedPrecisionCB(TrainCB):
         self.ok = not self.scaler or self.scaler.unscale(learn.model.parameters())
 
     def step(self, learn):
+        learn.stepped = self.ok
         if self.ok: learn.opt.step()
         else: self.skipped += 1
         self.in_row = 0 if self.ok else self.in_row+1
@@ -131,6 +133,9 @@ class MixedPrecisionCB(TrainCB):
 # %% ../nbs/16_accel.ipynb #16b00053
 #| code-summary: "An error after 30 steps in a row that were left out, with a scale below 1"
 #| code-fold: true
+@patch
+def cleanup_fit(self:MixedPrecisionCB, learn): vars(learn).pop('stepped', None)
+
 @patch
 def _stop_if_stuck(self:MixedPrecisionCB, learn):
     if self.in_row<30 or self.scaler.scale>=1: return
@@ -191,10 +196,12 @@ class AccelerateCB(TrainCB):
         if self.model is not None:
             self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         self.model = self.opt = None
-        vars(learn).pop('rows', None)
+        for k in ('rows','stepped'): vars(learn).pop(k, None)
 
     def zero_grad(self, learn): self.opt.zero_grad()
-    def step(self, learn): self.opt.step()
+    def step(self, learn):
+        self.opt.step()
+        learn.stepped = not self.opt.step_was_skipped
     def after_backward(self, learn):
         # true gradients for ClipCB
         if getattr(self.accelerator, 'scaler', None):
@@ -255,8 +262,7 @@ class AccumulateCB(Callback):
     def __init__(self,
         n, # Batches a step, 1 or more
     ):
-        if n<1: raise ValueError(f"n: expected 1 or more, got {n}")
-        self.n,self.params,self.left = n,[],[]
+        self.n,self.params,self.left = whole_number('n', n),[],[]
         self._reset()
 
     def _reset(self): self.count,self.first,self.total,self.full = 0,None,0.,False
@@ -267,8 +273,6 @@ class AccumulateCB(Callback):
             raise TypeError("dls.train: expected a loader with a length, for the last group")
         self.params = list(learn.model.parameters())
         self.left = [None]*len(self.params)
-
-    def before_epoch(self, learn): self._reset()
 
     def around_step(self, learn, step):
         if self.full: step()
@@ -327,6 +331,8 @@ def around_backward(self:AccumulateCB, learn, backward):
 
 @patch
 def around_event(self:AccumulateCB, learn, callback, event):
+    # before all others: one of them may cancel
+    if event in ('before_fit','before_epoch'): self._reset()
     if self.count and event in ('after_epoch','cancel_epoch','cancel_fit') and learn.training:
         self._average()
         callback('after_backward')

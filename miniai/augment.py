@@ -31,8 +31,14 @@ def capture_preds(
     return learn.get_preds(dl, cbs)
 
 # %% ../nbs/14_augment.ipynb #a2a08d90
-#| code-summary: "Export: the check that a tensor holds probabilities"
+#| code-summary: "Export: the checks of probabilities and of classes"
 #| code-fold: true
+def _check_classes(y, k):
+    if y.is_floating_point() or y.is_complex() or y.dtype==torch.bool:
+        raise TypeError(f"y: expected class numbers, int64, got {y.dtype}")
+    if len(y) and not 0<=y.min()<=y.max()<k:
+        raise ValueError(f"y: expected classes from 0 to {k-1}, got {y.min()} to {y.max()}")
+
 def _check_probs(probs, y):
     if not isinstance(probs, torch.Tensor) or probs.ndim!=2 or not len(probs):
         raise ValueError("probs: expected a tensor (n,k), got "
@@ -43,6 +49,7 @@ def _check_probs(probs, y):
     if not ((probs>=0).all() and ((probs.float().sum(1)-1).abs()<=.01).all()):
         raise ValueError("probs: expected probabilities, each row with the sum 1, got "
                          "something else; logits need softmax(1) first")
+    _check_classes(y, probs.shape[1])
 
 # %% ../nbs/14_augment.ipynb #f202e3f0
 def confident_mistakes(
@@ -329,10 +336,15 @@ def fit_temperature(
     if logits.ndim!=2 or tuple(y.shape)!=(len(logits),):
         raise ValueError("logits, y: expected the shapes (n,k) and (n,), got "
                          f"{tuple(logits.shape)} and {tuple(y.shape)}")
-    if logits.isnan().any(): raise ValueError("logits: expected numbers, got NaN among them")
+    _check_classes(y, logits.shape[1])
+    z = logits.double()
+    top = z.amax(1, keepdim=True)
+    if not top.isfinite().all():
+        raise ValueError("logits: expected a finite number as the largest of each row, got NaN "
+                         "or infinity")
     # a class that is ruled out has the logit -inf
-    z = logits.double().clamp(min=-1e4)
-    target = z.gather(1, y[:,None])[:,0]
+    z = (z-top).clamp(min=-1e4)
+    target = z.gather(1, y[:,None].long())[:,0]
     lo,hi = math.log(.01),math.log(100)                 # of s = 1/T
     for _ in range(50):
         mid = (lo+hi)/2

@@ -147,12 +147,13 @@ def __sub__(self:Var, other):
     return _binary('-', operator.sub, self, other, lambda g,a,b: g, lambda g,a,b: -g)
 @patch
 def __rsub__(self:Var, other): return -self + other
+def _divide(x, y):  # the square of a large number would be infinite
+    return _binary('/', operator.truediv, x, y, lambda g,a,b: g/b, lambda g,a,b: -g*(a/b/b))
+
 @patch
-def __truediv__(self:Var, other):
-    return _binary('/', operator.truediv, self, other, lambda g,a,b: g/b,
-                   lambda g,a,b: -g*a/b**2)
+def __truediv__(self:Var, other): return _divide(self, other)
 @patch
-def __rtruediv__(self:Var, other): return self**-1 * other
+def __rtruediv__(self:Var, other): return _divide(other, self)
 
 # %% ../nbs/03_backprop.ipynb #83174072
 #| code-summary: "Powers, relu, exp and log"

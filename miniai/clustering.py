@@ -31,8 +31,11 @@ def gaussian_blobs(
     return (centers[:,None] + std*noise).reshape(-1,d), labels # (k,1,d) + (k,n,d)
 
 # %% ../nbs/02_meanshift.ipynb #8c969341
-#| code-summary: "sq_dists, in place and with its arguments checked"
+#| code-summary: "sq_dists, in place, in float64 and with its arguments checked"
 #| code-fold: true
+# Apple's GPUs have no float64
+def _wide(x): return x if x.device.type=='mps' else x.double()
+
 def sq_dists(
     a, # Points (m,d), float
     b, # Points (n,d), like `a`
@@ -43,20 +46,22 @@ def sq_dists(
                          f"{tuple(b.shape)}")
     if not a.is_floating_point() or a.dtype!=b.dtype:
         raise TypeError(f"a and b: expected one float dtype, got {a.dtype} and {b.dtype}")
+    dtype,a,b = a.dtype,_wide(a),_wide(b)
     mid = b.mean(0)
     a,b = a-mid,b-mid
     # in place: this table is the largest thing in the memory
     res = torch.einsum('id,jd->ij', a, b).mul_(-2)
-    return res.add_(a.pow(2).sum(1)[:,None]).add_(b.pow(2).sum(1)).clamp_(min=0)
+    return res.add_(a.pow(2).sum(1)[:,None]).add_(b.pow(2).sum(1)).clamp_(min=0).to(dtype)
 
 # %% ../nbs/02_meanshift.ipynb #9cd806bc
 #| code-summary: "One step that cannot underflow, and the checks of arguments"
 #| code-fold: true
 def _shift(q, x, bandwidth, counts=None): # (m,d), (n,d), float, (n,) -> (m,d)
+    dtype,q,x = x.dtype,_wide(q),_wide(x)
     d2 = sq_dists(q, x)                                  # (m,n)
     w = d2.sub_(d2.amin(1, keepdim=True)).mul_(-.5/bandwidth**2).exp_()
     if counts is not None: w *= counts
-    return w@x / w.sum(1, keepdim=True)
+    return (w@x / w.sum(1, keepdim=True)).to(dtype)
 
 def _check(x, **positive):
     if x.ndim!=2 or not x.is_floating_point() or len(x)==0:
@@ -140,8 +145,9 @@ def _bins(x, side):
     "`(means, counts, bin of each point)` of the occupied square bins."
     _,idx,counts = (x/side).floor().long().unique(dim=0, return_inverse=True,
                                                   return_counts=True)
-    sums = x.new_zeros(len(counts), x.shape[1]).index_add_(0, idx, x)
-    return sums/counts[:,None],counts,idx
+    wide = _wide(x)
+    sums = wide.new_zeros(len(counts), x.shape[1]).index_add_(0, idx, wide)
+    return (sums/counts[:,None]).to(x.dtype),counts,idx
 
 # %% ../nbs/02_meanshift.ipynb #2f687e0e
 #| code-summary: "mean_shift_near, exported"
@@ -178,8 +184,8 @@ def _lloyd(x, centers, steps): # (n,d), (k,d) -> (centers, labels)
         d2,new = sq_dists(x, centers).min(1)
         if labels is not None and new.equal(labels): break
         labels,counts = new,new.bincount(minlength=len(centers))
-        sums = torch.zeros_like(centers).index_add_(0, labels, x)
-        centers = sums / counts.clamp_min(1)[:,None]
+        sums = torch.zeros_like(_wide(centers)).index_add_(0, labels, _wide(x))
+        centers = (sums / counts.clamp_min(1)[:,None]).to(x.dtype)
         empty = (counts==0).nonzero()[:,0]
         if len(empty): centers[empty] = x[d2.topk(len(empty)).indices]
     # the steps ran out: labels of the last centres

@@ -9,6 +9,7 @@ __all__ = ['def_device', 'conv', 'cnn', 'map_nested', 'to_device', 'to_cpu', 'co
 #| code-summary: "Imports of the module"
 #| code-fold: true
 from collections.abc import Mapping
+from copy import copy
 from numbers import Integral
 import torch
 import torch.nn.functional as F
@@ -55,10 +56,15 @@ def_device = ('cuda' if torch.cuda.is_available() else
 def map_nested(
     x, # A tensor, or tuples, lists, named tuples and mappings of tensors, nested as you like
     f, # Function of a tensor
-): # Like `x`; mappings become dicts, and what is no tensor stays as it is
+): # Like `x`; mappings that are no dicts become dicts, what is no tensor stays as it is
     "`x` with `f` applied to every tensor inside."
     if isinstance(x, torch.Tensor): return f(x)
-    if isinstance(x, Mapping): return {k: map_nested(v, f) for k,v in x.items()}
+    if isinstance(x, Mapping):
+        res = copy(x) if isinstance(x, dict) else {} # a dict with methods of its own keeps them
+        for k,v in x.items():
+            res[k] = map_nested(v, f)
+            if k in getattr(res, '__dict__', ()): vars(res)[k] = res[k] # an attribute as well
+        return res
     if isinstance(x, (tuple,list)):
         parts = [map_nested(o, f) for o in x]
         # a named tuple, or another
@@ -69,7 +75,7 @@ def map_nested(
 def to_device(
     x, # A tensor, or tuples, lists, named tuples and mappings of tensors, nested as you like
     device=def_device, # A `torch.device` or its name
-): # Like `x`; mappings become dicts, and what is no tensor stays as it is
+): # Like `x`; mappings that are no dicts become dicts, what is no tensor stays as it is
     "`x` with every tensor inside moved to `device`."
     # a copy to the CPU must be complete before it is read
     wait = torch.device(device).type!='cuda'
@@ -78,7 +84,7 @@ def to_device(
 # %% ../nbs/07_convolutions.ipynb #7b7780a5
 def to_cpu(
     x, # As for `to_device`
-): # Like `x`: on the CPU, without gradients, 16-bit floats as float32; mappings become dicts
+): # Like `x`: on the CPU, without gradients, 16-bit floats as float32
     "`x` with every tensor inside detached and on the CPU, half precision back to float."
     def _back(t):
         t = t.detach().cpu()

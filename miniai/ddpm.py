@@ -11,7 +11,7 @@ __all__ = ['per_image', 'signal_and_noise', 'noisify', 'Schedule', 'linear_sched
 # %% ../nbs/15_ddpm.ipynb #d109f584
 #| code-summary: "Imports of the module"
 #| code-fold: true
-import copy,glob,hashlib,json,os,shutil,time,uuid
+import copy,glob,hashlib,json,operator,os,shutil,time,uuid
 import torch,torch.nn.functional as F
 from contextlib import suppress
 from fastcore.basics import patch
@@ -25,6 +25,7 @@ from torch import nn
 #| code-summary: "Imports of the module: what it takes from earlier lessons"
 #| code-fold: true
 from .data import whole_number
+from .hooks import Hook
 from .learner import Callback
 from .resnet import ResBlock
 
@@ -272,15 +273,17 @@ class EMACB(Callback):
         decay=.999, # Weight of the past, in [0,1); less in the first steps
     ):
         if not 0<=decay<1: raise ValueError(f"decay: expected a number in [0,1), got {decay}")
-        self.decay,self.model,self.n = decay,None,0
+        self.decay,self.model,self.n,self.params = decay,None,0,None
 
     def before_fit(self, learn):
-        if self.model is None and 'train' in learn.phases:
-            plain = getattr(learn.model, '_orig_mod', learn.model)  # of a compiled net: the net
-            self.model = copy.deepcopy(plain).eval().requires_grad_(False)
+        if 'train' not in learn.phases: return
+        net = getattr(learn.model, '_orig_mod', learn.model)      # of a compiled net: the net
+        if self.model is None: self._begin(net)
+        else: self._check(net)
 
     @torch.no_grad()
     def after_step(self, learn):
+        if not getattr(learn, 'stepped', True): return   # half precision left the step out
         self.n += 1
         # early on, the first weights are soon forgotten
         decay = min(self.decay, self.n/(self.n+9))
@@ -302,6 +305,26 @@ class EMACB(Callback):
         if self.model is None: return
         here = [k for k in self.model.state_dict() if _plain(k) in saved]
         self.model.load_state_dict({k: saved.pop(_plain(k)) for k in here} | saved)
+
+# %% ../nbs/15_ddpm.ipynb #9b817f67
+#| code-summary: "Exported: EMACB, its copy at the start, and whether that still belongs to the net"
+#| code-fold: true
+@patch
+def _begin(self:EMACB, net):
+    self.n,self.params = 0,list(net.parameters())
+    self.model = copy.deepcopy(net).eval().requires_grad_(False)
+    for m in self.model.modules():                 # those who watch `net` do not watch its copy
+        for k,f in list(m._forward_hooks.items()):
+            if any(isinstance(o, Hook) for o in getattr(f, 'args', ())): del m._forward_hooks[k]
+
+@patch
+def _check(self:EMACB, net):
+    def shapes(m): return [(k, o.shape) for k,o in (*m.named_parameters(), *m.named_buffers())]
+    same = shapes(net)==shapes(self.model)
+    if self.params is not None: same &= all(map(operator.is_, net.parameters(), self.params))
+    if not same:
+        raise RuntimeError("the model has other parameters than those that EMACB averages; set "
+                           "its `model = None` to begin anew")
 
 # %% ../nbs/15_ddpm.ipynb #98ab961e
 #| code-summary: "Exported: EpsDenoiser, with its two helpers"

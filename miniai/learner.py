@@ -17,7 +17,8 @@ from collections.abc import Mapping
 from fastcore.basics import patch
 from fastprogress.fastprogress import ConsoleProgressBar,NBMasterBar,master_bar,progress_bar
 from functools import partial
-from .conv import def_device,to_cpu,to_device
+from .conv import def_device,map_nested,to_cpu,to_device
+from .data import finite_number,whole_number
 from torch import optim
 
 # %% ../nbs/09_learner.ipynb #d3aa388a
@@ -89,14 +90,6 @@ def batch_rows(
     parts = x.values() if isinstance(x, Mapping) else x if isinstance(x, (tuple,list)) else ()
     return next((n for n in map(batch_rows, parts) if n is not None), None)
 
-def _map_tensors(x, f):
-    "`x` with `f` applied to every tensor in its tuples, lists and mappings."
-    if isinstance(x, torch.Tensor): return f(x)
-    if isinstance(x, Mapping): return {k: _map_tensors(v, f) for k,v in x.items()}
-    if not isinstance(x, (tuple,list)): return x
-    parts = [_map_tensors(o, f) for o in x]
-    return type(x)(*parts) if hasattr(x, '_fields') else type(x)(parts)   # a named tuple?
-
 # %% ../nbs/09_learner.ipynb #59f8233d
 #| code-summary: "MeanMetric, as exported: with checks, and a state to save"
 #| code-fold: true
@@ -144,7 +137,7 @@ def to_cpu_copy(
     parts, # Tensors, nested in tuples, lists and mappings
 ): # Like `parts`
     "Copies on the CPU, without gradients: a loader may fill its tensors anew."
-    return _map_tensors(to_cpu(parts), torch.clone)
+    return map_nested(to_cpu(parts), torch.clone)
 
 def concat_batches(
     parts, # List of batches of one structure
@@ -152,9 +145,15 @@ def concat_batches(
     "One from the same parts of several batches, nested in tuples, lists and dicts."
     first = parts[0]
     if isinstance(first, Mapping):
-        return {k: concat_batches([o[k] for o in parts]) for k in first}
+        res = copy.copy(first) if isinstance(first, dict) else {}
+        for k in first:
+            res[k] = concat_batches([o[k] for o in parts])
+            if k in getattr(res, '__dict__', ()): vars(res)[k] = res[k]  # an attribute as well
+        return res
     if isinstance(first, torch.Tensor): return torch.cat(parts)
-    if isinstance(first, (tuple,list)): return tuple(map(concat_batches, zip(*parts)))
+    if isinstance(first, (tuple,list)):
+        res = tuple(map(concat_batches, zip(*parts)))
+        return type(first)(*res) if hasattr(first, '_fields') else res
     raise TypeError(f"parts: expected tensors, nested in tuples, lists and dicts, got "
                     f"{type(first).__name__}")
 
@@ -216,7 +215,7 @@ class MetricsCB(Callback):
 def after_batch(self:MetricsCB, learn):
     self.loss.add(learn.loss, batch_rows((learn.preds, learn.batch)))
     if len(self.metrics)==1: return
-    preds = _map_tensors(learn.preds, torch.detach)
+    preds = map_nested(learn.preds, torch.detach)
     with torch.no_grad():
         for m in list(self.metrics.values())[1:]: m.update(preds, *learn.targets)
 
@@ -487,6 +486,7 @@ def _set_lr(self:Learner, lr, settings):
     opt,_,base,_ = self._made
     if lr is not None: base = getattr(opt, 'defaults', {}).get('lr', base)
     self.fit_lr = self.lr if lr is None else lr
+    if self.fit_lr is not None: finite_number('lr', self.fit_lr, 0)
     settings += [(g, {k: copy.deepcopy(v) for k,v in g.items() if k!='params'})
                  for g in opt.param_groups]
     for g in opt.param_groups:
@@ -504,7 +504,7 @@ def _settle(self:Learner, before, settings):
         for k in g.keys()-kept.keys()-{'params'}: del g[k]   # what a schedule added
     _set_mode(self.model, False)
     for k in ('preds','loss','inputs','targets','batch'):    # a graph cannot be copied
-        if hasattr(self, k): setattr(self, k, _map_tensors(getattr(self, k), torch.detach))
+        if hasattr(self, k): setattr(self, k, map_nested(getattr(self, k), torch.detach))
 
 # %% ../nbs/09_learner.ipynb #9b6ccacc
 #| code-summary: "Learner.fit"
@@ -527,7 +527,8 @@ def fit(self:Learner,
         try:
             self.cbs = [*self.cbs,*_listed(cbs)]
             _check_callbacks(self.cbs)
-            self.n_epochs,self.phases = n_epochs,['train']*bool(train)+['valid']*bool(valid)
+            self.n_epochs = whole_number('n_epochs', n_epochs)
+            self.phases = ['train']*bool(train)+['valid']*bool(valid)
             self._on = _listeners(self.cbs)
             self._check()
             if train:
@@ -757,11 +758,12 @@ class LRFinderCB(Callback):
         max_mult=3, # Stop where the loss is so many times its lowest, above 1
         max_iter=150, # Stop after so many batches, 1 or more
     ):
-        if not gamma>1: raise ValueError(f"gamma: expected a number above 1, got {gamma}")
+        if not 1<gamma<math.inf:
+            raise ValueError(f"gamma: expected a number above 1, got {gamma}")
         if not max_mult>1:
             raise ValueError(f"max_mult: expected a number above 1, got {max_mult}")
-        if not max_iter>=1: raise ValueError(f"max_iter: expected 1 or more, got {max_iter}")
-        self.gamma,self.max_mult,self.max_iter = gamma,max_mult,max_iter
+        self.gamma,self.max_mult = gamma,max_mult
+        self.max_iter = whole_number('max_iter', max_iter)
 
     def before_fit(self, learn):
         self.lr,self.lrs,self.losses,self.exploded = learn.fit_lr,[],[],False
@@ -954,7 +956,7 @@ def _snapshot(learn, cbs):
 #| code-fold: true
 @patch
 def lr_find(self:Learner,
-    start=1e-5, # First learning rate
+    start=1e-5, # First learning rate, above 0
     gamma=1.15, # Factor from batch to batch
     max_mult=3, # Stop where the loss is so many times its lowest
     plot=True, # Draw the losses?
@@ -962,6 +964,7 @@ def lr_find(self:Learner,
 ): # A learning rate to try, float
     "Train a little with a growing learning rate, then put all back; after arXiv:1506.01186."
     if self._on is not None: raise RuntimeError("lr_find: this Learner is in a fit")
+    if not 0<start<math.inf: raise ValueError(f"start: expected a number above 0, got {start}")
     cbs,finder = [cb for cb in self.cbs if cb.in_lr_find],LRFinderCB(gamma, max_mult, max_iter)
     restore = _snapshot(self, cbs)
     try:

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from PIL import Image
 from torch.utils.data import DataLoader,TensorDataset,default_collate
-from .data import open_image
+from .data import open_image,whole_number
 from .training import load_loader_state,loader_state
 
 # %% ../nbs/05_datasets.ipynb #054b9057
@@ -31,8 +31,7 @@ def _check_batches(tensors, bs, drop_last, generator):
         raise ValueError("tensors: expected at least one dimension, got a single number")
     lens = [len(o) for o in tensors]
     if len(set(lens))!=1: raise ValueError(f"tensors: expected equal lengths, got {lens}")
-    if not isinstance(bs, (int,np.integer)) or bs<1:
-        raise ValueError(f"bs: expected a whole number, 1 or more, got {bs!r}")
+    whole_number('bs', bs)
     if not isinstance(generator, (torch.Generator,type(None))):
         kind = type(generator).__name__
         raise TypeError(f"generator: expected a torch.Generator, got {kind}")
@@ -322,6 +321,9 @@ def from_tensors(cls:DataLoaders,
     **kwargs, # More for both `BatchLoader`s: `device`, `tfm`
 ): # `DataLoaders`; only the training loader shuffles
     "Make both loaders from tensors in memory."
+    for k,v in dict(train=train, valid=valid).items():
+        if isinstance(v, torch.Tensor):
+            raise TypeError(f"{k}: expected a tuple of tensors, got one tensor; write ({k},)")
     training = dict(shuffle=True, drop_last=drop_last, generator=generator)
     return cls(BatchLoader(*train, bs=bs, **training, **kwargs),
                BatchLoader(*valid, bs=2*bs, **kwargs))

@@ -346,7 +346,7 @@ class RecorderCB(Callback):
         self.values = {k: list(o) for k,o in state_dict.items()}
 
 # %% ../nbs/12_accel_sgd.ipynb #541c02e8
-#| code-summary: "Two helpers of RecorderCB: a check of its fields, and how a value is kept"
+#| code-summary: "Helpers of RecorderCB: checks of fields and values, and how a value is kept"
 #| code-fold: true
 def _check_fields(fields):
     wrong = [k for k,f in fields.items() if not callable(f)]
@@ -359,6 +359,11 @@ def _kept_value(v):
     if isinstance(v, torch.Tensor): return v.detach().clone()
     return v.item() if hasattr(v, 'dtype') and v.ndim==0 else v
 
+def _check_number(name, v):
+    if v.numel()==1 if isinstance(v, torch.Tensor) else isinstance(v, (int,float)): return
+    got = f"the shape {tuple(v.shape)}" if hasattr(v, 'shape') else type(v).__name__
+    raise ValueError(f"fields: expected that {name} gives one number, got {got}")
+
 # %% ../nbs/12_accel_sgd.ipynb #7a3f1204
 #| code-summary: "RecorderCB.numbers: the values of a field as a tensor"
 #| code-fold: true
@@ -368,6 +373,7 @@ def numbers(self:RecorderCB,
 ): # (n,), float64, on the CPU
     "The values of a field, one per step."
     values = self.values[name]
+    for v in values: _check_number(name, v)
     if not values or not isinstance(values[0], torch.Tensor):
         return torch.tensor(values, dtype=torch.float64)
     return torch.stack([o.reshape(()) for o in values]).cpu().double()
@@ -452,7 +458,8 @@ def ewa(
     if not x.ndim: raise ValueError("x: expected values in order, got a single number")
     if not (x.is_floating_point() or x.is_complex()): x = x.float()
     res,avg = torch.empty_like(x),0.
-    for i,o in enumerate(x):
+    # in half precision the average would stand still, as its steps are too small
+    for i,o in enumerate(x.to(torch.promote_types(x.dtype, torch.float32))):
         avg = beta*avg + (1-beta)*o
         res[i] = avg/(1-beta**(i+1)) if debias else avg
     return res
@@ -482,6 +489,9 @@ def state_dict(self:Optimizer): # Dict of `state`, by numbers of parameters, and
 # %% ../nbs/12_accel_sgd.ipynb #7a3f1203
 #| code-summary: "Optimizer.load_state_dict: go on from there, with errors for what does not fit"
 #| code-fold: true
+# what torch's schedules write into a group
+_of_schedules = 'initial_lr','max_lr','min_lr','base_momentum','max_momentum','swa_lr'
+
 @patch
 def load_state_dict(self:Optimizer,
     state_dict, # What `state_dict` returned, of an optimizer with such parameters in this order
@@ -495,8 +505,10 @@ def load_state_dict(self:Optimizer,
     if got!=want:
         raise ValueError(f"state_dict: expected groups of {want} parameters, got {got}")
     missing = [k for k in self.defaults if any(k not in g for g in groups)]
-    if missing:
-        raise ValueError(f"state_dict: has no {missing}; is it that of another optimizer?")
+    known = {'params',*_of_schedules,*self.defaults}.union(*self.param_groups)
+    unknown = sorted({k for g in groups for k in g}-known)
+    for what,ks in (('has no', missing), ('has', unknown)):
+        if ks: raise ValueError(f"state_dict: {what} {ks}; is it that of another optimizer?")
     ps = {i: p for old,new in zip(groups, self.param_groups)
           for i,p in zip(old['params'], new['params'])}
     state = {ps[i]: {k: _like(v, ps[i]) for k,v in s.items()}

@@ -10,10 +10,9 @@ __all__ = ['ResBlock', 'resnet', 'evaluating', 'flops', 'Table', 'summary', 'Poo
 #| code-fold: true
 import torch
 from collections import defaultdict
-from copy import copy
 from contextlib import contextmanager,nullcontext
 from torch import nn
-from .conv import conv
+from .conv import conv,map_nested
 from .hooks import Hooks
 from .learner import TrainCB
 
@@ -167,7 +166,7 @@ def flops(
 def _cell(v):
     "`v` as the text of a cell."
     if isinstance(v, float): return f'{v:,.0f}' if abs(v)>=1000 else f'{v:.4g}'
-    return f'{v:,}' if isinstance(v, int) else str(v)
+    return f'{v:,}' if isinstance(v, int) and not isinstance(v, bool) else str(v)
 
 class Table(list):
     "A list of rows, dicts with the same keys, that shows itself as a table."
@@ -270,14 +269,7 @@ class PoolBlock(nn.Module):
 #| code-fold: true
 def _to_float(x):
     "`x` with every bfloat16 tensor in it as float32."
-    if isinstance(x, torch.Tensor): return x.float() if x.dtype==torch.bfloat16 else x
-    if isinstance(x, dict):
-        x = copy(x)              # of its own class
-        for k,v in x.items(): x[k] = _to_float(v)
-        return x
-    # named tuple
-    if isinstance(x, tuple) and hasattr(x, '_fields'): return type(x)(*map(_to_float, x))
-    return type(x)(map(_to_float, x)) if type(x) in (tuple,list) else x
+    return map_nested(x, lambda t: t.float() if t.dtype==torch.bfloat16 else t)
 
 class AutocastCB(TrainCB):
     "`TrainCB` with products in bfloat16; weights, gradients, predictions, loss stay float32."

@@ -17,6 +17,7 @@ import numpy as np
 from collections import deque
 from fastcore.basics import patch
 from itertools import islice
+from .data import whole_number
 from torch.utils import data as torch_data
 
 # %% ../nbs/04_minibatch_training.ipynb #bea382be
@@ -190,7 +191,8 @@ class ModuleList(Module):
         "Add `m` at the end."
         if not isinstance(m, Module):
             raise TypeError(f"m: expected a Module, got {type(m).__name__}")
-        setattr(self, str(len(self)), m)
+        numbers = [int(k) for k in self._modules if k.isdigit()] # not all, if some were deleted
+        setattr(self, str(1+max(numbers, default=-1)), m)
         return self
 
     def __len__(self): return len(self._modules)
@@ -299,9 +301,7 @@ class BatchSampler:
         bs,      # Batch size, at least 1
         drop_last=False, # Leave out the last list if it is shorter?
     ):
-        if not isinstance(bs, (int,np.integer)) or bs<1:
-            raise ValueError(f"bs: expected a whole number, at least 1, got {bs}")
-        self.sampler,self.bs,self.drop_last = sampler,bs,drop_last
+        self.sampler,self.bs,self.drop_last = sampler,whole_number('bs', bs),drop_last
 
     def __len__(self):
         n = len(self.sampler)
@@ -320,7 +320,7 @@ def get_dls(
     **kwargs, # For both loaders: `num_workers`, `collate_fn`...
 ): # (training loader, validation loader), both `torch.utils.data.DataLoader`
     "Torch's loaders for training, shuffled, and for validation, in order."
-    if bs<1: raise ValueError(f"bs: expected at least 1, got {bs}")
+    bs = whole_number('bs', bs)
     return (torch_data.DataLoader(train_ds, batch_size=bs, shuffle=True, **kwargs),
             torch_data.DataLoader(valid_ds, batch_size=2*bs, **kwargs))
 
@@ -532,7 +532,7 @@ class DataLoader:
         seed=None,    # int that fixes orders and workers' random numbers; drawn if None
         context=None, # How processes start: 'fork' (None on Linux), 'spawn' or 'forkserver'
     ):
-        if n_workers<0: raise ValueError(f"n_workers: expected 0 or more, got {n_workers}")
+        n_workers = whole_number('n_workers', n_workers, 0)
         if batch_sampler is not None and (shuffle or drop_last):
             raise ValueError("shuffle, drop_last: expected False beside a batch_sampler, which "
                              "decides the order")

@@ -879,3 +879,44 @@ def test_home_is_understood_in_reading_and_writing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_checkpoint('~nobody-of-this-name', dict(a=1))                       # no such home: the name itself, as in a shell
     assert load_checkpoint('~nobody-of-this-name')==dict(a=1) and load_checkpoint('~/~nobody-of-this-name')==dict(a=1)
+
+def test_classes_and_logits_out_of_range():
+    from miniai.augment import calibration,confident_mistakes,fit_temperature
+    g = torch.Generator().manual_seed(0)
+    z,y = torch.randn(500, 4, generator=g, dtype=torch.float64)*2,torch.randint(4, (500,), generator=g)
+    T = fit_temperature(z, y)
+    assert all(fit_temperature(z+c, y)==pytest.approx(T, rel=1e-9) for c in (-2e4, 2e4)) and fit_temperature(z, y.int())==T
+    for bad in (math.inf, math.nan):
+        with pytest.raises(ValueError, match='logits: expected a finite number'): fit_temperature(z.index_fill(0, torch.tensor([3]), bad), y)
+    with pytest.raises(ValueError, match='logits: expected a finite number'): fit_temperature(z.index_fill(0, torch.tensor([3]), -math.inf), y)
+    for f in (lambda y: fit_temperature(z, y), lambda y: calibration(z.softmax(1), y), lambda y: confident_mistakes(z.softmax(1), y)):
+        for bad in (y-1, y+1, y+99):
+            with pytest.raises(ValueError, match='y: expected classes from 0 to 3, got'): f(bad)
+        for bad in (y.float(), y>1):
+            with pytest.raises(TypeError, match='y: expected class numbers, int64, got'): f(bad)
+
+def test_counts_of_batches_and_steps_are_whole():
+    for bad in (2.5, 0, True, '2'):
+        with pytest.raises(ValueError, match='^n: expected a whole number'): AccumulateCB(bad)
+        with pytest.raises(ValueError, match='^interval: expected a whole number'): LossScaler(interval=bad)
+    assert AccumulateCB(np.int64(2)).n==2
+
+@pytest.mark.parametrize('kind', [CancelFit, CancelEpoch])
+@pytest.mark.parametrize('event,order', [('before_fit',0), ('before_fit',-9), ('before_epoch',0), ('before_epoch',-9)])
+def test_a_fit_cancelled_before_it_begins_makes_no_step(kind, event, order):
+    if (kind,event)==(CancelEpoch,'before_fit'): return
+    class Interrupt(Callback):
+        def after_batch(self, learn):
+            if learn.iter==1: raise KeyboardInterrupt
+    class Cancel(Callback): pass
+    def cancel(self, learn): raise kind
+    setattr(Cancel, event, cancel)
+    Cancel.order = order
+    torch.manual_seed(0)
+    learn = TrainLearner(nn.Linear(3, 1), DataLoaders(BatchLoader(X, Y, bs=4), None), F.mse_loss, .1, [AccumulateCB(4)], optim.SGD)
+    with contextlib.suppress(KeyboardInterrupt): learn.fit(1, valid=False, cbs=Interrupt())
+    before = learn.model.weight.detach().clone()
+    learn.fit(1, valid=False, cbs=Cancel())
+    assert torch.equal(learn.model.weight, before)
+    learn.fit(1, valid=False)
+    assert not torch.equal(learn.model.weight, before)

@@ -295,3 +295,20 @@ def test_finite_number_and_its_limits():
     for v in (-.1, 1.1, math.nan):
         with pytest.raises(ValueError, match='^x: expected a number, from 0 to 1, got'): d.finite_number('x', v, 0, 1)
     assert d.finite_number('x', 1, 0, 1)==1 and d.finite_number('x', 0, 0)==0
+
+def test_points_far_apart_are_grouped_as_in_float64():
+    from miniai import clustering as c
+    a = torch.tensor([[0.,0],[3,4],[1e5,0]])
+    for dtype in (torch.float32, torch.bfloat16): assert c.sq_dists(a.to(dtype), a.to(dtype))[:2,:2].tolist()==[[0,25],[25,0]]
+    def blobs(*at, n=200): return c.gaussian_blobs(torch.tensor([[float(o),float(o)] for o in at]), n=n, generator=torch.Generator().manual_seed(0))[0]
+    def groups(x): return c.group_points(x, .75)[0]
+    x = blobs(0, 6, 1e5, 1e5+6)
+    for f in (c.mean_shift, c.mean_shift_near):
+        ends = f(x, 1.5)
+        assert ends.dtype==x.dtype and groups(ends).max()==3 and (ends-f(x.double(), 1.5)).abs().max()<.05     # steps of .008 at 100,000
+    for x,k in ((torch.cat([blobs(0, 6, 10), torch.tensor([[1e5,0]])]), 4), (blobs(1e5, 1e5+9, n=20_000), 2)):
+        centers,labels = c.kmeans(x, k, generator=torch.Generator().manual_seed(1))
+        other,_ = c.kmeans(x.double(), k, generator=torch.Generator().manual_seed(1))
+        def inertia(o): return c.sq_dists(x.double(), o.double()).amin(1).sum().item()
+        assert centers.dtype==x.dtype and inertia(centers)<1.01*inertia(other)
+        assert labels.equal(c.sq_dists(x.double(), centers.double()).argmin(1))

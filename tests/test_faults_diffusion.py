@@ -466,3 +466,49 @@ def test_jumps_of_these_trajectories():
 @pytest.mark.parametrize('plan', [{1: (0.,)}, {2: (1., 2)}, {1: (math.inf,)}, {1: (math.nan,)}, {1: (-1.,)}])
 def test_levels_of_a_plan_descend(plan):
     with pytest.raises(ValueError, match='plans: expected a first level above'): plan_jumps(karras_sigmas(6, .02), plan)
+
+def averaging(net, ema, *cbs, **kw):
+    from miniai.learner import Learner,TrainCB
+    from miniai.loaders import BatchLoader,DataLoaders
+    first = [] if any(isinstance(cb, TrainCB) for cb in cbs) else [TrainCB()]
+    g = torch.Generator().manual_seed(0)
+    return Learner(net, DataLoaders(BatchLoader(torch.randn(40, 2, generator=g), torch.randn(40, 2, generator=g), bs=8), None), lr=.1, cbs=[*first, *cbs, ema], **kw)
+
+def test_an_average_belongs_to_one_net():
+    ema,net = EMACB(.5),nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    learn = averaging(net, ema)
+    for o in (learn, learn, copy.deepcopy(learn)): o.fit(1, valid=False)
+    assert ema.n==10
+    learn.model = torch.compile(net, backend='eager')         # the same weights
+    learn.fit(1, valid=False)
+    assert ema.n==15
+    def refused(what):
+        learn.model,learn.opt = what,None
+        with pytest.raises(RuntimeError, match='other parameters than those that EMACB averages'): learn.fit(1, valid=False)
+    refused(copy.deepcopy(net))
+    refused(nn.Sequential(*net, nn.Linear(2, 2)))
+    net.append(nn.Linear(2, 2))
+    refused(net)
+    ema.model = None
+    learn.fit(1, valid=False)
+    assert ema.n==5 and len(ema.model)==3
+
+def test_hooks_that_watch_a_net_do_not_watch_its_average():
+    from miniai.hooks import ActivationStatsCB
+    ema,seen = EMACB(.5),[]
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    net[0].register_forward_hook(lambda m, i, o: o+1)         # a part of the net
+    averaging(net, ema, ActivationStatsCB()).fit(1, valid=False)
+    assert [len(m._forward_hooks) for m in ema.model]==[1,0]==[len(m._forward_hooks) for m in net]
+
+def test_an_average_leaves_out_the_steps_that_half_precision_leaves_out():
+    from miniai.accel import LossScaler,MixedPrecisionCB
+    from miniai.learner import Callback
+    class Spoil(Callback):
+        order = -5
+        def after_backward(self, learn):
+            if learn.iter in (1,2): learn.model.weight.grad[0,0] = torch.inf
+    ema,cb,net = EMACB(.9),MixedPrecisionCB(scaler=LossScaler(2.)),nn.Linear(2, 2)
+    learn = averaging(net, ema, cb, Spoil())
+    learn.fit(1, valid=False)
+    assert cb.skipped==2 and ema.n==3 and not hasattr(learn, 'stepped')

@@ -186,3 +186,36 @@ def test_checkers_refuse_what_they_once_passed():
 @pytest.mark.parametrize('bad', ((1,2,3), (1,), (1.5,1), (1,-1), 'ab', (1,None)))
 def test_pairs_of_conv2d_are_two_whole_numbers(name, bad):
     with pytest.raises(ValueError, match=f'^{name}: expected'): conv2d(torch.rand(1, 1, 8, 8), torch.rand(1, 1, 3, 3), **{name: bad})
+
+def test_checkers_pass_right_answers_of_another_type():
+    from miniai.checks.autoencoder import check as codec
+    from miniai.checks.backprop import check as backprop
+    from miniai.checks.clustering import check as groups
+    from miniai.checks.conv import check as convs
+    from miniai.checks.core import difference
+    from miniai.checks.resnet import check as res
+    def n_paths(n, k): return float(math.comb(n, k))
+    def layer_cost(ni, nf, ks, stride, groups, size):
+        h = math.ceil(size/stride)
+        return nf*ni/groups*ks*ks+nf, h*h*nf*ni/groups*ks*ks
+    def flat_step(): return torch.tensor([.5,.5,5.])
+    def predicted_grads(): return torch.tensor([3.,5.,7.]),torch.tensor([6.,10.,14.])
+    def overlaps(n, ks, stride): return F.conv_transpose1d(torch.ones(1, 1, n), torch.ones(1, 1, ks), stride=stride)[0,0]
+    for check,f in ((res, n_paths), (convs, layer_cost), (groups, flat_step), (backprop, predicted_grads), (codec, overlaps)):
+        passed,text = check.report(f)
+        assert passed, text
+    for got,want in ((225.5, 225), (True, 1), (1., True), (torch.tensor([True]), [1]), (torch.ones(2, 1), [1,1]), (torch.ones(2), [1]), ('1', 1)):
+        assert difference(got, want), (got, want)
+
+def test_weights_that_are_computed_cannot_be_drawn():
+    from miniai.init import init_weights
+    for f in (nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm):
+        with pytest.raises(ValueError, match='m: expected a weight that can be drawn'): nn.Sequential(f(nn.Linear(3, 3))).apply(init_weights)
+    m = nn.Linear(3, 3)
+    before = m.weight.detach().clone()
+    init_weights(m)
+    assert not torch.equal(before, m.weight)
+
+def test_tables_show_what_is_true():
+    from miniai.resnet import Table
+    assert repr(Table([dict(a=True, b=1), dict(a=False, b=1000)])).split()==['a','b','True','1','False','1,000']

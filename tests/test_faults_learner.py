@@ -1,5 +1,5 @@
 "The Learner, its finder, optimizers and residual blocks on inputs that once gave a wrong answer without a word."
-import contextlib,copy,math,random,sys,warnings
+import collections,contextlib,copy,math,random,sys,warnings
 from collections import namedtuple
 from functools import partial
 import matplotlib
@@ -532,3 +532,85 @@ def test_get_preds_restores_after_an_interruption():
     with pytest.raises(KeyboardInterrupt): learn.get_preds(cbs=Stop())
     assert vars(learn).keys()==before.keys() and all(vars(learn)[k] is v for k,v in before.items()) and learn.model[1].training
     assert learn.get_preds()[0].shape==(40, 1)
+
+# ---- dicts with methods of their own, and settings that are no numbers
+
+class Out(dict):
+    "Like the answers of transformers: entries that are attributes too."
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.__dict__ = self
+class Linked(collections.OrderedDict):
+    def __setitem__(self, k, v):
+        super().__setitem__(k, v)
+        super().__setattr__(k, v)
+
+@pytest.mark.parametrize('kind', [Out, Linked])
+def test_predictions_keep_their_class(kind):
+    from miniai.accel import MixedPrecisionCB
+    from miniai.conv import map_nested
+    from miniai.resnet import AutocastCB
+    class Net(nn.Linear):
+        def forward(self, x): return kind(logits=super().forward(x))
+    def loss(p, y): return F.mse_loss(p.logits, y)
+    for cb in (MixedPrecisionCB(torch.bfloat16), AutocastCB(), L.TrainCB()):
+        learn = tiny([cb, MetricsCB(mse=loss, whole=EpochMetric(lambda p, y: p.logits.dtype==torch.float32))], L.Learner, Net(3, 1), loss_func=loss)
+        learn.fit(1)
+        assert learn.history[-1]['valid_whole']==1. and learn.history[-1]['valid_mse']==pytest.approx(learn.history[-1]['valid_loss'])
+        preds,_ = learn.get_preds()
+        assert type(preds) is kind and preds.logits is preds['logits'] and preds.logits.shape==(40,1)
+        assert not learn.preds.logits.requires_grad and learn.preds.logits.dtype==torch.float32
+    old = kind(a=torch.ones(2), b=[torch.ones(1)])
+    new = map_nested(old, lambda t: t+1)
+    assert type(new) is kind and new.a.tolist()==[2,2] and new['b'][0]==2 and old.a.tolist()==[1,1]
+
+def test_joined_batches_keep_their_named_tuples():
+    Pair = namedtuple('Pair', 'a b')
+    whole = L.concat_batches([Pair(torch.ones(2), [torch.zeros(1)])]*2)
+    assert type(whole) is Pair and whole.a.shape==(4,) and whole.b[0].shape==(2,)
+
+def test_rates_and_counts_that_are_none():
+    learn = tiny()
+    before = copy.deepcopy(learn.model.state_dict())
+    for bad in (math.nan, -1, math.inf, '1'):
+        with pytest.raises(ValueError, match='^lr: expected a number, 0 or more'): learn.fit(lr=bad)
+        with pytest.raises((ValueError,TypeError)): learn.lr_find(start=bad, plot=False)
+    with pytest.raises(ValueError, match='^lr: expected'): tiny(lr=math.nan).fit()
+    for bad in (0, math.nan, -1, math.inf):
+        with pytest.raises(ValueError, match='^start: expected a number above 0'): learn.lr_find(start=bad, plot=False)
+    for bad in (1.5, True):
+        with pytest.raises(ValueError, match='^n_epochs: expected a whole number'): learn.fit(bad)
+        with pytest.raises(ValueError, match='^max_iter: expected a whole number'): learn.lr_find(max_iter=bad)
+    with pytest.raises(ValueError, match='^gamma: expected'): LRFinderCB(gamma=math.inf)
+    assert equal(before, dict(learn.model.state_dict())) and learn._on is None
+    for good in (0, torch.tensor(.1), np.float32(.1)): learn.fit(lr=good)
+
+@pytest.mark.parametrize('theirs,ours', [(partial(optim.SGD, momentum=.9), partial(Momentum, momentum=.9)), (optim.Adam, Adam), (optim.RMSprop, RMSProp)])
+def test_state_of_torchs_optimizers_is_refused(theirs, ours):
+    p = nn.Parameter(torch.ones(2))
+    a,o = theirs([p], lr=.1),ours([p], lr=.1)
+    p.grad = torch.ones(2)
+    a.step()
+    with pytest.raises(ValueError, match='is it that of another optimizer'): o.load_state_dict(a.state_dict())
+    assert not o.state
+
+def test_what_torchs_schedules_add_to_a_group_is_read():
+    p = nn.Parameter(torch.ones(2))
+    a,o = Momentum([p], momentum=.9),Momentum([p], momentum=.9)
+    a.param_groups[0] |= dict(initial_lr=.1, max_lr=.2, min_lr=0., base_momentum=.8, max_momentum=.9)
+    o.load_state_dict(a.state_dict())
+    assert o.param_groups[0]['initial_lr']==.1
+
+def test_averages_in_half_precision_move_on():
+    for dtype in (torch.bfloat16, torch.float16):
+        x = torch.full((5000,), 2.25, dtype=dtype)
+        got = ewa(x, .999)
+        assert got.dtype==dtype and torch.equal(got, x)
+        torch.testing.assert_close(ewa(x, .99, debias=False), ewa(x.double(), .99, debias=False).to(dtype))
+
+def test_a_field_that_gives_no_number_is_named():
+    rec = RecorderCB(weights=lambda learn: learn.model[0].bias, pair=lambda learn: (1, 2), one=lambda learn: learn.model[2].bias)
+    tiny([rec]).fit(valid=False)
+    assert len(rec.values['weights'])==5 and rec.numbers('one').shape==(5,)
+    with pytest.raises(ValueError, match=r'fields: expected that weights gives one number, got the shape \(4,\)'): rec.numbers('weights')
+    with pytest.raises(ValueError, match='fields: expected that pair gives one number, got tuple'): rec.numbers('pair')

@@ -308,3 +308,38 @@ def test_linear_and_loss_against_torch():
     assert torch.allclose(t.cross_entropy(z, y), torch.nn.functional.cross_entropy(z, y))
     assert t.accuracy(torch.eye(4), torch.tensor([0,1,2,0]))==.75
     assert not t.Module().eval().training and t.Module().eval().train().training
+
+def test_division_where_the_square_of_the_divisor_overflows():
+    for dtype,v in ((torch.float32, [50.,49.,48.]), (torch.float64, [400.,399.,398.]), (torch.float16, [6.,5.,4.])):
+        z,w = torch.tensor(v, dtype=dtype),torch.tensor([1,0,0])
+        ours,theirs = b.Var(z),z.clone().requires_grad_()
+        for o in (ours, theirs):
+            e = o.exp()
+            ((e/e.sum())*w).sum().backward()
+        torch.testing.assert_close(ours.grad, theirs.grad)
+    for a in (1e30, np.full(1, 1e30, np.float32), torch.full((1,), 1e30)):
+        v = b.Var([1e30])
+        (a/v).sum().backward()
+        assert v.grad.item()==pytest.approx(-1e-30)
+
+def test_a_list_of_modules_grows_after_one_was_deleted():
+    m = t.Sequential(t.Linear(2, 3), t.ReLU(), t.Linear(3, 4))
+    delattr(m, '0')
+    m.append(new := t.Linear(4, 5))
+    assert [type(o).__name__ for o in m]==['ReLU','Linear','Linear'] and m[-1] is new and list(m._modules)==['1','2','3']
+    m.extra = t.ReLU()                                        # a name that is no number
+    assert m.append(last := t.ReLU())[-1] is last and len(m)==5
+
+def test_counts_are_whole_numbers():
+    for bad in (True, 1.5, 0, '2'):
+        for f in (lambda: t.BatchSampler(range(4), bad), lambda: t.DataLoader(few, bad), lambda: t.get_dls(few, few, bad),
+                  lambda: l.BatchLoader(torch.ones(4), bs=bad)):
+            with pytest.raises(ValueError, match='^bs: expected a whole number, 1 or more'): f()
+        if bad!=0:
+            with pytest.raises(ValueError, match='^n_workers: expected a whole number, 0 or more'): t.DataLoader(few, n_workers=bad)
+    assert len(t.DataLoader(few, np.int64(5), n_workers=np.int64(0)))==4
+
+def test_one_tensor_is_no_tuple_of_tensors():
+    x = torch.rand(100, 2)
+    for args,name in (((x, (x,)), 'train'), (((x,), x), 'valid')):
+        with pytest.raises(TypeError, match=f'^{name}: expected a tuple of tensors, got one tensor'): l.DataLoaders.from_tensors(*args)
