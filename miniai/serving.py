@@ -297,7 +297,8 @@ def model_card(
     name,sources = _name(path),data_sources(info)
     minutes,none = info.get('minutes'),'not recorded'
     energy = None if minutes is None else f'{energy_wh(60*minutes, watts):.0f} Wh'
-    metrics = info.get('metrics') or {}
+    said = dict(of='measured on', where='measured in')
+    metrics = [(said.get(k, k), v) for k,v in (info.get('metrics') or {}).items()]
     n = sum(v.numel() for v in w.values())
     known = [('sha256', info.get('sha256')), ('parameters', f'{n:,}'),
              ('arguments of the net', info.get('config')), ('change of', info.get('teacher'))]
@@ -319,7 +320,7 @@ def model_card(
                          'has seen nothing but the data named below.',
         'Training': _rows([(k, none if v is None else v) for k,v in trained if k!='note' or v]),
         'Energy': f'{energy}, estimated, {assumed}' if energy else none,
-        'How good it is': _rows(metrics.items()) if metrics else none,
+        'How good it is': _rows(metrics) if metrics else none,
         'Data and licence': '; '.join(f'{s.name}: {s.licence}' for s in sources) or none}
     yaml = '\n'.join(f'{k}: {json.dumps(v)}' for k,v in head.items())
     body = '\n\n'.join(f'## {k}\n\n{v}' for k,v in parts.items())
