@@ -140,26 +140,33 @@ def emoji(kind, n, seed):
     return row
 
 
-def scene_copies(n, seed):
-    """The pipeline of lesson 28 on captions that it was trained with: is a drawing nearer to training scenes than to as many that it has never seen, with
+def training_scenes(n): return random_scenes(n, 70, SEEN, (True,))                   # the first of stage 5 of training/scene_unet.py
+
+
+def scene_images(scenes, seed):
+    "Images, uint8, as the training drew them: `scene_latents` of lesson 27, with `seed` 70 in stage 5."
+    return torch.cat([draw_scenes(scenes[i:i+256], 64, seed+i) for i in range(0, len(scenes), 256)])
+
+
+def scene_copies(n, n_drawn, seed):
+    """The pipeline of lesson 28 on captions that it was trained with, the first `n_drawn` of `n`: is a drawing nearer to training scenes than to as many that it has never seen, with
     the same words but other places and turns? Scenes of two things, whose captions hardly ever come twice; the training's own, drawn anew from its seeds."""
     stable,latents = (importlib.import_module(f'miniai.{o}') for o in ('stable','latents'))
-    scenes = random_scenes(n, 70, SEEN, (True,))                                      # the first of stage 5 of training/scene_unet.py
-    def drawn(first): return torch.cat([draw_scenes(scenes[i:i+256], 64, first+i) for i in range(0, n, 256)])
-    train,held,fresh = (drawn(o) for o in (70, 7_000_000, 8_000_000))
+    scenes = training_scenes(n)
+    train,held,fresh = (scene_images(scenes, o) for o in (70, 7_000_000, 8_000_000))
     pipe,reader = stable.StableDiffusion.load(),latents.load_reader()
-    made = torch.cat([pipe([caption(s) for s in scenes[i:i+64]], steps=8, guidance=4., seed=[seed+i+k for k in range(64)]) for i in range(0, n, 64)])
-    recoded = torch.cat([pipe.codec.to_pictures(pipe.codec.to_latents(o.float()/127.5-1)) for o in train.split(256)])
+    made = torch.cat([pipe([caption(s) for s in scenes[i:i+64]], steps=8, guidance=4., seed=[seed+i+k for k in range(64)]) for i in range(0, n_drawn, 64)])
+    recoded = torch.cat([pipe.codec.to_pictures(pipe.codec.to_latents(o.float()/127.5-1)) for o in train[:n_drawn].split(256)])
     body = torch.nn.Sequential(*list(reader.net.children())[:-1])
     reader.net = body
     def features(x):
         with torch.no_grad(): return torch.cat([reader(o).flatten(1) for o in x.split(256)])
-    spaces,row = {'pixels': lambda x: F.avg_pool2d(x, 2).flatten(1), 'features': features},dict(n=n)
+    spaces,row = {'pixels': lambda x: F.avg_pool2d(x, 2).flatten(1), 'features': features},dict(n=n_drawn, training=n)
     for space,f in spaces.items():
         a,b = f(train.float()/127.5-1),f(held.float()/127.5-1)
-        for who,x in (('drawn', made.float()/127.5-1), ('drawn by the program', fresh.float()/127.5-1), ('copies through the codec', recoded)):
+        for who,x in (('drawn', made.float()/127.5-1), ('drawn by the program', fresh[:n_drawn].float()/127.5-1), ('copies through the codec', recoded)):
             v = f(x)
-            got,own = copy_test(v, a, b),[(v-o).square().sum(1) for o in (a, b)]
+            got,own = copy_test(v, a, b),[(v-o[:n_drawn]).square().sum(1) for o in (a, b)]
             row |= {f'{who}, {space}': got.fraction, f'{who}, {space}, the scene of its caption': (own[0]<own[1]).double().mean().item()}
     return row
 
@@ -179,7 +186,7 @@ methods = 'as it is','weights of the loss','balanced sampling',by_dice
 runs = {f'bias: {n} images, {m}, seed {s}': (bias, n, m, s) for n in (6000, 240) for m in methods for s in range(5)}
 runs |= {f'overfit: {n} garments, seed {s}': (overfit, n, s) for n in (16, 64, 256, 1024, 4096, 16384) for s in range(3)}
 runs |= {f'rare: {n} images, {m}, seed {s}': (rare, n, m, s) for n in (6000, 240) for m in methods for s in range(3)}
-runs |= {'scenes: 2048 captions of the training': (scene_copies, 2048, 50_000)}
+runs |= {'scenes: 1024 captions of the training': (scene_copies, 2048, 1024, 50_000)}
 runs |= {f'amplify: {k}': (amplify, k, 96, 20_000) for k in SHAPES}
 runs |= {'gan: 10000 garments': (gan, 10_000, 0)}
 runs |= {f'emoji: {k}': (emoji, k, 192, 1) for k in ('real, held out', 'no words', 'seen', 'held out')}

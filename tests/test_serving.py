@@ -423,9 +423,9 @@ def test_what_cannot_be_drawn_again_has_an_end(tmp_path, capsys):
     for k,order in enumerate((dict(prompt='a', seed=1), dict(prompt='a', seed=2), dict(prompt='', seed=3), dict(prompt='a', path='/etc/passwd'))): j.begin(f'r{k}', order)
     j.close()
     journal,line = s.Journal(tmp_path/'j'),s.Batcher(draw)
-    with s.running(s.make_app(line, journal=journal, **texts)) as url:
-        until_done = [journal.state(f'r{k}') for k in (2, 3)]
-    assert until_done==['failed 422']*2 and [journal.state(f'r{k}') for k in range(2)]==['done', 'failed 500']
+    with s.running(s.make_app(line, journal=journal, **texts)):
+        at_start = [journal.state(f'r{k}') for k in (2, 3)]
+    assert at_start==['failed 422']*2 and [journal.state(f'r{k}') for k in range(2)]==['done', 'failed 500']
     assert capsys.readouterr().err.count('poison')==1
 
 def test_only_the_latest_images_are_kept_and_older_ones_are_drawn_again(tmp_path):
