@@ -521,15 +521,15 @@ def test_every_stored_set_of_weights_says_how_good_it_is():
     assert len(stored)>20 and stored==sorted(f.stem for f in folder.glob('*.json'))
     for name in stored:
         metrics = json.loads((folder/f'{name}.json').read_text()).get('metrics')
-        assert metrics, f'{name}: run `python benchmarks/metrics.py`'
+        assert metrics, f'{name}: run `python benchmarks/weights.py`'
         *names,of,where = metrics
         assert names and (of, where)==('of', 'where') and isinstance(metrics['of'], str), name
         assert all((root/o).exists() for o in metrics['where'].split(', ')), (name, metrics['where'])
         good = s.model_card(name).split('## How good it is\n')[1].split('## ')[0]
         for k in names: assert f'| {k} | {s._line(metrics[k])} |' in good, (name, k)
         assert f"| measured on | {s._line(metrics['of'])} |" in good and f"| measured in | {s._line(metrics['where'])} |" in good, name
-    run = python(str(root/'benchmarks/metrics.py'), '--check')
-    assert run.returncode==0, f'the figures are not those of lessons and results any more, run `python benchmarks/metrics.py`: {run.stdout}{run.stderr}'
+    run = python(str(root/'benchmarks/weights.py'), '--check')
+    assert run.returncode==0, f'the figures are not those of lessons and results any more, run `python benchmarks/weights.py`: {run.stdout}{run.stderr}'
 
 # Drift
 

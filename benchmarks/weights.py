@@ -1,7 +1,7 @@
 """How good each set of stored weights is, for the cards of lesson 44: the key `metrics` of the JSON beside it.
 
 No number stands in this file. Each is read from where it was measured: a table in benchmarks/results, an output that is stored in a lesson, or what the
-training script wrote. Beside the numbers stand `of`, on what they were measured, and `where`. Run: `python benchmarks/metrics.py` after a training, when
+training script wrote. Beside the numbers stand `of`, on what they were measured, and `where`. Run: `python benchmarks/weights.py` after a training, when
 its benchmark and its lesson have run again; `--check` changes nothing and fails if a JSON is behind."""
 import argparse,hashlib,json,re,statistics,sys
 from pathlib import Path
