@@ -24,12 +24,21 @@ def rows(name, **equal):
 def mean(found, key, digits=3): return round(statistics.mean(r[key] for r in found), digits)
 
 
-def output(lesson, pattern, cell=None):
-    "The numbers of the one place in a lesson's stored outputs (or in one cell's) that fits a pattern, in which # stands for a number, a blank for any space."
+def outputs(lesson, cell=None):
+    "What a lesson, or one of its cells, has printed."
     cells = json.loads((root/f'nbs/{lesson}.ipynb').read_text(encoding='utf-8'))['cells']
     outs = [o for c in cells if c['cell_type']=='code' and cell in (None, c.get('id')) for o in c['outputs']]
-    text = '\n'.join(''.join(o.get('text') or o.get('data', {}).get('text/plain', '')) for o in outs)
-    found = re.findall(re.escape(pattern).replace(r'\ ', r'\s+').replace(r'\#', number), text)
+    return '\n'.join(''.join(o.get('text') or o.get('data', {}).get('text/plain', '')) for o in outs)
+
+
+def of_these(name, lesson):
+    "An error unless the lesson's outputs are of today's weights: it prints how many images they have seen."
+    if f"{(n := info(name)['images']):,} images" not in outputs(lesson): raise ValueError(f"nbs/{lesson}.ipynb was run with other weights than {name}'s, of {n:,} images: run it again first")
+
+
+def output(lesson, pattern, cell=None):
+    "The numbers of the one place in a lesson's stored outputs (or in one cell's) that fits a pattern, in which # stands for a number, a blank for any space."
+    found = re.findall(re.escape(pattern).replace(r'\ ', r'\s+').replace(r'\#', number), outputs(lesson, cell))
     if len(found)!=1: raise ValueError(f"nbs/{lesson}.ipynb: expected one output like {pattern!r}, found {len(found)}")
     return [float(o) for o in (found[0] if isinstance(found[0], tuple) else found)]
 
@@ -51,12 +60,14 @@ def fid(name, sampler, *calls, **rest):
 
 
 def detector():
+    of_these('detector', '40_detection')
     r = markdown('detection', 'DETR')
     return dict(ap50=float(r['AP50']), ap50_with_nms=float(r['AP50 with NMS']), ap75_with_nms=float(r['AP75 with NMS']),
                 of='1,000 fresh images of one to four shapes', where='benchmarks/results/detection.md')
 
 
 def emoji_flow():
+    of_these('emoji_flow', '30_flow')
     keys = {'seen': 'seen', 'pairs held out': 'pairs_held_out', 'colours held out': 'colours_held_out'}
     found = {k: output('30_flow', f'{said} {n} # #') for said,k,n in zip(keys, keys.values(), (48, 48, 21))}
     return {f'nearest_is_right_{k}': v[0] for k,v in found.items()}|{f'among_five_nearest_{k}': v[1] for k,v in found.items()}|dict(
@@ -89,6 +100,7 @@ def scene_unet():
 
 
 def segmenter():
+    of_these('segmenter', '41_segmentation')
     kinds = {'drawn shapes': 'shapes', 'with emoji and photographs': 'photographs', 'scenes': 'scenes'}
     found = {k: output('41_segmentation', f'{said} # # # # # # #') for said,k in kinds.items()}
     return {f'iou_{n}_{k}': v[i] for i,n in ((0, '1_click'), (3, '3_clicks'), (5, 'box')) for k,v in found.items()}|dict(
@@ -121,7 +133,8 @@ def statistics_of_features():
 def kept(name, of=None):
     "What the training script has measured at its end."
     i = info(name)
-    found = i.get('metrics') or {k: i[k] for k in ('accuracy',)}
+    found = i.get('metrics') or {k: i[k] for k in ('accuracy',) if k in i}
+    if not found or not (of or 'of' in found): raise ValueError(f"{name}: no measurement is known; add it to `measured`")
     return {k: v for k,v in found.items() if k not in ('of', 'where')}|dict(of=of or found['of'], where=i['script'])
 
 
@@ -141,9 +154,9 @@ def main():
     p.add_argument('--check', action='store_true', help='change nothing; fail if a JSON is behind')
     args,behind = p.parse_args(),[]
     for file in sorted(weights.glob('*.json')):
-        if file.stem not in measured: raise SystemExit(f'{file.stem}: no measurement is known; add it to `measured`')
         old = info(file.stem)
-        new = old|dict(metrics=measured[file.stem]())
+        try: new = old|dict(metrics=measured.get(file.stem, lambda: kept(file.stem))())
+        except ValueError as e: raise SystemExit(str(e)) from None
         if new==old: continue
         behind.append(file.stem)
         if not args.check: file.write_text(json.dumps(new, indent=1)+'\n', encoding='utf-8')
