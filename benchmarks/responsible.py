@@ -1,13 +1,14 @@
 """What lesson 45 says with more runs than it has time for: a bias from the data to the drawings and back, over five seeds; copying by the size of the training set,
-over three seeds; and whether the stored models of lessons 30 and 36 copied what they learnt from.
+over three seeds; whether the stored models of lessons 28, 30 and 36 copied what they learnt from; and which colours the model of lesson 28 prefers
+for each of ten shapes, without guidance and with it.
 
 Run: `python benchmarks/responsible.py [--only bias]`. Each run adds a line to `benchmarks/results/responsible.jsonl`; runs that are there already are left
-out, so that it can be stopped and started again. At the end it writes `benchmarks/results/responsible.md`. About ten minutes of one core."""
+out, so that it can be stopped and started again. At the end it writes `benchmarks/results/responsible.md`. About fifteen minutes of one core."""
 import argparse,importlib,json,random,statistics,time
 from pathlib import Path
 import torch
 import torch.nn.functional as F
-from miniai.data import COLOURS,SHAPES,draw_masks,get_data
+from miniai.data import COLOURS,SEEN,SHAPES,caption,draw_masks,draw_scenes,get_data,random_scenes
 from miniai.guidance import generate_guided
 from miniai.karras import karras_sigmas
 from miniai.responsible import copy_test,fit_flat
@@ -44,19 +45,27 @@ def paint(net, y, scale, seed, shape):
     return generate_guided(net, y, torch.tensor([net.n_classes]), scale, karras_sigmas(12, .1, 40.), shape=shape, seed=seed)
 
 
+def repair(w, method): return dict(weights=w) if method=='weights of the loss' else dict(probs=w) if method=='balanced sampling' else {}
+
+
+def told(x, y, blue, method):
+    "Images, classes and their number: the shape, or the shape and the colour, which dice choose when it is drawn."
+    return (x, 2*y+blue, 8) if method==by_dice else (x, y, 4)
+
+
 def bias(n, method, seed):
     "A bias in the data, and what is drawn, with and without a repair."
     x,y,blue = world(n, [.8, .2, .5, .5], 1000*seed)
     group = 2*y+blue
     w = (n/8/torch.bincount(group, minlength=8).clamp(min=1).float())[group]
-    kw = dict(weights=w) if method=='weights of the loss' else dict(probs=w) if method=='balanced sampling' else {}
     start = time.process_time()
-    net = fit_flat(x, y, 4, seed=seed, **kw)
+    net = fit_flat(*told(x, y, blue, method), seed=seed, **repair(w, method))
     row,judge,asked = dict(secs=time.process_time()-start),shape_judge(),torch.arange(2000)%4
+    dice = torch.rand(2000, generator=torch.Generator().manual_seed(3000*seed))<.5
     row['data'] = (~blue)[y==0].float().mean().item()
     row['effective'] = (w.sum()**2/w.square().sum()).item()
     for scale in (1., 2., 4.):
-        images = paint(net, asked, scale, 5000*seed, (3,size,size))
+        images = paint(net, 2*asked+dice if method==by_dice else asked, scale, 5000*seed, (3,size,size))
         drawn,right = is_blue(images),judge(images)==asked
         row |= {f'orange stars, {scale:g}': (~drawn)[asked==0].float().mean().item(), f'shape, {scale:g}': right.float().mean().item(),
                 f'shape of blue stars, {scale:g}': right[(asked==0)&drawn].float().mean().item()}
@@ -68,8 +77,8 @@ def rare(n, method, seed):
     x,y,blue = world(n, [.8, .2, .5, .5], 1000*seed)
     few = (y==0)&blue
     w = (n/8/torch.bincount(2*y+blue, minlength=8).clamp(min=1).float())[2*y+blue]
-    kw = dict(weights=w) if method=='weights of the loss' else dict(probs=w) if method=='balanced sampling' else {}
-    drawn = paint(fit_flat(x, y, 4, seed=seed, **kw), torch.zeros(1000, dtype=torch.int64), 1., 9000*seed, (3,size,size))
+    star = torch.full((1000,), int(method==by_dice))                              # class 1 is "blue star" where the colour is said
+    drawn = paint(fit_flat(*told(x, y, blue, method), seed=seed, **repair(w, method)), star, 1., 9000*seed, (3,size,size))
     drawn = drawn[is_blue(drawn)].flatten(1)
     x_new,y_new,blue_new = world(6*n, [.8, .2, .5, .5], 1000*seed+500)
     others = x_new[(y_new==0)&blue_new].flatten(1)
@@ -131,10 +140,54 @@ def emoji(kind, n, seed):
     return row
 
 
-methods = 'as it is','weights of the loss','balanced sampling'
+def training_scenes(n): return random_scenes(n, 70, SEEN, (True,))                   # the first of stage 5 of training/scene_unet.py
+
+
+def scene_images(scenes, seed):
+    "Images, uint8, as the training drew them: `scene_latents` of lesson 27, with `seed` 70 in stage 5."
+    return torch.cat([draw_scenes(scenes[i:i+256], 64, seed+i) for i in range(0, len(scenes), 256)])
+
+
+def scene_copies(n, n_drawn, seed):
+    """The pipeline of lesson 28 on captions that it was trained with, the first `n_drawn` of `n`: is a drawing nearer to training scenes than to as many that it has never seen, with
+    the same words but other places and turns? Scenes of two things, whose captions hardly ever come twice; the training's own, drawn anew from its seeds."""
+    stable,latents = (importlib.import_module(f'miniai.{o}') for o in ('stable','latents'))
+    scenes = training_scenes(n)
+    train,held,fresh = (scene_images(scenes, o) for o in (70, 7_000_000, 8_000_000))
+    pipe,reader = stable.StableDiffusion.load(),latents.load_reader()
+    made = torch.cat([pipe([caption(s) for s in scenes[i:i+64]], steps=8, guidance=4., seed=[seed+i+k for k in range(64)]) for i in range(0, n_drawn, 64)])
+    recoded = torch.cat([pipe.codec.to_pictures(pipe.codec.to_latents(o.float()/127.5-1)) for o in train[:n_drawn].split(256)])
+    body = torch.nn.Sequential(*list(reader.net.children())[:-1])
+    reader.net = body
+    def features(x):
+        with torch.no_grad(): return torch.cat([reader(o).flatten(1) for o in x.split(256)])
+    spaces,row = {'pixels': lambda x: F.avg_pool2d(x, 2).flatten(1), 'features': features},dict(n=n_drawn, training=n)
+    for space,f in spaces.items():
+        a,b = f(train.float()/127.5-1),f(held.float()/127.5-1)
+        for who,x in (('drawn', made.float()/127.5-1), ('drawn by the program', fresh[:n_drawn].float()/127.5-1), ('copies through the codec', recoded)):
+            v = f(x)
+            got,own = copy_test(v, a, b),[(v-o[:n_drawn]).square().sum(1) for o in (a, b)]
+            row |= {f'{who}, {space}': got.fraction, f'{who}, {space}, the scene of its caption': (own[0]<own[1]).double().mean().item()}
+    return row
+
+
+def amplify(shape, n, seed):
+    "Colours, as indices into `COLOURS`, of `n` drawings of a shape whose colour is left open, without guidance and with it, from the same noise."
+    stable,latents = (importlib.import_module(f'miniai.{o}') for o in ('stable','latents'))
+    pipe,reader,row = stable.StableDiffusion.load(),latents.load_reader(),{}
+    for g in (1., 4.):
+        x = pipe(f'a {shape} on a white background', n=n, steps=8, guidance=g, seed=seed)
+        row[f'colours, {g:g}'] = [list(COLOURS).index(s.things[0].colour) for s in reader.read(x.float()/127.5-1)]
+    return row
+
+
+by_dice = 'colour by dice'
+methods = 'as it is','weights of the loss','balanced sampling',by_dice
 runs = {f'bias: {n} images, {m}, seed {s}': (bias, n, m, s) for n in (6000, 240) for m in methods for s in range(5)}
 runs |= {f'overfit: {n} garments, seed {s}': (overfit, n, s) for n in (16, 64, 256, 1024, 4096, 16384) for s in range(3)}
 runs |= {f'rare: {n} images, {m}, seed {s}': (rare, n, m, s) for n in (6000, 240) for m in methods for s in range(3)}
+runs |= {'scenes: 1024 captions of the training': (scene_copies, 2048, 1024, 50_000)}
+runs |= {f'amplify: {k}': (amplify, k, 96, 20_000) for k in SHAPES}
 runs |= {'gan: 10000 garments': (gan, 10_000, 0)}
 runs |= {f'emoji: {k}': (emoji, k, 192, 1) for k in ('real, held out', 'no words', 'seen', 'held out')}
 
@@ -157,7 +210,9 @@ def report(found):
     keys = ['nearer to the training images','real ones','distance','distance of real ones']
     rows = [(str(n), *(said([o[k] for o in v]) for k in keys)) for n in (16, 64, 256, 1024, 4096, 16384) if (v := some(f'overfit: {n} garments'))]
     parts += ['## Copying by the size of the training set\n', table(['garments',*keys], rows), '\n2,000 batches of 64; three seeds; 500 drawings each. Without copying the first column is 0.5.']
-    for kind,title in (('gan','Fashion-MNIST, the generator of lesson 36'), ('emoji','Emoji, the transformer of lesson 30')):
+    parts += ['## Colours that nobody asked for\n', table(['shape','guidance',*COLOURS], [(k.split(': ')[1], g, *(str(v[f'colours, {g}'].count(i)) for i in range(len(COLOURS))))
+              for k,v in found.items() if k.startswith('amplify') for g in '14']), '\nDrawings for "a SHAPE on a white background" by the model of lesson 28, by their colour, as the reader of lesson 27 sees it.']
+    for kind,title in (('scenes','Drawn scenes, the model of lesson 28'), ('gan','Fashion-MNIST, the generator of lesson 36'), ('emoji','Emoji, the transformer of lesson 30')):
         for k,v in found.items():
             if k.startswith(kind): parts.append(f'## {title}: {k.split(": ")[1]}\n\n'+table(['measured','value'], [(a, f'{b:.4g}') for a,b in v.items()]))
     out.with_suffix('.md').write_text('\n'.join(parts)+'\n', encoding='utf-8')

@@ -297,7 +297,8 @@ def model_card(
     name,sources = _name(path),data_sources(info)
     minutes,none = info.get('minutes'),'not recorded'
     energy = None if minutes is None else f'{energy_wh(60*minutes, watts):.0f} Wh'
-    metrics = info.get('metrics') or {}
+    said = dict(of='measured on', where='measured in')
+    metrics = [(said.get(k, k), v) for k,v in (info.get('metrics') or {}).items()]
     n = sum(v.numel() for v in w.values())
     known = [('sha256', info.get('sha256')), ('parameters', f'{n:,}'),
              ('arguments of the net', info.get('config')), ('change of', info.get('teacher'))]
@@ -319,7 +320,7 @@ def model_card(
                          'has seen nothing but the data named below.',
         'Training': _rows([(k, none if v is None else v) for k,v in trained if k!='note' or v]),
         'Energy': f'{energy}, estimated, {assumed}' if energy else none,
-        'How good it is': _rows(metrics.items()) if metrics else none,
+        'How good it is': _rows(metrics) if metrics else none,
         'Data and licence': '; '.join(f'{s.name}: {s.licence}' for s in sources) or none}
     yaml = '\n'.join(f'{k}: {json.dumps(v)}' for k,v in head.items())
     body = '\n\n'.join(f'## {k}\n\n{v}' for k,v in parts.items())
@@ -553,12 +554,14 @@ class Batcher:
 
     def submit(self,
         ask, # `Ask`
+        limit=True, # False: also if the line is full
     ): # `Future` of its result
         "Join the line; `QueueFull` if there is no room."
         with self.changed:
             self.waiting = [o for o in self.waiting if not o.future.cancelled()]
             if self.closed: raise QueueFull("the service is closing")
-            if len(self.waiting)>=self.max_queue: raise QueueFull(f"{self.max_queue} wait")
+            if limit and len(self.waiting)>=self.max_queue:
+                raise QueueFull(f"{self.max_queue} wait")
             self.waiting.append(_Job(ask))
             self.changed.notify_all()
             return self.waiting[-1].future
@@ -762,47 +765,110 @@ async def wait_for_image(
         drawn.cancel()
 
 # %% ../nbs/44_serving.ipynb #cbe31b4e
-#| code-summary: "Exported: the addresses of an app"
+#| code-summary: "Exported: what the addresses of an app share"
 #| code-fold: true
-def _add_images(app, batcher, metrics, journal, timeout, check, to_bytes, media_type):
-    "POST /images."
-    from fastapi import Request
-    from fastapi.responses import JSONResponse,Response
-    Order = _order()
-    @app.post('/images')
-    async def images(order: Order, request: Request):
-        start,name,wrong = time.monotonic(),order.id or uuid.uuid4().hex,check(order.prompt)
-        if wrong: return JSONResponse(dict(errors=[dict(field='prompt', expected=wrong)]), 422)
-        if journal and not journal.begin(name):
-            return JSONResponse(dict(error='id in use'), 409)
-        ask,status,body = Ask(order.prompt, order.seed, order.steps),500,None
+def _ask(order):
+    "`Ask` for what a client sent, or for what a journal says that she sent."
+    o = _order()(**order)
+    return Ask(o.prompt, o.seed, o.steps)
+
+class _Desk:
+    "The line, the journal, and the latest images."
+    def __init__(self, batcher, metrics, journal, timeout, to_bytes, media_type):
+        self.batcher,self.metrics,self.journal = batcher,metrics,journal
+        self.timeout,self.to_bytes,self.media_type = timeout,to_bytes,media_type
+        self.kept = {}                                       # name: bytes, the latest hundred
+
+    async def body(self, name, result):
+        "An image as bytes."
+        self.kept.pop(name, None)
+        body = self.kept[name] = await asyncio.to_thread(self.to_bytes, result)
+        if len(self.kept)>100: del self.kept[next(iter(self.kept))]
+        return body
+
+    async def draw(self, name, ask, request): # `(status, bytes, or what went wrong)`
         try:
-            found,result = await wait_for_image(batcher, ask, request, timeout)
-            if found==200: body = await asyncio.to_thread(to_bytes, result)
-            status = found
-        except Exception as e: result = e
-        finally:
-            if journal: journal.note(name, 'done' if status==200 else f'failed {status}')
-        metrics.observe('request_seconds', time.monotonic()-start)
+            status,result = await wait_for_image(self.batcher, ask, request, self.timeout)
+            return status,await self.body(name, result) if status==200 else result
+        except Exception as e: return 500,e
+
+    def answer(self, name, status, result):
+        from fastapi.responses import JSONResponse,Response
         head = {'X-Request-Id': name}
-        if status==200: return Response(body, media_type=media_type, headers=head)
-        if status==503: head['Retry-After'] = str(batcher.retry_after())
+        if status==200: return Response(result, media_type=self.media_type, headers=head)
+        if status==503: head['Retry-After'] = str(self.batcher.retry_after())
         if status==500: print(f'miniai: request {name}: {result!r}', file=sys.stderr)
         said = {499: 'client left', 500: 'the model failed', 503: 'no room', 504: 'too slow'}
         return JSONResponse(dict(error=said[status], id=name), status, headers=head)
 
+# %% ../nbs/44_serving.ipynb #4a7be903
+#| code-summary: "Exported: what an earlier process left is drawn first"
+#| code-fold: true
+@patch
+def resubmit(self:_Desk): # List of (name, `Future`)
+    "Put what an earlier process accepted and did not finish into the line, in order."
+    waits = []
+    for name,order in self.journal.unfinished() if self.journal else ():
+        try: waits.append((name, self.batcher.submit(_ask(order), limit=False)))
+        except QueueFull: break                          # closing already: the next start's
+        except ValueError: self.journal.note(name, 'failed 422')
+    return waits
+
+@patch
+async def collect(self:_Desk, waits):
+    "Note the end of each, and keep its image."
+    for name,future in waits:
+        try: await self.body(name, await asyncio.wrap_future(future))
+        except QueueFull: continue                       # it stays accepted, for the next start
+        except Exception as e:
+            print(f'miniai: request {name}: {e!r}', file=sys.stderr)
+            self.journal.note(name, 'failed 500')
+        else: self.journal.note(name, 'done')
+
+# %% ../nbs/44_serving.ipynb #4a7be904
+#| code-summary: "Exported: the addresses of images"
+#| code-fold: true
+def _add_images(app, desk, check):
+    "POST /images, GET /images/{id} and /images/{id}/image."
+    from fastapi import Request
+    from fastapi.responses import JSONResponse
+    Order,journal = _order(),desk.journal
+    @app.post('/images')
+    async def images(order: Order, request: Request):
+        start,name,wrong = time.monotonic(),order.id or uuid.uuid4().hex,check(order.prompt)
+        if wrong: return JSONResponse(dict(errors=[dict(field='prompt', expected=wrong)]), 422)
+        if journal and not journal.begin(name, order.model_dump(exclude={'id'})):
+            return JSONResponse(dict(error='id in use'), 409)
+        status = 500
+        try:
+            ask = Ask(order.prompt, order.seed, order.steps)
+            status,result = await desk.draw(name, ask, request)
+        finally:
+            if journal: journal.note(name, 'done' if status==200 else f'failed {status}')
+        desk.metrics.observe('request_seconds', time.monotonic()-start)
+        return desk.answer(name, status, result)
+
+    def known(name): return journal.state(name) if journal else None
+    @app.get('/images/{name}')
+    async def state(name: str):
+        if known(name) is None: return JSONResponse(dict(error='unknown id'), 404)
+        return dict(id=name, state=known(name))
+    @app.get('/images/{name}/image')
+    async def image(name: str, request: Request):
+        state,order = known(name),journal and journal.orders.get(name)
+        if state is None: return JSONResponse(dict(error='unknown id'), 404)
+        if state=='done' and name in desk.kept: return desk.answer(name, 200, desk.kept[name])
+        if state=='done' and order:
+            return desk.answer(name, *await desk.draw(name, _ask(order), request))
+        status = 202 if state.startswith('accepted') else 410           # not yet, or never
+        return JSONResponse(dict(id=name, state=state), status)
+
 # %% ../nbs/44_serving.ipynb #e9e02699
 #| code-summary: "Exported: the pages for machines"
 #| code-fold: true
-def _add_pages(app, batcher, metrics, journal):
+def _add_pages(app, batcher, metrics):
     "The pages for machines."
     from fastapi.responses import JSONResponse,PlainTextResponse
-    @app.get('/images/{name}')
-    async def state(name: str):
-        known = journal.state(name) if journal else None
-        if known is None: return JSONResponse(dict(error='unknown id'), 404)
-        return dict(id=name, state=known)
-
     @app.get('/health')
     async def health():
         alive = batcher.thread.is_alive()
@@ -819,24 +885,27 @@ def _add_pages(app, batcher, metrics, journal):
 def make_app(
     batcher, # `Batcher`; closed when the app stops, after what waits has been drawn
     metrics=None, # `Metrics` for the page; those of the batcher if None
-    journal=None, # `Journal` of requests; none if None
+    journal=None, # `Journal` of requests; what it holds unfinished is drawn at the start
     timeout=10., # Seconds to wait for an image
     check=lambda prompt: None, # What is wrong with a prompt, as `Drawer.check`; None if nothing
     to_bytes=_png, # Makes the result of the batcher into the body of an answer
     media_type='image/png', # What `to_bytes` makes
 ): # ASGI application, for `running` or any server
-    "An HTTP service: POST /images, GET /images/{id}, /health, /ready and /metrics."
+    "An HTTP service: POST /images, GET /images/{id} and its /image, /health, /ready, /metrics."
     from fastapi import FastAPI
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse
     timeout = finite_number('timeout', timeout, 0)
     metrics = metrics or batcher.metrics
     metrics.gauge('waiting', lambda: len(batcher.waiting))
+    desk = _Desk(batcher, metrics, journal, timeout, to_bytes, media_type)
 
     @contextlib.asynccontextmanager
     async def lifespan(app):
+        again = asyncio.ensure_future(desk.collect(desk.resubmit()))
         yield
         await asyncio.to_thread(batcher.close)
+        await again
     app = FastAPI(title='miniai', lifespan=lifespan, docs_url=None, redoc_url=None)
 
     @app.exception_handler(RequestValidationError)
@@ -845,8 +914,8 @@ def make_app(
     async def unreadable(request, e):
         return JSONResponse(dict(errors=[dict(field='body', expected='JSON')]), 422)
 
-    _add_images(app, batcher, metrics, journal, timeout, check, to_bytes, media_type)
-    _add_pages(app, batcher, metrics, journal)
+    _add_images(app, desk, check)
+    _add_pages(app, batcher, metrics)
     return _Counted(app, metrics)
 
 # %% ../nbs/44_serving.ipynb #4d9a491c
@@ -923,47 +992,104 @@ def running(
         thread.join()
 
 # %% ../nbs/44_serving.ipynb #77404424
-#| code-summary: "Exported: Journal"
+#| code-summary: "Exported: Journal, from its file"
 #| code-fold: true
+_states = r'accepted( \d{1,4})?|done|lost|failed \d{3}'
+
 class Journal:
-    "What became of each request, in a file that survives the process."
+    "What was asked for and what became of it, in a file that survives the process."
     def __init__(self,
         path, # Of the file; made if it is not there
         keep=10_000, # Remember so many of the latest requests
+        tries=3, # Processes that may die before they finish an order; then it is lost
     ):
-        self.path,self.keep,self.states = Path(path),whole_number('keep', keep),{}
+        self.path,self.keep = Path(path),whole_number('keep', keep)
+        self.states,self.orders,self.file,tries = {},{},None,whole_number('tries', tries)
         lines = self.path.read_bytes().split(b'\n')[:-1] if self.path.exists() else []
-        for i,line in enumerate(lines):
-            try: name,state = json.loads(line)
-            except (ValueError,TypeError):
-                raise ValueError(f"path: line {i+1} of {path} is not of a journal") from None
-            self._set(name, state)
+        bad = [i for i,line in enumerate(lines, 1) if not self._read(line)]
+        if bad and len(bad)==len(lines):
+            raise ValueError(f"path: line 1 of {path} is not of a journal, nor is any other")
+        if bad:
+            shutil.copyfile(self.path, f'{self.path}.damaged')
+            print(f"miniai: {path}: cannot read {len(bad)} lines, the first is {bad[0]}; skipped,"
+                  f" and the file as it was is {path}.damaged", file=sys.stderr)
         for k,v in self.states.items():
-            if v=='accepted': self.states[k] = 'lost'
-        text = ''.join(json.dumps(o)+'\n' for o in self.states.items())
-        replace_file(self.path, lambda tmp: tmp.write_text(text))
-        self.file = open(self.path, 'ab', buffering=0)
+            if not v.startswith('accepted'): continue
+            n = int(v.removeprefix('accepted') or 1)             # processes that have tried it
+            self.states[k] = f'accepted {n+1}' if k in self.orders and n<tries else 'lost'
+        self._rewrite()
 
-    def _set(self, name, state):
-        self.states.pop(name, None)
-        self.states[name] = state
-        if len(self.states)>self.keep: del self.states[next(iter(self.states))]
-
-    def note(self,
-        name, # Of the request
-        state, # What has become of it
-    ):
-        "Write a line."
-        self._set(name, state)
-        self.file.write(json.dumps([name, state]).encode()+b'\n')
-
-    def begin(self, name): # bool: False if a request of this name is under way
-        "Note that a request is accepted."
-        if self.states.get(name)=='accepted': return False
-        self.note(name, 'accepted')
-        return True
+    def _read(self, line):
+        "Take in a line; False if it is damaged."
+        try: name,state,*order = json.loads(line)
+        except (ValueError,TypeError,RecursionError): return False
+        fits = (isinstance(name, str) and isinstance(state, str)
+                and re.fullmatch(_states, state) and len(order)<2
+                and all(isinstance(o, dict) for o in order))
+        if fits: self._set(name, state, *order)
+        return bool(fits)
     def state(self, name): return self.states.get(name) # str, or None if it is unknown
     def close(self): self.file.close()
+
+# %% ../nbs/44_serving.ipynb #4a7be901
+#| code-summary: "Exported: Journal, a line more, and the file anew"
+#| code-fold: true
+@patch
+def _set(self:Journal, name, state, order=None):
+    self.states.pop(name, None)
+    self.states[name] = state
+    if order is not None: self.orders[name] = order
+    elif state=='accepted': self.orders.pop(name, None)
+    while len(self.states)>self.keep:                            # first what has ended
+        ended = (k for k,v in self.states.items() if not v.startswith('accepted'))
+        old = next(ended, next(iter(self.states)))
+        del self.states[old]
+        self.orders.pop(old, None)
+
+@patch
+def _rewrite(self:Journal):
+    "The file anew, by one rename, with one line for each request that is remembered."
+    rows = [(k, v, *([self.orders[k]] if k in self.orders else [])) for k,v in
+            self.states.items()]
+    text = ''.join(json.dumps(o)+'\n' for o in rows)
+    if self.file: self.file.close()
+    try: replace_file(self.path, lambda tmp: tmp.write_text(text))
+    finally: self.file,self.lines = open(self.path, 'ab', buffering=0),len(rows)
+
+@patch
+def note(self:Journal,
+    name, # Of the request
+    state, # What has become of it: 'accepted', 'done', 'lost', or 'failed' with a status
+    order=None, # What decides its image, a dict for JSON
+):
+    "Write a line."
+    if not (isinstance(state, str) and re.fullmatch(_states, state)):
+        raise ValueError(f"state: expected 'accepted', 'done', 'lost' or 'failed 500', with "
+                         f"another status perhaps, got {state!r:.60}")
+    self._set(name, state, order)
+    row = [name, state] if order is None else [name, state, order]
+    self.file.write(json.dumps(row).encode()+b'\n')
+    self.lines += 1
+    if self.lines>4*self.keep: self._rewrite()
+
+# %% ../nbs/44_serving.ipynb #4a7be902
+#| code-summary: "Exported: Journal, what begins and what is unfinished"
+#| code-fold: true
+@patch
+def begin(self:Journal,
+    name, # Of the request
+    order=None, # What decides its image, a dict for JSON; without it a restart cannot draw it
+): # bool: False if a request of this name is under way
+    "Note that a request is accepted."
+    if self.states.get(name, '').startswith('accepted'): return False
+    self.note(name, 'accepted', order)
+    return True
+
+@patch
+def unfinished(self:Journal): # List of (name, order)
+    "What was accepted and has no end yet, in the order of acceptance."
+    return [(k, self.orders[k]) for k,v in self.states.items()
+            if v.startswith('accepted') and k in self.orders]
 
 # %% ../nbs/44_serving.ipynb #8a3557a5
 def simulate_queue(

@@ -1,7 +1,8 @@
 "Lesson 45: wrong arguments, damaged files, and what intervals, marks and tests must keep."
-import json,math
+import importlib.util,json,math,sys
 import pyarrow as pa,pyarrow.parquet as pq
 import pytest,torch
+from common import root
 from miniai.data import draw_scenes,random_scenes
 from miniai.responsible import (FlatDenoiser,Watermark,auc,balance_weights,bootstrap,copy_test,effective_size,emoji_credits,false_alarm,fit_flat,group_rates,roc,
                                 training_energy,wilson)
@@ -131,3 +132,38 @@ def test_energy_of_the_stored_weights(tmp_path):
     assert sum(o['wh'] for o in training_energy(watts=20))==pytest.approx(2*sum(o['wh'] for o in rows))
     (tmp_path/'a.json').write_text(json.dumps([1, 2]))
     assert training_energy(tmp_path)==[]
+
+def results():
+    "The module benchmarks/responsible.py, and its stored runs."
+    spec = importlib.util.spec_from_file_location('responsible_benchmark', root/'benchmarks/responsible.py')
+    bench = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as m:
+        m.syspath_prepend(str(root/'benchmarks'))
+        m.delitem(sys.modules, 'common')                                                      # that of the tests; the benchmarks have their own
+        spec.loader.exec_module(bench)
+    return bench,{o['name']: o['found'] for o in map(json.loads, bench.out.read_text().splitlines())}
+
+def test_redrawn_scenes_are_those_of_the_training():
+    from miniai.data import SEEN
+    from miniai.latents import scene_latents
+    class Pixels(torch.nn.Linear):
+        def to_latents(self, x): return x
+    bench,_ = results()
+    n_two = 65_000                                                                           # of 100,000, in stage 5 of training/scene_unet.py
+    assert 'args.n_scenes' in (text := (root/'training/scene_unet.py').read_text()) and '.65' in text and '60+10*(i==5), SEEN, (True,)' in text
+    some = random_scenes(300, 70, SEEN, (True,))                                             # a prefix of those, as they are drawn one after another
+    assert bench.training_scenes(300)==some and 300<n_two
+    x = bench.scene_images(some, 70)
+    assert torch.equal((x.float()/127.5-1).half(), scene_latents(Pixels(1, 1), some, 64, seed=70))
+
+def test_stored_runs_hold_what_the_lesson_says():
+    bench,runs = results()
+    assert set(runs)==set(bench.runs)
+    scenes = next(v for k,v in runs.items() if k.startswith('scenes'))
+    for space in ('pixels', 'features'):                                                      # the test can say yes, and says no where it must
+        for end in ('', ', the scene of its caption'):
+            assert scenes[f'copies through the codec, {space}{end}']>.97 and abs(scenes[f'drawn by the program, {space}{end}']-.5)<.04
+    for n in (240, 6000):
+        dice = [v for k,v in runs.items() if k.startswith(f'bias: {n} images, {bench.by_dice}')]
+        assert len(dice)==5 and all(abs(o['orange stars, 4']-.5)<.07 for o in dice)
+    for v in (v for k,v in runs.items() if k.startswith('amplify')): assert len(v['colours, 1'])==len(v['colours, 4'])==96

@@ -320,37 +320,126 @@ def test_journal_after_a_kill_a_torn_line_and_a_foreign_file(tmp_path):
         with pytest.raises(ValueError, match='not of a journal'): s.Journal(path)
         assert path.read_bytes()==text
 
-server = r'''
+def test_a_journal_keeps_orders_skips_damage_and_has_an_end(tmp_path, capsys):
+    path = tmp_path/'j'
+    j,order = s.Journal(path),dict(prompt='a', seed=3, steps=2)
+    for k in 'abc': assert j.begin(k, order|dict(seed=ord(k)))
+    assert j.begin('x') and not j.begin('a', order)
+    j.note('b', 'done')
+    text = path.read_bytes()
+    with open(path, 'ab') as f: f.write(b'\xff\n["q"]\n[1, "done"]\n["r", "done", 5]\n["s", "gone"]\n'+b'['*5000+b'\n["d", "accepted", {"seed": 1}]\n["e", "acc')
+    again = s.Journal(path)
+    assert again.unfinished()==[('a', order|dict(seed=97)), ('c', order|dict(seed=99)), ('d', dict(seed=1))]
+    assert again.states==dict(a='accepted 2', c='accepted 2', x='lost', b='done', d='accepted 2') and again.orders['b']['seed']==98
+    said = capsys.readouterr().err
+    assert said.count('\n')==1 and 'cannot read 6 lines, the first is 6; skipped' in said and (tmp_path/'j.damaged').read_bytes().startswith(text)
+    assert not again.begin('a', order)                                   # it waits for its second drawing
+    assert s.Journal(path).state('a')=='accepted 3' and not capsys.readouterr().err
+    assert s.Journal(path).state('a')=='lost' and s.Journal(path).unfinished()==[]        # it may have killed three processes
+    again.close()
+    with pytest.raises(ValueError, match="state: expected 'accepted'"): j.note('a', 'gone')
+    small = s.Journal(tmp_path/'k', keep=3)
+    assert small.begin('long', order)
+    for k in range(50): small.begin(f'r{k}', order), small.note(f'r{k}', 'done')
+    assert list(small.states)==['long', 'r48', 'r49'] and small.orders.keys()==small.states.keys()     # what waits is not forgotten
+    assert len((tmp_path/'k').read_text().splitlines())<=12 and s.Journal(tmp_path/'k').unfinished()==[('long', order)]
+
+def test_a_journal_killed_while_it_is_written_anew_is_whole(tmp_path, monkeypatch):
+    j = s.Journal(tmp_path/'j', keep=2)
+    for k in range(8): j.note(f'r{k}', 'done')
+    monkeypatch.setattr(os, 'replace', lambda *_: (_ for _ in ()).throw(OSError('killed')))
+    with pytest.raises(OSError): j.note('r8', 'done')
+    monkeypatch.undo()
+    j.note('r9', 'done')                                                   # goes on with the old file
+    assert list(s.Journal(tmp_path/'j').states)==[f'r{k}' for k in range(10)]
+
+drawing = """
+import torch,zlib
+def one(o): return torch.randint(256, (3,8,8), dtype=torch.uint8, generator=torch.Generator().manual_seed(zlib.crc32(repr(o).encode())))
+"""
+server = drawing+"""
 import sys,threading
 from miniai.serving import Batcher,Journal,make_app,running
 def draw(asks):
-    if asks[0].seed>=2: threading.Event().wait()
-    return [f'image {o.seed}' for o in asks]
-app = make_app(Batcher(draw, max_batch=1), journal=Journal(sys.argv[1]), timeout=60, to_bytes=str.encode, media_type='text/plain')
-with running(app) as url:
+    if any(o.seed>=int(sys.argv[2]) for o in asks): threading.Event().wait()
+    return [one(o) for o in asks]
+with running(make_app(Batcher(draw, max_batch=2, max_queue=2), journal=Journal(sys.argv[1]), timeout=60)) as url:
     print(url, flush=True)
     sys.stdin.read()
-'''
+"""
 
-def test_a_killed_server_leaves_no_request_in_the_dark(tmp_path):
+def test_a_killed_server_loses_no_order(tmp_path):
     httpx = pytest.importorskip('httpx')
     from concurrent.futures import ThreadPoolExecutor
-    env = os.environ|{'PYTHONPATH': str(root)}
-    process = subprocess.Popen([sys.executable, '-c', server, str(tmp_path/'j')], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
-    try:
-        url = process.stdout.readline().strip()
-        def send(k): return httpx.post(f'{url}/images', json=dict(prompt='a', seed=k, id=f'r{k}'), timeout=60)
-        assert [send(k).text for k in range(2)]==['image 0', 'image 1']
-        with ThreadPoolExecutor(3) as people:
-            waits = [people.submit(send, k) for k in (2, 3, 4)]
-            while not all(httpx.get(f'{url}/images/r{k}').status_code==200 for k in (2, 3, 4)): pass
-            process.kill()
-            assert all(isinstance(o.exception(60), httpx.TransportError) for o in waits)
-    finally:
+    from contextlib import contextmanager
+    from time import sleep
+    @contextmanager
+    def serve(hangs=99):
+        process = subprocess.Popen([sys.executable, '-c', server, str(tmp_path/'j'), str(hangs)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                   env=os.environ|{'PYTHONPATH': str(root)})
+        try:
+            url = process.stdout.readline().strip()
+            assert url
+            yield process,url
+        finally:
+            process.kill()                                                  # SIGKILL, each time
+            process.wait()
+    def order(k): return dict(prompt=f'a star {k}', seed=k, steps=(1, 2, 4)[k%3])
+    def send(url, k): return httpx.post(f'{url}/images', json=dict(order(k), id=f'r{k}'), timeout=60)
+    def state(url, k): return httpx.get(f'{url}/images/r{k}').json().get('state')
+    def fetch(url, k): return httpx.get(f'{url}/images/r{k}/image', timeout=60)
+    def wait(url, *ks):
+        while [state(url, k) for k in ks]!=['done']*len(ks): sleep(.05)
+    space = {}
+    exec(drawing, space)
+    without = [s._png(space['one'](s.Ask(**order(k)))) for k in range(5)]
+    with serve(hangs=2) as (process,url), ThreadPoolExecutor(3) as people:
+        assert [send(url, k).content for k in range(2)]==without[:2]
+        waits = []
+        for k in (2, 3, 4):                                                 # one in the model, two in the line, which is full
+            waits.append(people.submit(send, url, k))
+            while state(url, k)!='accepted': sleep(.05)
+            while k==2 and 'waiting 0.0\n' not in httpx.get(f'{url}/metrics').text: sleep(.05)
+        assert fetch(url, 3).status_code==202
+        assert send(url, 5).status_code==503
         process.kill()
-        process.wait()
+        assert all(isinstance(o.exception(60), httpx.TransportError) for o in waits)
+    with serve(hangs=3) as (_,url):                                         # the second process dies over r3
+        wait(url, 2)
+        assert [state(url, k) for k in range(7)]==['done']*3+['accepted 2']*2+['failed 503', None]
+    with serve() as (_,url):
+        wait(url, *range(5))
+        answers = [fetch(url, k) for k in range(5)]                         # r0 to r2 are of earlier processes, and drawn once more
+        assert [o.content for o in answers]==without and answers[3].headers['content-type']=='image/png'
+        assert fetch(url, 5).status_code==410 and fetch(url, 6).status_code==404 and fetch(url, 5).json()['state']=='failed 503'
+    lines = [json.loads(o) for o in (tmp_path/'j').read_text().splitlines()]
+    assert [o[0] for o in lines if o[1].startswith('accepted')]==['r3', 'r4'] and [o[0] for o in lines][-2:]==['r3', 'r4']     # drawn in order
+
+def test_what_cannot_be_drawn_again_has_an_end(tmp_path, capsys):
+    def draw(asks):
+        if any(o.seed==2 for o in asks): raise ValueError('poison')
+        return [f'image {o.seed}' for o in asks]
     j = s.Journal(tmp_path/'j')
-    assert [j.state(f'r{k}') for k in range(6)]==['done']*2+['lost']*3+[None]
+    for k,order in enumerate((dict(prompt='a', seed=1), dict(prompt='a', seed=2), dict(prompt='', seed=3), dict(prompt='a', path='/etc/passwd'))): j.begin(f'r{k}', order)
+    j.close()
+    journal,line = s.Journal(tmp_path/'j'),s.Batcher(draw)
+    with s.running(s.make_app(line, journal=journal, **texts)):
+        at_start = [journal.state(f'r{k}') for k in (2, 3)]
+    assert at_start==['failed 422']*2 and [journal.state(f'r{k}') for k in range(2)]==['done', 'failed 500']
+    assert capsys.readouterr().err.count('poison')==1
+
+def test_only_the_latest_images_are_kept_and_older_ones_are_drawn_again(tmp_path):
+    drawn = []
+    def draw(asks):
+        drawn.extend(o.seed for o in asks)
+        return [f'image {o.seed}' for o in asks]
+    line = s.Batcher(draw)
+    app = s.make_app(line, journal=s.Journal(tmp_path/'j'), **texts)
+    async def run():
+        for k in range(101): await call(app, 'POST', '/images', order(seed=k, id=f'r{k}'))
+        return [(await call(app, 'GET', f'/images/r{k}/image'))[0::2] for k in (100, 0, 0)]
+    assert asyncio.run(run())==[(200, b'image 100'), (200, b'image 0'), (200, b'image 0')] and drawn==[*range(101), 0]
+    line.close()
 
 # Runs
 
@@ -425,6 +514,22 @@ def test_cards_of_foreign_weights_say_what_they_lack(small):
         small.with_suffix('.json').write_text(json.dumps(info|dict(data=data)))
         assert f'license: "{licence}"' in s.model_card(small), data
     small.with_suffix('.json').write_text(json.dumps(info))
+
+def test_every_stored_set_of_weights_says_how_good_it_is():
+    folder = root/'miniai/weights'
+    stored = sorted(f.stem for f in folder.glob('*.safetensors'))
+    assert len(stored)>20 and stored==sorted(f.stem for f in folder.glob('*.json'))
+    for name in stored:
+        metrics = json.loads((folder/f'{name}.json').read_text()).get('metrics')
+        assert metrics, f'{name}: run `python benchmarks/weights.py`'
+        *names,of,where = metrics
+        assert names and (of, where)==('of', 'where') and isinstance(metrics['of'], str), name
+        assert all((root/o).exists() for o in metrics['where'].split(', ')), (name, metrics['where'])
+        good = s.model_card(name).split('## How good it is\n')[1].split('## ')[0]
+        for k in names: assert f'| {k} | {s._line(metrics[k])} |' in good, (name, k)
+        assert f"| measured on | {s._line(metrics['of'])} |" in good and f"| measured in | {s._line(metrics['where'])} |" in good, name
+    run = python(str(root/'benchmarks/weights.py'), '--check')
+    assert run.returncode==0, f'the figures are not those of lessons and results any more, run `python benchmarks/weights.py`: {run.stdout}{run.stderr}'
 
 # Drift
 
