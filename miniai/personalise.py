@@ -185,8 +185,9 @@ class TextualInversion(nn.Module):
 #| code-summary: "Exported: latents and ids of images with captions, and batches without end"
 #| code-fold: true
 def _check_weights(pipe, params=()):
-    "A ValueError if 16 bits are to be trained, which lose small steps; float16 fails anyway."
-    half = [p.dtype for p in pipe.text.parameters() if p.dtype==torch.float16]
+    "A ValueError if 16 bits are to be trained, which lose small steps, or float16 on a CPU."
+    half = [p.dtype for p in pipe.text.parameters()
+            if p.dtype==torch.float16 and p.device.type=='cpu']
     half += [p.dtype for p in params if p.requires_grad and p.dtype.itemsize<4]
     if half:
         raise ValueError(f"pipe: expected float32 weights to train, got {str(half[0])[6:]}")

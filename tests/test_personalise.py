@@ -162,6 +162,11 @@ def test_bad_numbers_of_fine_tune(pipe):
     for kw,match in ((dict(steps=0), 'steps'), (dict(steps=1, bs=0), 'bs'), (dict(steps=1.5), 'steps')):
         with pytest.raises(ValueError, match=f'{match}: expected a whole number'): fine_tune(net, pipe, examples, lr=.1, **kw)
 
+def test_a_word_that_is_a_piece_of_others_is_no_new_one(pipe):
+    tok = pipe.tokenizer
+    piece = next(k for k in tok.vocab if k.isalpha() and len(tok.encode(k))>1)                       # it would take that piece away from them
+    with pytest.raises(ValueError, match=f"'{piece}' is in the vocabulary"): with_word(tok, piece)
+
 def test_words_without_letters_beside(pipe):
     tok = with_word(pipe.tokenizer, "o'neil-7")
     assert len(tok.encode("o'neil-7, o'neil-7."))==2+len(pipe.tokenizer.encode(', .')) and tok.encode("o'neil-77")==pipe.tokenizer.encode("o'neil-77")
