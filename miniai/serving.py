@@ -844,6 +844,7 @@ def make_app(
         yield
         await asyncio.to_thread(batcher.close)
     app = FastAPI(title='miniai', lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.timeout = timeout
 
     @app.exception_handler(RequestValidationError)
     async def refuse(request, e): return JSONResponse(dict(errors=_problems(e)), 422)
@@ -853,7 +854,7 @@ def make_app(
 
     _add_images(app, batcher, metrics, journal, timeout, check, to_bytes, media_type)
     _add_pages(app, batcher, metrics, journal)
-    return _Counted(app, metrics, timeout)
+    return _Counted(app, metrics)
 
 # %% ../nbs/44_serving.ipynb #4d9a491c
 #| code-summary: "Exported: BodyLimit, which keeps no more of a request than it must"
@@ -893,9 +894,9 @@ class BodyLimit:
 
 class _Counted(BodyLimit):
     "Counts each answer to a request for an image, whoever gives it."
-    def __init__(self, app, metrics, timeout):
+    def __init__(self, app, metrics):
         super().__init__(app)
-        self.metrics,self.longest = metrics,self.patience+timeout        # of one request
+        self.metrics,self.longest = metrics,self.patience+app.state.timeout   # of one request
 
     async def __call__(self, scope, receive, send):
         async def note(message):
