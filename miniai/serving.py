@@ -892,6 +892,9 @@ class BodyLimit:
         async def again(): return whole.pop() if whole else await receive()
         await self.app(scope, again, send)
 
+# %% ../nbs/44_serving.ipynb #c286bb5b
+#| code-summary: "Exported: the same, and it counts the answers"
+#| code-fold: true
 class _Counted(BodyLimit):
     "Counts each answer to a request for an image, whoever gives it."
     def __init__(self, app, metrics):
