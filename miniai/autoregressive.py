@@ -40,7 +40,7 @@ class Palette:
         px = check_finite(x, 'x').movedim(1, -1)           # (n,c,h,w) -> (n,h,w,c)
         rows = [sq_dists(o.reshape(-1, o.shape[-1]), self.levels).argmin(1)
                 for o in px.split(1000)]
-        return torch.cat(rows).reshape(len(x), -1)
+        return torch.cat(rows).reshape(len(x), x.shape[2:].numel())
 
     def from_tokens(self,
         tokens, # (n,h*w), int64
@@ -264,6 +264,7 @@ def generate_tokens(
 ): # (n,length), int64
     "Draw images token by token, eq. 1 of Image GPT, with a cache of keys and values."
     n,cond,prefix = _check_generate(net, n, cond, scale, prefix, knobs)
+    if not n: return prefix.new_zeros(0, net.length)
     device,seed = net.positions.device,whole_number('seed', seed, 0)
     gen = torch.Generator().manual_seed(seed)
     u = torch.rand(n, net.length, dtype=torch.float64, generator=gen).to(device)
@@ -375,6 +376,7 @@ class VQCodec(Codec):
     @torch.no_grad()
     def to_tokens(self, x, bs=64): # Images, (n,ni,h,w) -> (n,places), int64
         "The numbers of the codes of images, row by row."
+        if not len(x): return self.to_tokens(x.new_zeros(1, *x.shape[1:]))[:0]
         return torch.cat([self.quantizer.ids(self.encode(o).mean).flatten(1)
                           for o in x.split(bs)])
 

@@ -182,6 +182,7 @@ def dense_targets(
     labels, # (n,m), -1 where there is no object
 ): # (n,l), int64: index of the object at each place, -1 for none
     "The smallest object in whose middle a place lies, and at the place nearest its centre."
+    if not labels.shape[1]: return labels.new_full((len(labels),len(xy)), -1)
     c = to_centres(boxes)[:,None]                                        # (n,1,m,4)
     off = (xy[:,None]-c[...,:2]).abs()                                   # (n,l,m,2)
     far = off.sum(-1)
@@ -285,17 +286,19 @@ def average_precision(
     boxes, # True corners, (n,m,4)
     labels, # True kinds, (n,m), -1 where there is no object
     limit=.5, # IoU from which on a box counts, in (0,1]
+    most=100, # Answers per image and kind that count, the surest ones; all if None
 ): # dict: label to average precision, for each kind that occurs
     "Average precision per kind, as the COCO tools compute it; their mean is mAP."
     if len(found)!=len(boxes):
         raise ValueError(f"found: expected one for each of {len(boxes)} images, "
                          f"got {len(found)}")
+    if most is not None: whole_number('most', most)
     res = {}
     for k in labels[labels>=0].unique().tolist():
         flags,scores = [],[]
         for f,b,l in zip(found, boxes, labels):
             mine = (f.labels==k).nonzero()[:,0]
-            mine = mine[f.scores[mine].argsort(descending=True, stable=True)]
+            mine = mine[f.scores[mine].argsort(descending=True, stable=True)][:most]
             flags.append(_right(f.boxes[mine], b[l==k], limit))
             scores.append(f.scores[mine])
         order = torch.cat(scores).argsort(descending=True, stable=True)

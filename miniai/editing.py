@@ -30,12 +30,12 @@ from .stable import strength_sigmas
 #| code-summary: "Exported: scene_edits, pairs of scenes that differ in one word, with the true mask"
 #| code-fold: true
 class SceneEdits(NamedTuple):
-    "Scenes before and after an edit of one word, drawn by code, and where they may differ."
+    "Scenes before and after an edit of one word, drawn by code, and where they mainly differ."
     source: tuple        # `Scene` before
     target: tuple        # `Scene` after
     before: torch.Tensor # Images, uint8 (n,3,size,size)
     after: torch.Tensor  # As they should be, uint8 (n,3,size,size)
-    mask: torch.Tensor   # Where the thing is before or after, bool (n,size,size)
+    mask: torch.Tensor   # Where the thing is before or after, without its faint edge, bool
 
 def _edit(scene, rng):
     "The scene with a thing of another colour or shape, and the number of the thing."
@@ -268,13 +268,17 @@ def diff_edit(
     target, # What they should show, likewise
     mask=None, # Where, bool (size,size) or (n,size,size); that of `edit_mask` if None
     steps=20, # Of a whole drawing; by the strength fewer
-    strength=.65, # How far to walk up, see `strength_sigmas`
+    strength=.65, # How far to walk up, see `strength_sigmas`; a found mask has its own, 0.65
     guidance=4., # Guidance scale on the way down
     grow=None, # Pixels by which the mask grows before it is used; half a latent cell if None
-    **kw, # More for `edit_mask`, such as `threshold`
+    **kw, # For `edit_mask`, if `mask` is None: `n`, `threshold`, `seed`
 ): # Images, uint8 (n,3,size,size); outside the mask as they were, bit for bit
     "DiffEdit, arXiv:2210.11427: find the mask, invert, and draw anew inside the mask."
     x = _check_images(pipe, x)
+    wrong = [k for k in kw if mask is not None or k not in ('n','threshold','seed')]
+    if wrong:
+        want = "n, threshold or seed" if mask is None else "nothing for a mask that is given"
+        raise TypeError(f"kw: expected {want}, got {wrong[0]!r}")
     factor = _factor(pipe)
     if mask is None: mask = edit_mask(pipe, x, source, target, **kw)
     grow = factor//2 if grow is None else whole_number('grow', grow, 0)
@@ -300,6 +304,11 @@ class Imagic(NamedTuple):
 
     def between(self, weight): # Text states (1,l,d): 0 for the image, 1 for the sentence
         return torch.lerp(self.image, self.target, finite_number('weight', weight, -10, 10))
+
+def _check_weights(pipe):
+    half = [p.dtype for p in pipe.denoise.model.parameters() if p.dtype.itemsize<4]
+    if half:
+        raise ValueError(f"pipe: expected float32 weights to train, got {str(half[0])[6:]}")
 
 def _with_own_net(pipe):
     "`pipe` with a copy of its net, which may be trained; the other parts are shared."
@@ -351,6 +360,7 @@ def imagic(
     "Text states and a net that mean one image: section 3.2, arXiv:2210.09276."
     x = _check_images(pipe, x)
     if len(x)!=1: raise ValueError(f"x: expected one image, got {len(x)}")
+    _check_weights(pipe)
     n_text,n_net = whole_number('n_text', n_text, 0),whole_number('n_net', n_net, 0)
     with torch.no_grad(): z = pipe.latents(x)
     goal = _states(pipe, 'target', target, 1).detach().to(z.device).clone()

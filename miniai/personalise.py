@@ -68,7 +68,7 @@ def _new_word(tokenizer, word):
             or regex.search(r'\s', word):
         raise ValueError("word: expected small letters without blanks, 64 at most, such as "
                          f"'<it>', got {word[:80]!r}")
-    if len(tokenizer.encode(word))<2:
+    if len(tokenizer.encode(word))<2 or word in tokenizer.vocab:
         raise ValueError(f"word: expected a new one, {word!r} is in the vocabulary")
     return word
 
@@ -166,7 +166,8 @@ class TextualInversion(nn.Module):
         super().__init__()
         self.table = [token_table(pipe)[2]]         # in a list: it is not to be trained
         self.net,self.id = [LatentDiffusion(pipe.unet, pipe.text)],id
-        self.vector = nn.Parameter(self.table[0].weight[id:id+n].detach().clone())   # (n,d)
+        rows = self.table[0].weight[id:id+n].detach()                                # (n,d)
+        self.vector = nn.Parameter(rows.float().clone())     # 16 bits would lose small steps
 
     def _put(self, table, args, rows):
         "The rows of a batch of ids, with ours where its ids stand."
@@ -183,8 +184,17 @@ class TextualInversion(nn.Module):
 # %% ../nbs/34_personalise.ipynb #1b8f74cb
 #| code-summary: "Exported: latents and ids of images with captions, and batches without end"
 #| code-fold: true
+def _check_weights(pipe, params=()):
+    "A ValueError if 16 bits are to be trained, which lose small steps, or float16 on a CPU."
+    half = [p.dtype for p in pipe.text.parameters()
+            if p.dtype==torch.float16 and p.device.type=='cpu']
+    half += [p.dtype for p in params if p.requires_grad and p.dtype.itemsize<4]
+    if half:
+        raise ValueError(f"pipe: expected float32 weights to train, got {str(half[0])[6:]}")
+
 def _examples(pipe, images, captions):
     "Latents (n,*shape) and ids (n,k,l) of images and their captions."
+    _check_weights(pipe)
     want = 3,pipe.size,pipe.size
     if not isinstance(images, torch.Tensor) or images.dtype!=torch.uint8 \
             or images.ndim!=4 or not len(images) or images.shape[1:]!=want:
@@ -238,6 +248,7 @@ def fine_tune(
     task=None, # As in `CondCB`; None for that of `training_task`
 ): # `Learner`, after its training
     "Train on a handful of examples, by the loss of lesson 27."
+    _check_weights(pipe, net.parameters())
     torch.manual_seed(seed)
     task = CaptionCB(task or training_task(pipe), pipe.tokenizer([''])[0], p=0.)
     rate = BatchSchedCB(partial(OneCycle, max_lr=lr, pct_start=.1))

@@ -23,7 +23,7 @@ from torch import nn
 #| code-summary: "Imports of the module: earlier lessons"
 #| code-fold: true
 from .attention import FeedForward,MultiHeadAttention,SpatialTransformer
-from .clip import TextTransformer,Tokenizer
+from .clip import TextTransformer,Tokenizer,clean_text
 from .data import whole_number
 from .ddpm import EpsDenoiser,check_levels,linear_schedule
 from .guidance import GuidedDenoiser
@@ -699,7 +699,8 @@ def _with_added(tok, folder):
             words.pop(0)
             n += 1
         from miniai.personalise import with_word
-        tok = with_word(tok, word, n)
+        try: tok = with_word(tok, clean_text(word), n)
+        except (ValueError,TypeError) as e: raise ValueError(f"path: {file}: {e}") from None
     return tok
 
 def _mark(configs, k, default):
@@ -883,7 +884,7 @@ def _write_json(path, o):
 def _write_tokenizer(folder, tok):
     "The vocabulary and the joins as CLIP's tokenizer has them, with its special tokens."
     if len(tok)!=len(Tokenizer(tok.merges, tok.n_ctx, tok.marks)):
-        raise ValueError("pipe: expected the words it was read with; see `save_concept`")
+        raise ValueError("pipe: expected no learned words; see `save_concept`")
     folder.mkdir()
     _write_json(folder/'vocab.json', tok.vocab)
     text = '#version: 0.2\n'+''.join(' '.join(o)+'\n' for o in tok.merges)

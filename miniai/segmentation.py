@@ -551,8 +551,8 @@ def pick_masks(
 # %% ../nbs/41_segmentation.ipynb #28653410
 #| code-summary: "Exported: the checks of clicks and box"
 #| code-fold: true
-def _points(points, labels, size):
-    "Clicks in pixels as (1,k,2) in [0,1], and labels (1,k)."
+def _points(points, labels, size, half=.5):
+    "Clicks in pixels as (1,k,2) in [0,1], and labels (1,k); `half` leads to a pixel's middle."
     points = check_finite(torch.as_tensor(np.asarray(points), dtype=torch.float32), 'points')
     if points.ndim!=2 or points.shape[1]!=2 or not len(points):
         got = tuple(points.shape)
@@ -564,7 +564,7 @@ def _points(points, labels, size):
     if not ((points>=0)&(points<=size)).all():
         raise ValueError(f"points: expected x from 0 to {size[0]} and y from 0 to {size[1]}, "
                          f"got {points.tolist()}")
-    return ((points+.5)/size).clamp(max=1)[None],labels.long()[None]
+    return ((points+half)/size).clamp(max=1)[None],labels.long()[None]
 
 def _box(box, size):
     "A box in pixels as (1,4) in [0,1]."
@@ -619,7 +619,8 @@ def set_image(self:Segmenter,
 @patch
 def _answer(self:Segmenter, points=None, labels=None, boxes=None):
     "Logits (b,m,h,w) at the size of the image, and predicted IoUs (b,m), the best first."
-    move = lambda o, k: None if o is None else (o*k).to(self.maps[0])
+    half = self.pad*.5/self.net.size       # SAM goes to the middles of the net's own pixels
+    move = lambda o, k: None if o is None else (o*k+half).to(self.maps[0])
     if self.maps is None: raise ValueError("image: expected one, call set_image first")
     logits,iou = self.net.decode(self.maps, move(points, self.fills), labels,
                                  move(boxes, self.fills.repeat(2)))
@@ -645,7 +646,7 @@ def predict(self:Segmenter,
     if self.maps is None: raise ValueError("image: expected one, call set_image first")
     ask = {}
     if points is not None:
-        ask |= zip(('points','labels'), _points(points, labels, self.size))
+        ask |= zip(('points','labels'), _points(points, labels, self.size, .5*(not self.pad)))
     if box is not None: ask |= dict(boxes=_box(box, self.size))
     if not ask: raise ValueError("points, box: expected one of them at least, got neither")
     if box is None and not ask['labels'].any():

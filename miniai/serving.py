@@ -13,7 +13,7 @@ __all__ = ['DATA_SOURCES', 'git_state', 'energy_wh', 'RunCardCB', 'TensorBoardCB
 #| code-summary: "Imports of the module miniai.serving"
 #| code-fold: true
 import argparse,asyncio,contextlib,importlib.util,io,json,math,os,platform,re,shutil
-import subprocess,sys,threading,time,torch,uuid
+import numpy as np,subprocess,sys,threading,time,torch,uuid
 from collections import Counter
 from concurrent.futures import Future,ThreadPoolExecutor
 from datetime import datetime,timezone
@@ -43,8 +43,8 @@ def git_state(
 ): # Dict of `commit`, `branch` and `changed`, or None where there is no git or no repository
     "The commit that a folder is at, and whether its tracked files were changed since."
     def git(*args):
-        done = subprocess.run(['git', '-C', str(folder), *args], capture_output=True, text=True,
-                              timeout=20)
+        done = subprocess.run(['git', '-C', str(Path(folder).expanduser()), *args],
+                              capture_output=True, text=True, timeout=20)
         if done.returncode: raise OSError(done.stderr)
         return done.stdout.strip()
     try:
@@ -98,7 +98,7 @@ class RunCardCB(_RowsCB):
         watts=10., # Assumed power of a busy core, for `energy_wh`
         folder='.', # Where the code lies, for `git_state`
     ):
-        self.path,self.config,self.watts = Path(path),_settings(config),watts
+        self.path,self.config,self.watts = Path(path).expanduser(),_settings(config),watts
         self.folder,self.card = folder,{}
         energy_wh(0, watts)
 
@@ -163,7 +163,7 @@ class TensorBoardCB(_RowsCB):
         config=None, # Settings by name, kept as a text
         every=1, # Write every so many batches' loss
     ):
-        self.folder,self.config = Path(folder),_settings(config)
+        self.folder,self.config = Path(folder).expanduser(),_settings(config)
         self.every,self.step,self.writer = whole_number('every', every),0,None
 
     def before_fit(self, learn):
@@ -376,7 +376,10 @@ def _weights_file(path):
     "The file of a name or a path, as in `load_weights`."
     if isinstance(path, str) and path.isidentifier():
         return Path(str(files('miniai')))/'weights'/f'{path}.safetensors'
-    return Path(path)
+    path = Path(path).expanduser()
+    if path.suffix!='.safetensors':
+        raise ValueError(f"path: expected a path that ends in .safetensors, got {path}")
+    return path
 
 # %% ../nbs/44_serving.ipynb #259d6833
 #| code-summary: "Exported: Registry, its versions and the pointer"
@@ -386,7 +389,7 @@ class Registry:
     def __init__(self,
         folder, # Made if it is not there
     ):
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
         (self.folder/'versions').mkdir(parents=True, exist_ok=True)
 
     def versions(self): # List of int, rising
@@ -473,7 +476,10 @@ def path(self:Registry,
     if version is None and not self.history():
         raise ValueError("version: nothing is in production yet; promote a version first")
     version = self._known(self.history()[-1] if version is None else version)
-    return next((self.folder/'versions'/f'{version:04d}').glob('*.safetensors'))
+    lies = self.folder/'versions'/f'{version:04d}'
+    found = [*lies.glob('*.safetensors')]
+    if not found: raise ValueError(f"version: there are no weights in {lies}")
+    return found[0]
 
 # %% ../nbs/44_serving.ipynb #55db60e8
 #| code-summary: "Exported: Ask, and Drawer, which draws several of them"
@@ -907,6 +913,7 @@ def make_app(
         await asyncio.to_thread(batcher.close)
         await again
     app = FastAPI(title='miniai', lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.timeout = timeout
 
     @app.exception_handler(RequestValidationError)
     async def refuse(request, e): return JSONResponse(dict(errors=_problems(e)), 422)
@@ -919,35 +926,49 @@ def make_app(
     return _Counted(app, metrics)
 
 # %% ../nbs/44_serving.ipynb #4d9a491c
-#| code-summary: "Exported: BodyLimit, which reads no more of a request than it must"
+#| code-summary: "Exported: BodyLimit, which keeps no more of a request than it must"
 #| code-fold: true
 class BodyLimit:
-    "In front of an ASGI application: a body above the limit gets 413 and goes no further."
+    "In front of an ASGI application: too long a body gets 413, one too slow 408, no further."
     def __init__(self,
         app, # ASGI application
         limit=10_000, # Bytes
-    ): self.app,self.limit = app,limit
+        patience=10., # Seconds until the whole body must be there
+    ): self.app,self.limit,self.patience = app,limit,patience
+
+    async def _body(self, receive):
+        "The body, up to one byte above the limit; None if the client has left."
+        body,more = b'',True
+        while more:                        # who still sends would not see our answer
+            message = await receive()
+            if message['type']=='http.disconnect': return None
+            body,more = body+message.get('body', b''),message.get('more_body', False)
+            body = body[:self.limit+1]
+        return body
+
+    async def _refuse(self, send, status, said):
+        head = [(b'content-type', b'application/json'), (b'connection', b'close')]
+        await send(dict(type='http.response.start', status=status, headers=head))
+        await send(dict(type='http.response.body', body=b'{"error":"%b"}' % said))
 
     async def __call__(self, scope, receive, send):
         if scope['type']!='http': return await self.app(scope, receive, send)
-        body,more = b'',True
-        while more:
-            message = await receive()
-            if message['type']=='http.disconnect': return
-            body,more = body+message.get('body', b''),message.get('more_body', False)
-            if len(body)>self.limit:
-                head = [(b'content-type', b'application/json'), (b'connection', b'close')]
-                await send(dict(type='http.response.start', status=413, headers=head))
-                return await send(dict(type='http.response.body', body=b'{"error":"too long"}'))
+        try: body = await asyncio.wait_for(self._body(receive), self.patience)
+        except asyncio.TimeoutError: return await self._refuse(send, 408, b'too slow')
+        if body is None: return
+        if len(body)>self.limit: return await self._refuse(send, 413, b'too long')
         whole = [dict(type='http.request', body=body, more_body=False)]
         async def again(): return whole.pop() if whole else await receive()
         await self.app(scope, again, send)
 
+# %% ../nbs/44_serving.ipynb #c286bb5b
+#| code-summary: "Exported: the same, and it counts the answers"
+#| code-fold: true
 class _Counted(BodyLimit):
     "Counts each answer to a request for an image, whoever gives it."
     def __init__(self, app, metrics):
         super().__init__(app)
-        self.metrics = metrics
+        self.metrics,self.longest = metrics,self.patience+app.state.timeout   # of one request
 
     async def __call__(self, scope, receive, send):
         async def note(message):
@@ -968,7 +989,9 @@ def _server(app, taken, started):
             await super().startup(*args, **kw)
             if self.started: started()
         def run(self): super().run([taken.socket])
-    return Server(uvicorn.Config(app, log_level='critical', access_log=False))
+    wait = math.ceil(getattr(app, 'longest', 20))+10        # for those who are being served
+    return Server(uvicorn.Config(app, log_level='critical', access_log=False,
+                                 timeout_graceful_shutdown=wait))
 
 @contextlib.contextmanager
 def running(
@@ -1003,7 +1026,7 @@ class Journal:
         keep=10_000, # Remember so many of the latest requests
         tries=3, # Processes that may die before they finish an order; then it is lost
     ):
-        self.path,self.keep = Path(path),whole_number('keep', keep)
+        self.path,self.keep = Path(path).expanduser(),whole_number('keep', keep)
         self.states,self.orders,self.file,tries = {},{},None,whole_number('tries', tries)
         lines = self.path.read_bytes().split(b'\n')[:-1] if self.path.exists() else []
         bad = [i for i,line in enumerate(lines, 1) if not self._read(line)]
@@ -1151,6 +1174,7 @@ def load_row(
     seed=0, # Of their times
 ): # Dict: rate, answered, refused (503), answers per second, p50 and p95 in seconds
     "The figures of a load test."
+    if not answers: raise ValueError("answers: expected at least one, got none")
     good = sorted(o.seconds for o in answers if o.status==200)
     ends = [t+o.seconds for t,o in zip(random_arrivals(rate, len(answers), seed), answers)]
     def at(p): return good[-(-p*len(good)//100)-1] if good else math.nan
@@ -1179,7 +1203,7 @@ def serve_main(
     a = _serve_parser().parse_args(args)
     try:
         taken = PageServer(host=a.host, port=a.port)
-        if a.registry and not Path(a.registry).is_dir():
+        if a.registry and not Path(a.registry).expanduser().is_dir():
             raise ValueError(f"registry: there is no folder {a.registry}")
         drawer = Drawer(Registry(a.registry).path() if a.registry else 'scene_few')
         batcher = Batcher(drawer, a.max_batch, a.max_queue)
@@ -1243,7 +1267,7 @@ def psi(
     return ((q-p)*(q/p).log()).sum().item()
 
 # %% ../nbs/44_serving.ipynb #6d113a3b
-#| code-summary: "Exported: Pearson's and Fisher's p-value"
+#| code-summary: "Exported: Pearson's and Fisher's p-value, and one by shuffling"
 #| code-fold: true
 def _pearson(pair):
     "Statistic and p-value of Pearson's test, for two rows of counts."
@@ -1260,6 +1284,14 @@ def _fisher(pair):
     p = (ways(k, x)+ways(total-k, n-x)).softmax(0)
     return p[p<=p[x==pair[1,1]]*(1+1e-7)].sum().item()
 
+def _shuffled(pair, stat, n=9999):
+    "How often Pearson's statistic is as large if all requests change places at random."
+    gen,due = np.random.default_rng(0),_due(pair)
+    total,k = pair.sum(0).long().numpy(),int(pair[1].sum())
+    drawn = torch.from_numpy(gen.multivariate_hypergeometric(total, k, n))       # second rows
+    stats = ((drawn-due[1])**2*(1/due).sum(0)).sum(1)
+    return (1+(stats>=stat*(1-1e-9)).sum().item())/(1+n)
+
 def _few(pair):
     "The p-value if the last column is too rare for Pearson's test: it is tested by itself."
     most,few = pair[:,:-1],pair[:,-1]
@@ -1274,9 +1306,12 @@ def chi_square(
 ): # `(statistic, p)`: float, and how often chance alone would give as much, 0 to 1
     "Pearson's test that two sets of counts come from one source; rare categories as one."
     pair = _both(expected, actual)
-    rare = (_due(pair)<5).any(0)
-    if rare.any(): pair = torch.cat([pair[:,~rare], pair[:,rare].sum(1, keepdim=True)], 1)
     pair = pair[:,pair.sum(0)>0]
+    rare = (_due(pair)<5).any(0)
+    if pair.shape[1]>1 and pair[:,rare].sum()>pair.sum()/2:         # as one they say nothing
+        stat = _pearson(pair)[0]
+        return stat,_fisher(pair) if pair.shape[1]==2 else _shuffled(pair, stat)
+    if rare.any(): pair = torch.cat([pair[:,~rare], pair[:,rare].sum(1, keepdim=True)], 1)
     if pair.shape[1]<2: return 0.,1.
     stat,p = _pearson(pair)
     return stat,p if _due(pair).min()>=5 else _few(pair)

@@ -488,6 +488,8 @@ def save_single_file(
     if not isinstance(pipe, PublishedDiffusion):
         raise TypeError(f"pipe: expected a PublishedDiffusion, got {type(pipe).__name__}")
     nets,velocity = _nets_of(pipe),isinstance(pipe.denoise, VDenoiser)
+    if getattr(pipe.tokenizer, 'learned', None):
+        raise ValueError("pipe: expected no learned words; see `save_concept`")
     w,kind = {k: v.cpu().contiguous() for k,v in _in_layout(nets).items()},f'v{_version(nets)}'
     bad = [k for k,v in w.items() if not v.isfinite().all()]
     if bad: raise ValueError(f"pipe: {bad[0]} has numbers that are not finite")

@@ -72,6 +72,7 @@ def moving_caption(
 ): # str
     "A clip in words."
     words = [o for o in thing if o]
+    if not words: raise ValueError("thing: expected one word at least, got none")
     return f"{'an' if words[0][0] in 'aeiou' else 'a'} {' '.join(words)}"
 
 # %% ../nbs/43_video.ipynb #d78121df
@@ -550,7 +551,10 @@ class GivenFrames:
     def __init__(self,
         denoise, # `VideoDenoiser`
         given, # The frames, (n,k,c,h,w), float; k 1 or more
-    ): self.denoise,self.given = denoise,check_finite(given, 'given')
+    ):
+        if not torch.is_floating_point(given):
+            raise ValueError(f"given: expected floats in [-1,1], got {given.dtype}")
+        self.denoise,self.given = denoise,check_finite(given, 'given')
 
     def __call__(self,
         x, # Clips with noise, (m,t,c,h,w), m a multiple of n, t more than k

@@ -329,7 +329,7 @@ def _vit_args(kind, c, file):
 #| code-fold: true
 def load_vit(
     folder, # With `config.json` and `model.safetensors`, as transformers writes them
-): # `ViT`, on the CPU, in evaluation mode; with its head, if the file has a classifier
+): # `ViT`, on the CPU, in evaluation mode; with its head, if a ViT's file has a classifier
     "A published ViT or DINOv2; every name and shape is checked, and nothing may be left over."
     folder = Path(folder).expanduser()
     kind,c = _vit_config(folder)
@@ -339,7 +339,9 @@ def load_vit(
     w = {k: v for k,v in w.items() if not k.startswith(('pooler.', 'embeddings.mask_token'))}
     # parameters of their own have no ending there
     w = {k if k.endswith(('.weight', '.bias')) else f'{k}.weight': v for k,v in w.items()}
-    head = w.get('classifier.weight') if kind=='vit' else None
+    if kind!='vit' and 'classifier.weight' in w:
+        raise ValueError(f"folder: {file} has a classifier, which we don't read of a DINOv2")
+    head = w.get('classifier.weight')
     args = _vit_args(kind, c, folder/'config.json')
     with torch.device('meta'): net = ViT(n_out=0 if head is None else len(head), **args)
     names = vit_names(net) if kind=='vit' else dinov2_names(net)
@@ -350,9 +352,11 @@ def load_vit(
 #| code-fold: true
 def _check_bytes(x):
     "`x` with alpha, (n,4,h,w) in [0,1]; a ValueError unless it is uint8 with 3 or 4 channels."
-    if getattr(x, 'dtype', None)!=torch.uint8 or x.ndim!=4 or x.shape[1] not in (3,4):
+    if getattr(x, 'dtype', None)!=torch.uint8 or x.ndim!=4 or x.shape[1] not in (3,4) \
+            or not len(x):
         got = f'{x.dtype} {tuple(x.shape)}' if isinstance(x, torch.Tensor) else type(x).__name__
-        raise ValueError(f"x: expected images in uint8, (n,3,h,w) or (n,4,h,w), got {got}")
+        raise ValueError("x: expected images in uint8, (n,3,h,w) or (n,4,h,w), n from 1 on, "
+                         f"got {got}")
     x = x.float()/255
     return x if x.shape[1]==4 else torch.cat([x, torch.ones_like(x[:,:1])], 1)
 
@@ -407,13 +411,13 @@ def multi_crop(
     x, # Images, (n,3,h,w) or with alpha (n,4,h,w), uint8
     size=24, # Side of the two large views
     small=12, # Side of the small ones
-    n_small=2, # How many small ones
+    n_small=2, # How many small ones, 1 or more
     generator=None, # `torch.Generator`; torch's own if None
 ): # `(large, small)`: (2n,3,size,size) and (n_small*n,3,small,small), view by view
     "Two large views and some small ones of each image: arXiv:2006.09882."
     large = [random_views(x, size, (.5, 1.), generator) for _ in range(2)]
     return torch.cat(large),torch.cat([random_views(x, small, (.2, .5), generator)
-                                       for _ in range(n_small)])
+                                       for _ in range(whole_number('n_small', n_small))])
 
 # %% ../nbs/38_vit.ipynb #46155883
 #| code-summary: "Exported: DINOHead, features to scores"

@@ -89,8 +89,11 @@ def test_probabilities_of_all_images_sum_to_one(net):
     for y in range(3): assert abs((2.**-token_bits(tiny, every, torch.full((64,), y), bs=7).sum(1).double()).sum().item()-1)<1e-5
 
 def test_no_images_cost_nothing():
+    assert Palette(torch.tensor([[-1.], [1.]])).to_tokens(torch.zeros(0, 1, 4, 4)).shape==(0,16)
+    assert VQCodec(k=8, nz=4, nfs=(8,8)).to_tokens(torch.zeros(0, 3, 16, 16)).shape==(0,4)
     n = ImageGPT(n_tokens=2, length=6, n_cond=3, n=8, depth=1).eval()
     for cond in (None, torch.zeros(0).long()): assert token_bits(n, torch.zeros(0, 6).long(), cond).shape==(0,6)
+    assert generate_tokens(n, cond=torch.zeros(0).long()).shape==(0,6)
     with pytest.raises(ValueError, match='tokens: expected int64'): token_bits(n, torch.zeros(0, 6))
     with pytest.raises(ValueError, match='bs: expected a whole number'): token_bits(n, torch.zeros(1, 6).long(), bs=0)
 

@@ -40,6 +40,12 @@ def test_the_dense_loss_of_maps_that_are_not_square():
     for shape,x in (((8,4), square), (None, net(torch.randn(1, 3, 32, 16)))):
         with pytest.raises(ValueError, match='shape: expected rows and columns of'): d.dense_loss(x, *truth, shape=shape)
 
+def test_a_batch_without_any_object():
+    net,x,none = d.DenseDetector(2, (8,8,8)).eval(),torch.randn(2, 3, 32, 32),torch.zeros(2, 0).long()
+    with torch.no_grad():
+        assert torch.equal(d.dense_loss(net(x), torch.zeros(2, 0, 4), none), d.dense_loss(net(x), torch.zeros(2, 1, 4), -torch.ones(2, 1).long()))
+    assert (d.dense_targets(d.places(2, 3), torch.zeros(2, 0, 4), none)==torch.full((2,6), -1)).all()
+
 def test_nms_keeps_equal_scores_in_order():
     apart = torch.tensor([[0.,0,1,1], [2,0,3,1], [4,0,5,1]])
     assert d.nms(apart, torch.ones(3)).tolist()==[0,1,2]
@@ -63,6 +69,14 @@ def test_a_found_box_takes_the_best_free_object():
 def test_of_equally_good_objects_the_last_is_taken_as_by_coco():
     got = d.average_precision(found([[.125,0.,.625,.5], [0.,0,.5,.5]], [.9,.8], [0,0]), box[None], torch.tensor([[0,0]]))
     assert got=={0: 1.}
+
+def test_the_first_hundred_answers_of_an_image_count_as_by_coco():
+    right,wrong = [.1,.1,.5,.5],[.6,.6,.9,.9]
+    f = found([wrong]*120+[right]+[wrong]*29, [1-i/200 for i in range(150)], [0]*150)
+    case = f,torch.tensor([[right]]),torch.tensor([[0]])
+    assert d.average_precision(*case)=={0: 0.} and abs(d.average_precision(*case, most=None)[0]-1/121)<1e-9
+    assert d.average_precision(*case, most=121)[0]>0
+    with pytest.raises(ValueError, match='most: expected a whole number'): d.average_precision(*case, most=0)
 
 @pytest.mark.parametrize('n', (20, 25, 50, 100, 200))
 def test_precision_at_round_recalls_as_coco_reads_it(n):

@@ -95,6 +95,12 @@ only_mask = [(dict(n=0), ValueError, 'n: '), (dict(threshold=-.1), ValueError, '
 def test_bad_arguments(pipe, x, f, kw, error, text):
     with pytest.raises(error, match=text): f(pipe, **(dict(x=x, source='a', target='b') | kw))
 
+def test_further_arguments_are_for_a_mask_that_is_found(pipe, x):
+    mask = torch.zeros(32, 32, dtype=torch.bool)
+    for kw,text in ((dict(mask=mask, threshold=.5), 'nothing for a mask that is given, got .threshold'), (dict(treshold=.5), "got 'treshold'"), (dict(latent=True), "got 'latent'")):
+        with pytest.raises(TypeError, match=f'kw: expected .*{text}'): e.diff_edit(pipe, x, 'a', 'b', **kw)
+    assert e.diff_edit(pipe, x, 'a', 'b', steps=2, n=1, seed=3, threshold=.5).shape==x.shape
+
 def test_bad_noise(pipe):
     with pytest.raises(ValueError, match='noise: expected'): e.draw_from(pipe, torch.zeros(1, 4, 8, 9))
     with pytest.raises(ValueError, match='noise: expected finite'): e.draw_from(pipe, torch.full((1, 4, 8, 8), float('inf')))

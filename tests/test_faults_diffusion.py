@@ -495,7 +495,7 @@ def test_an_average_belongs_to_one_net():
 
 def test_hooks_that_watch_a_net_do_not_watch_its_average():
     from miniai.hooks import ActivationStatsCB
-    ema,seen = EMACB(.5),[]
+    ema = EMACB(.5)
     net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     net[0].register_forward_hook(lambda m, i, o: o+1)         # a part of the net
     averaging(net, ema, ActivationStatsCB()).fit(1, valid=False)

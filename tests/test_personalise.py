@@ -86,7 +86,9 @@ def test_a_second_word_and_the_same_again(tmp_path, mine, pipe):
     for o in 'ab': load_concept(mine, tmp_path/f'{o}.safetensors')
     n = len(pipe.tokenizer)
     assert [mine.tokenizer.encode(o) for o in ('<it>','<it>2','<it> <it>2')]==[[n],[n+1],[n,n+1]]
-    with pytest.raises(ValueError, match="'<it>' is in the vocabulary"): load_concept(mine, tmp_path/'a.safetensors')
+    add_word(mine, '<many>', torch.stack([row, -row]))
+    for o in ('<it>', '<many>'):
+        with pytest.raises(ValueError, match=f"'{o}' is in the vocabulary"): add_word(mine, o, row)
     prompts = ['a red star left of a large blue ring', '', 'grey', '<', 'it']
     assert torch.equal(mine.states(prompts), pipe.states(prompts))
     assert mine('a <it>2', steps=1).shape==(1, 3, 64, 64)
@@ -159,6 +161,11 @@ def test_bad_numbers_of_fine_tune(pipe):
     examples = torch.zeros(1, 8, 8, 8),torch.zeros(1, 1, 24, dtype=torch.int64)
     for kw,match in ((dict(steps=0), 'steps'), (dict(steps=1, bs=0), 'bs'), (dict(steps=1.5), 'steps')):
         with pytest.raises(ValueError, match=f'{match}: expected a whole number'): fine_tune(net, pipe, examples, lr=.1, **kw)
+
+def test_a_word_that_is_a_piece_of_others_is_no_new_one(pipe):
+    tok = pipe.tokenizer
+    piece = next(k for k in tok.vocab if k.isalpha() and len(tok.encode(k))>1)                       # it would take that piece away from them
+    with pytest.raises(ValueError, match=f"'{piece}' is in the vocabulary"): with_word(tok, piece)
 
 def test_words_without_letters_beside(pipe):
     tok = with_word(pipe.tokenizer, "o'neil-7")

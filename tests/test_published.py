@@ -255,7 +255,7 @@ def test_schedulers_of_one_schedule_are_read(folder, name):
 def test_scenes_with_a_learned_word_are_not_exported(tmp_path):
     pipe = StableDiffusion.load()
     add_word(pipe, '<it>', torch.randn(pipe.cond_shape[1]))
-    with pytest.raises(ValueError, match='pipe: expected the words it was read with'): p.export_scenes(pipe, tmp_path/'a')
+    with pytest.raises(ValueError, match='pipe: expected no learned words'): p.export_scenes(pipe, tmp_path/'a')
     assert not list(tmp_path.iterdir())
 
 @needs
@@ -286,7 +286,18 @@ def test_a_folder_with_learned_words(folder, pipe, tmp_path):
     back = StableDiffusion.from_pretrained(tmp_path/'a')
     said = ['a <it> left of a <one>', 'a red star']
     assert torch.equal(back.tokenizer(said), pipe.tokenizer(said)) and torch.equal(back.states(said), pipe.states(said))
-    with pytest.raises(ValueError, match='pipe: expected the words it was read with'): p.save_published(back, tmp_path/'b')
+    with pytest.raises(ValueError, match='pipe: expected no learned words'): p.save_published(back, tmp_path/'b')
+
+def test_a_folder_with_words_in_capitals(folder, pipe, tmp_path):
+    n = len(pipe.tokenizer)
+    def tokenizer(**words):
+        shutil.copytree(folder/'tokenizer', tmp_path/'t', dirs_exist_ok=True)
+        (tmp_path/'t'/'added_tokens.json').write_text(json.dumps({f'<{k}>': n+i for k,i in words.items()}))
+        return p.load_tokenizer(tmp_path/'t', 24)
+    assert tokenizer(MyStyle=0).encode('a <MyStyle> <mystyle>')[1:]==[n, n]
+    (tmp_path/'t'/'added_tokens.json').write_text(json.dumps({'<MyStyle>': n, '<MyStyle>_1': n+1}))
+    assert p.load_tokenizer(tmp_path/'t', 24).encode('<mystyle>')==[n, n+1]
+    with pytest.raises(ValueError, match="path: .*added_tokens.json: word: expected a new one, '<it>'"): tokenizer(it=0, IT=1)
 
 def test_a_tokenizer_as_an_object_and_a_home(folder, pipe, monkeypatch):
     assert StableDiffusion.from_pretrained(folder, tokenizer=pipe.tokenizer).tokenizer is pipe.tokenizer
@@ -348,6 +359,18 @@ def test_sixteen_bits_draw_by_default(folder, dtype):
     pipe = StableDiffusion.from_pretrained(folder, dtype=dtype)
     a,b = pipe('a red star', steps=2),StableDiffusion.from_pretrained(folder)('a red star', steps=2, amp=False)
     assert a.shape==b.shape and (a.float()-b.float()).abs().mean()<25
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_weights_of_sixteen_bits_are_not_trained(folder, dtype):
+    pipe = StableDiffusion.from_pretrained(folder, dtype=dtype)
+    said,word = f'pipe: expected float32 weights to train, got {str(dtype)[6:]}',lambda: invert(pipe, '<it>', images, ['a <it>']*2, like='star', steps=1, bs=2)
+    for f in (lambda: dreambooth(pipe, images, ['a star']*2, steps=1), lambda: edit.imagic(pipe, images[0], 'a star'), *([word] if dtype==torch.float16 else ())):
+        with pytest.raises(ValueError, match=said): f()
+    if dtype==torch.bfloat16:                                       # the row, and factors of a LoRA, are float32
+        assert word().dtype==torch.float32
+        add_lora(pipe.unet)
+        dreambooth(pipe, images, ['a star']*2, steps=2, bs=2, params=(params := lora_params(pipe.unet)))
+        assert all(o.dtype==torch.float32 and o.abs().max()>0 for o in params)
 
 def test_editing_with_a_published_model(folder, pipe):
     x = images[:1]

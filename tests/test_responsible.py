@@ -119,6 +119,14 @@ def test_credits_by_licence(tmp_path, monkeypatch):
     monkeypatch.delenv('MINIAI_DATA')
     assert emoji_credits()==[] and emoji_credits(['noto'])==[]
 
+def test_folders_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setenv('USERPROFILE', str(tmp_path))
+    (tmp_path/'x.json').write_text('{"minutes": 6}')
+    assert training_energy('~', watts=10)==[dict(weights='x', minutes=6., wh=1.)]
+    (tmp_path/'x.parquet').write_bytes(b'no table')
+    with pytest.raises(ValueError, match='x.parquet is damaged'): emoji_credits(folder='~')
+
 @pytest.mark.parametrize('text,error', [('{', 'damaged or no JSON'), ('{"minutes": "ten"}', 'a.json: minutes: expected a number'), ('{"minutes": -1}', 'minutes: expected'),
                                         ('{"minutes": NaN}', 'minutes: expected')])
 def test_damaged_notes_are_refused(tmp_path, text, error):

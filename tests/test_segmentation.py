@@ -1,5 +1,5 @@
 """Faults of lesson 41 and their right values: clicks, boxes, images of any size, files."""
-import json
+import json,tempfile
 import numpy as np
 import pytest, torch
 from PIL import Image
@@ -128,6 +128,26 @@ def test_weights_that_do_not_fit(tmp_path):
     with pytest.raises(ValueError, match='does not fit the model'): s.load_segmenter(tmp_path/'b.safetensors')
     (tmp_path/'b.safetensors').write_bytes(b'damaged')
     with pytest.raises(ValueError): s.load_segmenter(tmp_path/'b.safetensors')
+
+@pytest.mark.parametrize('h,w', ((20,30), (100,40), (64,64)))
+def test_questions_in_pixels_are_those_of_sam(h, w):
+    lib = pytest.importorskip('transformers')
+    torch.manual_seed(0)
+    eye = dict(hidden_size=16, output_channels=16, num_hidden_layers=2, num_pos_feats=8, num_attention_heads=2, image_size=64, patch_size=8, mlp_dim=32, window_size=3, global_attn_indexes=[1])
+    theirs = lib.SamModel(lib.SamConfig(vision_config=eye, prompt_encoder_config=dict(hidden_size=16, image_size=64, patch_size=8),
+                                        mask_decoder_config=dict(hidden_size=16, mlp_dim=32, num_attention_heads=2, iou_head_hidden_dim=16))).eval()
+    with torch.no_grad():
+        for o in theirs.parameters(): o.add_(.1*torch.randn_like(o))
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        seg = s.load_sam(folder)
+    seg.set_image(np.random.RandomState(1).randint(0, 256, (h,w,3)).astype('uint8'))
+    k = torch.tensor([round(o*64/max(h, w)+1e-9)/o for o in (w, h)])          # SamProcessor scales to whole pixels of the net
+    click,box = torch.tensor([[w//3, h//2.]]),torch.tensor([w//4, h//4, w//2+3, h//2+3.])
+    for ours,kw in ((dict(points=click, labels=[1]), dict(input_points=(click*k)[None,None], input_labels=torch.ones(1, 1, 1).long())),
+                    (dict(box=box), dict(input_boxes=(box*k.repeat(2))[None,None]))):
+        with torch.no_grad(): want = theirs(image_embeddings=seg.maps[0], **kw).iou_scores[0,0].sort(descending=True)[0].clamp(0, 1)
+        np.testing.assert_allclose(seg.predict(**ours)[1], want.numpy(), atol=1e-6)
 
 def test_a_published_folder(tmp_path):
     lib = pytest.importorskip('transformers')

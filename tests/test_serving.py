@@ -162,6 +162,30 @@ def test_what_comes_in_has_a_limit():
     assert 'requests_total{status="413"} 1\n' in line.metrics.text()
     line.close()
 
+def test_a_body_that_stalls_is_answered_and_one_too_long_is_read_to_its_end():
+    line = s.Batcher(lambda asks: 1/0)
+    app,ask = s.make_app(line),b'POST /images HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n'
+    assert app.longest==20
+    app.patience = .3
+    with s.running(app) as url:
+        host,port = url[7:].split(':')
+        with socket.create_connection((host, int(port)), 60) as c:
+            c.sendall(ask % 5_000_000 + b'x'*5_000_000)                      # who sends does not listen: it must not be cut off
+            assert c.makefile('rb').readline().split()[1]==b'413'
+        stalls = socket.create_connection((host, int(port)), 60)
+        stalls.sendall(ask % 500 + b'{"prompt"')
+    assert stalls.makefile('rb').readline().split()[1]==b'408'               # and the service has ended
+    stalls.close()
+    assert 'requests_total{status="408"} 1\n' in line.metrics.text()
+
+def test_a_service_that_ends_does_not_wait_for_ever():
+    line = s.Batcher(lambda asks: 1/0)
+    for app,seconds in ((s.make_app(line, timeout=60.5), 81), (None, 30)):
+        taken = s.PageServer(port=0)
+        assert s._server(app, taken, None).config.timeout_graceful_shutdown==seconds
+        taken.socket.close()
+    line.close()
+
 def test_answers_and_metrics():
     prom = pytest.importorskip('prometheus_client.parser')
     line = s.Batcher(lambda asks: [f'image {o.seed}' for o in asks])
@@ -304,6 +328,26 @@ def test_two_registries_on_one_folder_get_different_numbers(small, tmp_path):
     for o in people: o.start()
     for o in people: o.join(60)
     assert sorted(versions)==[1, 2, 3, 4]
+
+def test_a_home_is_understood_everywhere(small, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setenv('USERPROFILE', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for suffix in ('.safetensors', '.json'): (tmp_path/f'w{suffix}').write_bytes(small.with_suffix(suffix).read_bytes())
+    registry = s.Registry('~/r')
+    assert registry.add('~/w.safetensors')==1 and registry.path(1).is_relative_to(tmp_path/'r')
+    s.Journal('~/j').close()
+    assert s.RunCardCB('~/card.json').path==tmp_path/'card.json' and s.TensorBoardCB('~/board').folder==tmp_path/'board'
+    assert s.git_state('~')==s.git_state(tmp_path) and (tmp_path/'j').exists() and not (tmp_path/'~').exists()
+    with pytest.raises(ValueError, match='path: expected a path that ends in .safetensors, got .*w$'): registry.add(tmp_path/'w')
+    (tmp_path/'r'/'versions'/'0009').mkdir()
+    with pytest.raises(ValueError, match='version: there are no weights in .*0009'): registry.path(9)
+
+def test_a_registry_at_home_is_served(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setenv('USERPROFILE', str(tmp_path))
+    s.Registry(tmp_path/'r')
+    assert s.serve_main(['--port', '0', '--registry', '~/r'])==2 and 'nothing is in production' in capsys.readouterr().err
 
 def test_journal_after_a_kill_a_torn_line_and_a_foreign_file(tmp_path):
     path = tmp_path/'j'
@@ -556,6 +600,18 @@ def test_rare_categories_raise_no_false_alarms_and_are_not_overlooked():
     assert [monitor.add(dict(w='new' if k==0 else 'known')) for k in range(100)][-1]=={}
     assert set([monitor.add(dict(w='new' if k<5 else 'known')) for k in range(100)][-1])=={'w'}
 
+def test_a_change_among_rare_categories_alone_is_found_and_quiet_ones_raise_no_alarm():
+    a,b = ({f'{k}{i}': 4 for i in range(50)} for k in 'ab')
+    assert s.chi_square(a, b)[1]<1e-3 and s.chi_square(a, a)==(0., 1.)
+    assert abs(s.chi_square(dict(a=4, b=0), dict(a=0, b=4))[1]-2/70)<1e-9                  # Fisher's
+    assert s.chi_square(dict(many=20)|a, dict(many=20)|b)[1]<1e-3 and s.chi_square(dict(a=1), dict(b=1))[1]==1
+    monitor = s.DriftMonitor([dict(w=f'a{i%100}') for i in range(200)])
+    assert set([monitor.add(dict(w=f'b{i%100}')) for i in range(200)][-1])=={'w'}
+    gen = torch.Generator().manual_seed(0)
+    def drawn(n): return s.Counter(torch.randint(30, (n,), generator=gen).tolist())
+    p = [s.chi_square(drawn(80), drawn(60))[1] for _ in range(60)]
+    for alpha in (.05, .3): assert sum(o<alpha for o in p)<=60*alpha+3*(60*alpha*(1-alpha))**.5, alpha
+
 def test_drift_is_found_and_named():
     quiet = [dict(colour='red' if k%2 else 'blue', size='large') for k in range(400)]
     m = s.DriftMonitor(quiet, window=100)
@@ -629,6 +685,9 @@ def test_a_registry_of_other_weights_is_refused_by_name(tmp_path, capsys):
         assert said.startswith(f'miniai-serve: path: {tmp_path}') and text in said and f'{k:04d}' in said
 
 # The queue in computed time
+
+def test_a_load_test_without_answers():
+    with pytest.raises(ValueError, match='answers: expected at least one'): s.load_row([], 1.)
 
 def test_simulated_queue():
     times = s.random_arrivals(10, 500, seed=3)

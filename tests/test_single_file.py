@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest,torch
 from safetensors.torch import load_file,save_file
 from miniai.clip import Tokenizer
+from miniai.personalise import add_word,token_table
 from miniai.published import CLIPText,FilledTokenizer,PublishedCodec,PublishedDiffusion,PublishedUNet,load_published,save_published
 from miniai.schedules import VDenoiser
 from miniai.single_file import clip_tokenizer,ldm_name,load_single_file,read_header,save_single_file,single_file_config
@@ -283,6 +284,12 @@ def test_what_the_file_says_of_itself(pipes, tmp_path):
         meta = read_header(tmp_path/'m.safetensors')['__metadata__']
         assert meta['modelspec.architecture']==f'stable-diffusion-{kind}' and meta['modelspec.prediction_type']==what
         assert meta['modelspec.resolution']==f'{p.size}x{p.size}' and {v.dtype for v in load_file(tmp_path/'m.safetensors').values()}=={torch.float32}
+
+def test_a_learned_word_is_not_written(tmp_path):
+    pipe = make(1)
+    add_word(pipe, '<it>', torch.zeros(token_table(pipe)[2].embedding_dim))
+    with pytest.raises(ValueError, match='pipe: expected no learned words'): save_single_file(pipe, tmp_path/'a.safetensors')
+    assert not list(tmp_path.iterdir())
 
 def test_weights_that_are_not_finite_are_not_written(tmp_path):
     p = make()

@@ -136,6 +136,13 @@ def test_given_frames_come_back_to_the_bit(net):
     y = generate_video(VideoDenoiser(net, .5), ['a red star', 'turns', ''], x[:,:2], steps=3, n_frames=4, size=16, bs=2)
     assert torch.equal(y[:,:2], x[:,:2]) and y.shape==x.shape
 
+def test_given_frames_in_bytes_are_refused(net):
+    given = torch.zeros(1, 1, 3, 8, 8, dtype=torch.uint8)
+    with pytest.raises(ValueError, match='given: expected floats in .-1,1., got torch.uint8'): generate_video(VideoDenoiser(net, .5), ['a star'], given, steps=1, size=8)
+
+def test_a_thing_of_which_nothing_is_said():
+    with pytest.raises(ValueError, match='thing: expected one word'): moving_caption(MovingThing('', '', '', ''))
+
 def test_a_clip_does_not_depend_on_its_company(net):
     f,texts = VideoDenoiser(net, .5),['a red star', 'a ring turns', 'bounces']
     kw = dict(steps=3, n_frames=3, size=16)

@@ -40,6 +40,8 @@ def test_both_layouts_come_back(vit, tmp_path):
     w = names_of(d, dinov2_names(d))|{'embeddings.mask_token': torch.zeros(1, 8)}
     back = load_vit(folder(tmp_path/'c', w, other))
     assert torch.equal(back(x), d(x)) and back(torch.randn(1, 3, 16, 12)).shape==(1,8)
+    with pytest.raises(ValueError, match='has a classifier, which we don.t read of a DINOv2'):
+        load_vit(folder(tmp_path/'d', w|{'classifier.weight': torch.ones(3, 16), 'classifier.bias': torch.zeros(3)}, other))
 
 @pytest.mark.parametrize('change,text', [
     (dict(model_type='bert'), "expected the model_type 'vit' or 'dinov2', got 'bert'"), (dict(hidden_act='silu'), "hidden_act: expected 'gelu'"),
@@ -84,6 +86,10 @@ def test_stickers_and_views_by_seed():
     assert all(torch.equal(u, v) for u,v in zip(a, b)) and not torch.equal(a[0], draw_stickers(6, 4, 24)[0])
     def gen(): return torch.Generator().manual_seed(1)
     assert all(torch.equal(u, v) for u,v in zip(multi_crop(a[0], 12, 8, generator=gen()), multi_crop(a[0], 12, 8, generator=gen())))
+
+def test_views_of_nothing_are_refused():
+    for kw,text in ((dict(x=torch.zeros(0, 3, 9, 9, dtype=torch.uint8)), 'x: expected images'), (dict(x=torch.zeros(1, 3, 9, 9, dtype=torch.uint8), n_small=0), 'n_small')):
+        with pytest.raises(ValueError, match=text): multi_crop(**kw)
 
 def test_the_teacher_takes_no_gradient_and_follows():
     torch.manual_seed(0)
