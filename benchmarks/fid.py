@@ -33,6 +33,8 @@ recipes = [('15', 'noise, DDPM', 'fashion_ddpm', 'ancestral Euler', nfes), ('18'
            ('21', 'the same with fresh noise', 'fashion_unet', 'ancestral Euler', nfes),
            ('24', 'the UNet of 21, autoguided', next(iter(guided)), 'DPM-Solver++(2M)', nfes), ('24', 'the same with fresh noise', next(iter(guided)), 'ancestral Euler', nfes),
            ('31', 'UNet of 21, few steps', 'fashion_unet', 'DPM-Solver++(2M)', few), ('31', 'its student', 'fashion_few', 'Euler', few)]
+# (lesson, what it is, name in results/gan.jsonl, stored weights or None): one evaluation each
+single = [('36', 'VAE of 25', 'VAE of 25', None), ('36', 'GAN', 'GAN', 'fashion_gan')]
 
 
 def lines(): return [json.loads(o) for o in results.read_text().splitlines()] if results.exists() else []
@@ -101,6 +103,16 @@ def report():
         'and by those of the other rows its FID is good to about 0.3, more where it is above 10.',), where='All stored sets, whatever the processor')
 
 
+def one_step():
+    "Rows of networks that draw in one evaluation, from results/gan.jsonl; their KID was not measured."
+    res,stored = [],[json.loads(o) for o in (results.parent/'gan.jsonl').read_text().splitlines()]
+    for lesson,recipe,name,weights in single:
+        same = [o for o in stored if (o['part'], o['name'])==('triangle', name) and o['weights']==(weights and sha(weights))]
+        same.sort(key=lambda o: o['seed'])
+        if same: res.append(dict(lesson=lesson, recipe=recipe, fid={'1': [o['fid'] for o in same]}, kid={}, least={'1': [o['least'] for o in same]}))
+    return res
+
+
 def rows():
     "The rows of the board of garments, from the stored results alone."
     res = []
@@ -109,7 +121,7 @@ def rows():
         by = {k: [o for o in same if o['calls']==k] for k in nfes}
         if not any(by.values()): continue
         res.append(dict(lesson=lesson, recipe=recipe, **{k: {str(nfe): [o[k] for o in sorted(v, key=lambda o: o['seed'])] for nfe,v in by.items() if v} for k in ('fid','kid','least')}))
-    return res
+    return res+one_step()
 
 
 def save_board():

@@ -1,7 +1,7 @@
-"""Words to pictures: our pipeline and the parts of diffusers in the same layout, random weights: seconds a guided step and an image, and peak memory.
+"""Words to images: our pipeline and the parts of diffusers in the same layout, random weights: seconds a guided step and an image, and peak memory.
 
 Needs diffusers, a development requirement. `python stable.py --threads 2 --rounds 9` sets torch's threads and the rounds. Both sides get the same text
-states and noise; each picture is a batch of two predictions a step, 30 steps of DPM-Solver++(2M) at Karras's levels, then the decoder."""
+states and noise; each image is a batch of two predictions a step, 30 steps of DPM-Solver++(2M) at Karras's levels, then the decoder."""
 import argparse,gc,importlib,os,subprocess,sys,warnings
 from contextlib import nullcontext
 import torch
@@ -113,8 +113,8 @@ def measure_memory(side, n, amp):
 def rows_of(made, amp, rounds, threads):
     "One row a task and side."
     x = {n: torch.randn(n, 8, 8, 8) for n in (1, 4)}
-    tasks = {'guided step, 1 picture': lambda o: o.step(x[1], amp), 'guided step, 4 pictures': lambda o: o.step(x[4], amp),
-             '1 picture': lambda o: o.image(1, amp), '4 pictures': lambda o: o.image(4, amp)}
+    tasks = {'guided step, 1 image': lambda o: o.step(x[1], amp), 'guided step, 4 images': lambda o: o.step(x[4], amp),
+             '1 image': lambda o: o.image(1, amp), '4 images': lambda o: o.image(4, amp)}
     rows = []
     for task,f in tasks.items():
         times = compare(task, {k: lambda o=o: f(o) for k,o in made.items()}, rounds)
@@ -143,10 +143,10 @@ def main():
         if abs(a/b-1)>.01: raise RuntimeError(f'the parameters differ: {counts}')
     rows = [r for amp in (False, True) for r in rows_of(made, amp, args.rounds, args.threads)]
     u,v = counts['miniai']
-    write('stable', rows, 'Words to pictures: our pipeline beside the parts of diffusers', ['torch', 'diffusers'], (
+    write('stable', rows, 'Words to images: our pipeline beside the parts of diffusers', ['torch', 'diffusers'], (
         f'{args.threads} thread{"s"[:args.threads>1]}; medians of {args.rounds} rounds, both sides in turn; "of diffusers" is the median of the ratios of each round.',
-        f'UNet of {u:,} parameters on both sides, codec of {v:,}; random weights; pictures of 64x64 pixels, latents of 8x8x8, text states of 24x128.',
-        f'A guided step is two predictions in one batch. A picture is {steps} of them with the steps of DPM-Solver++(2M), and the decoder; text states are ready on both sides.',
+        f'UNet of {u:,} parameters on both sides, codec of {v:,}; random weights; images of 64x64 pixels, latents of 8x8x8, text states of 24x128.',
+        f'A guided step is two predictions in one batch. An image is {steps} of them with the steps of DPM-Solver++(2M), and the decoder; text states are ready on both sides.',
         "diffusers' codec is without its two middle blocks, which ours has not. Peak memory is that of a process of its own that makes the nets and draws once, above its imports."))
 
 

@@ -55,7 +55,7 @@ def has(package):
 
 
 def make(peer, layout):
-    "A net in training mode and one batch: pictures, levels (steps, for those who take steps), targets."
+    "A net in training mode and one batch: images, levels (steps, for those who take steps), targets."
     torch.manual_seed(1)
     net = peers[peer](*layouts[layout])
     c = torch.rand(bs) if peer=='miniai' else torch.randint(1000, (bs,))
@@ -144,7 +144,7 @@ def main():
         third = [f"{lucidrains} is not installed here, so its Unet is not measured; with it installed this script does."]
         rows.append({**dict.fromkeys(rows[0], '-'), 'net': lucidrains, 'parameters': 'not installed'})
     write('unet', rows, 'A UNet without attention: ours beside those of other libraries', ['torch', 'diffusers', *[k for k in [lucidrains] if has(k)]], (
-        f'Batches of {bs} pictures of 1x{size}x{size}, {args.threads} thread{"s"[:args.threads>1]}; GroupNorm with {groups} groups; medians of {args.rounds} rounds, the nets in turn; "of diffusers" is the median of the ratios of each round.',
+        f'Batches of {bs} images of 1x{size}x{size}, {args.threads} thread{"s"[:args.threads>1]}; GroupNorm with {groups} groups; medians of {args.rounds} rounds, the nets in turn; "of diffusers" is the median of the ratios of each round.',
         'A training step is forward, backward and AdamW; a sampling step is a forward pass without gradients. Peak memory is that of a process of its own, above what it held after the imports; freed memory goes back to the system at once.',
         *third))
 

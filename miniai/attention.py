@@ -81,11 +81,12 @@ def _check_asked(m, x, cond):
         raise ValueError(f"cond: expected {len(x)} rows, as in x, got {len(cond)}")
 
 def _fast_attention(q, k, v, mask, causal):
-    "`attention` by the faster of two programs: nearly always that of PyTorch."
+    "`attention`, by the faster of two programs."
     if mask is not None:
         mask,causal = _allowed(mask, causal, (*q.shape[:3], k.shape[2]), q.device),False
-    slow = q.requires_grad and q.dtype==torch.bfloat16 and q.device.type=='cpu'
-    if slow: return attention(q, k, v, mask, causal)
+    # PyTorch's is nearly always the faster; not for gradients in bfloat16 on a CPU
+    if q.requires_grad and q.dtype==torch.bfloat16 and q.device.type=='cpu':
+        return attention(q, k, v, mask, causal)
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
 
 # %% ../nbs/23_attention.ipynb #0bc9f222

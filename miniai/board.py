@@ -58,12 +58,16 @@ def _accuracy(o):
             'CPU seconds per epoch': '' if o['seconds'] is None else o['seconds'],
             'fast.ai': o['fastai'] or ''}
 
-def _garments(o):
-    fids = {f"FID, {nfe} NFE": _mean(o['fid'][nfe]) if nfe in o['fid'] else ''
-            for nfe in ('1','2','4','10','20','50','100')}
-    kids = {f"KID x 1000, {nfe} NFE": _mean(o['kid'][nfe], 1000) if nfe in o['kid'] else ''
-            for nfe in ('10','100')}
-    return fids | kids | {'runs': max(len(v) for v in o['fid'].values())}
+_nfes = '1','2','4','10','20','50','100'
+# the NFEs whose FID, and those whose KID is shown
+_shown = {None: (_nfes, ('10','100')), 'FID': (_nfes, ()), 'KID': ((), _nfes)}
+
+def _garments(o, measure=None):
+    fids,kids = _shown[measure]
+    row = {f"FID, {nfe} NFE": _mean(o['fid'][nfe]) if nfe in o['fid'] else '' for nfe in fids}
+    row |= {f"KID x 1000, {nfe} NFE": _mean(o['kid'][nfe], 1000) if nfe in o['kid'] else ''
+            for nfe in kids}
+    return row | {'runs': max(len(v) for v in o['fid'].values())}
 
 # %% ../nbs/board.ipynb #1207a522
 #| code-summary: "Exported: show_board"
@@ -71,13 +75,18 @@ def _garments(o):
 def show_board(
     name='accuracy', # Of the board: 'accuracy' or 'garments'
     upto=None, # Number of the lesson with which it ends, such as '09'; all of it if None
+    measure=None, # Of garments: 'FID' or 'KID' alone; FID, and KID at 10 and 100, if None
 ): # `Board`
     "The board as far as the lesson `upto`, in the reader's words."
     if upto is not None and not (isinstance(upto, str) and upto.isdigit() and len(upto)==2):
         raise ValueError(f"upto: expected the two digits of a lesson, such as '09', got {upto!r}")
+    if measure not in ((None, 'FID', 'KID') if name=='garments' else (None,)):
+        raise ValueError("measure: expected None, or 'FID' or 'KID' for the board 'garments', "
+                         f"got {measure!r} for {name!r}")
     rows = [o for o in load_board(name) if upto is None or o['lesson']<=upto]
+    if measure=='KID': rows = [o for o in rows if o['kid']]           # not measured everywhere
     if not rows: raise ValueError(f"upto: the board {name!r} has no row up to lesson {upto}")
-    more = _accuracy if name=='accuracy' else _garments
+    def more(o): return _accuracy(o) if name=='accuracy' else _garments(o, measure)
     table = [{'lesson': o['lesson'], 'recipe': o['recipe'], **more(o)} for o in rows]
     kept = [k for k in table[0] if any(o[k]!='' for o in table)]      # not what nobody measured
     return Board([{k: o[k] for k in kept} for o in table])

@@ -105,16 +105,20 @@ def test_glossary_has_every_bold_term():
 def test_board_is_that_of_the_stored_results(monkeypatch):
     monkeypatch.syspath_prepend(str(root/'benchmarks'))
     import importlib.util
-    spec = importlib.util.spec_from_file_location('board_of_benchmarks', root/'benchmarks/board.py')
     kept = {k: sys.modules.pop(k) for k in ('common',) if k in sys.modules}      # both folders have a `common`
-    try:
-        board = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(board)
+    def load(name):
+        spec = importlib.util.spec_from_file_location(f'{name}_of_benchmarks', root/f'benchmarks/{name}.py')
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    try: board,fid = load('board'),load('fid')
     finally:
         sys.modules.pop('common', None)
         sys.modules.update(kept)
     from miniai.board import load_board
     assert load_board('accuracy')==board.rows(), "run `python benchmarks/board.py`"
+    assert load_board('garments')==fid.rows(), "run `python benchmarks/fid.py`"
+    assert {o['recipe'] for o in fid.rows() if o['lesson']=='36'}=={'VAE of 25', 'GAN'}
 
 def test_no_assertion_is_lost():
     "Assertions of a lesson, its solutions and its appendices: not fewer than are written down in tests/assertions.json."
