@@ -299,10 +299,9 @@ class EMACB(Callback):
     def load_state_dict(self, state_dict): # What `state_dict` returned
         self.n = state_dict['n']
         saved = {_plain(k): v for k,v in state_dict['model'].items()}
-        if self.model is None and saved:
-            raise ValueError("state_dict: expected no average yet, there is no net before a "
-                             "fit")
-        if self.model is None: return
+        if self.model is None:
+            if saved: raise ValueError("state_dict: expected no average before the first fit")
+            return
         here = [k for k in self.model.state_dict() if _plain(k) in saved]
         self.model.load_state_dict({k: saved.pop(_plain(k)) for k in here} | saved)
 

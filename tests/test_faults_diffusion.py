@@ -414,7 +414,7 @@ def test_an_average_before_its_first_fit():
     cb = EMACB()
     assert cb.state_dict()==dict(n=0, model={})
     EMACB().load_state_dict(cb.state_dict())
-    with pytest.raises(ValueError, match='state_dict: expected no average yet'): cb.load_state_dict(dict(n=1, model=nn.Linear(1, 1).state_dict()))
+    with pytest.raises(ValueError, match='state_dict: expected no average before'): cb.load_state_dict(dict(n=1, model=nn.Linear(1, 1).state_dict()))
 
 @pytest.mark.parametrize('kw', [dict(beta_min=-.1), dict(beta_max=-.1), dict(beta_min=0.), dict(beta_max=1.), dict(beta_min=math.nan)])
 def test_fractions_with_a_root(kw):
