@@ -278,8 +278,7 @@ class EMACB(Callback):
     def before_fit(self, learn):
         if 'train' not in learn.phases: return
         net = getattr(learn.model, '_orig_mod', learn.model)      # of a compiled net: the net
-        if self.model is None: self._begin(net)
-        else: self._check(net)
+        (self._begin if self.model is None else self._check)(net)
 
     @torch.no_grad()
     def after_step(self, learn):
