@@ -99,9 +99,9 @@ def main(seeds):
     done = [json.loads(o) for o in out.read_text().splitlines()] if out.exists() else []
     done = {(o['run'], o['seed']) for o in done}
     judge = Judge()
-    for seed in seeds:
-        for name,f in runs.items():
-            if (name, seed) in done or name.startswith('five') and seed!=seeds[0]: continue
+    for name,f in runs.items():
+        for seed in seeds[:1] if name.startswith('five') else seeds:
+            if (name, seed) in done: continue
             row = dict(run=name, seed=seed) | {k: round(v, 4) for k,v in f(judge, seed=seed).items()}
             print(row, flush=True)
             with out.open('a') as o: o.write(json.dumps(row)+'\n')

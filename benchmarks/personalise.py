@@ -73,7 +73,7 @@ runs = {
     'LoRA on all layers, rank 16, rate 0.003, prior': ('fish', partial(with_net, **both | thick)),
     'DreamBooth, prior, no class': ('fish alone', partial(with_net, **both, name='<it>')),
     'inverted row, DreamBooth, prior': ('fish alone', partial(with_net, **pivot)),
-    **{f'DreamBooth, {k} steps': ('brief', partial(with_net, steps=k)) for k in (30, 60, 240)},
+    **{f'DreamBooth, {k} steps': ('brief', partial(with_net, steps=k)) for k in (30, 240)},
     **{f'DreamBooth, {k} image{"s"*(k>1)}': ('brief', partial(with_net, where=more[:k])) for k in (1, 2, 10)},
     'inverted row, LoRA, prior': ('fish alone', partial(with_net, **pivot | thick)),
     'inverted row, DreamBooth, prior, rate 3e-4': ('fish alone', partial(with_net, **pivot | dict(lr=3e-4))),
