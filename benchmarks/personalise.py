@@ -78,7 +78,6 @@ runs = {
     'inverted row, LoRA, prior': ('fish alone', partial(with_net, **pivot | thick)),
     'inverted row, DreamBooth, prior, rate 3e-4': ('fish alone', partial(with_net, **pivot | dict(lr=3e-4))),
     'inverted row, DreamBooth, prior, weight 3': ('fish alone', partial(with_net, **pivot | dict(prior=3.))),
-    'inverted row, DreamBooth': ('fish alone', partial(with_net, name='<it>', inverted=True)),
 }
 
 
