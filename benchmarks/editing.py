@@ -49,8 +49,8 @@ objects = [('dog face', 'cat face'), ('pig face', 'mouse face'), ('rabbit face',
            ('peach', 'pear'), ('banana', 'carrot'), ('hammer', 'axe'), ('bus', 'ambulance'), ('hamburger', 'pizza')]
 
 
-def emoji_rows():
-    "Twenty edits of emoji, the styles in turn; the truth of a mask is where the old emoji or the new one is."
+def emoji_rows(ways=()):
+    "Twenty edits of emoji, the styles in turn, by all ways or by some; the truth of a mask is where the old emoji or the new one is."
     emoji,artist,judge = load_emoji(),EmojiDiffusion.load(),load_emoji_judge()
     if emoji.source!='folder': raise SystemExit('emoji: expected the emoji in MINIAI_DATA')
     at = {(n,s): i for i,(n,s) in enumerate(zip(emoji.names, emoji.styles))}
@@ -59,15 +59,18 @@ def emoji_rows():
     a,b = ([f'{emoji.names[i]}, {STYLE_WORDS[emoji.styles[i]]}' for i in o] for o in (old, new))
     given,truth = on_background(emoji.x[old]),(emoji.x[old,3]>127)|(emoji.x[new,3]>127)
     found = edit_mask(artist, given, a, b)
-    images = {'nothing': given, 'image-to-image, 0.65': artist(b, init=given, strength=.65, steps=20, guidance=4.), 'DiffEdit': diff_edit(artist, given, a, b, mask=found),
-              'the true emoji': on_background(emoji.x[new])}
+    images = {'nothing': lambda: given, 'image-to-image, 0.65': lambda: artist(b, init=given, strength=.65, steps=20, guidance=4.)}
+    for k in (.65, .9): images[f'DiffEdit, {k}'] = lambda k=k: diff_edit(artist, given, a, b, mask=found, strength=k)
+    images['the true emoji'] = lambda: on_background(emoji.x[new])
     iou,real = mask_iou(found, truth),on_background(emoji.x).float()/127.5-1
     search = {}
     for s in set(styles):
         rows = [i for i,o in enumerate(emoji.styles) if o==s]
         search[s] = judge_features(judge, real[rows]),[emoji.names[i] for i in rows],same_pictures(real[rows])
     table = []
-    for name,x in images.items():
+    for name,f in images.items():
+        if ways and name not in ways: continue
+        x = f()
         drawn = judge_features(judge, x.float()/127.5-1)
         def ranks(of): return torch.tensor([retrieval(drawn[j:j+1], [emoji.names[i]], *search[styles[j]]).ranks.item() for j,i in enumerate(of)])
         new_rank,old_rank,moved = ranks(new),ranks(old),(x.int()-given.int()).abs().amax(1)>64
@@ -75,7 +78,7 @@ def emoji_rows():
             row = {'edit by': name, 'edits of': kind, 'emoji': 10, 'right': (new_rank[part]==1), 'among 5': new_rank[part]<=5, 'still the old': old_rank[part]==1,
                    'changed': 100*(moved&~truth)[part].sum((1, 2))/(~truth)[part].sum((1, 2))}
             table.append({k: round(v.float().mean().item(), 3) if isinstance(v, torch.Tensor) else v for k,v in row.items()}
-                         | dict(iou=round(iou[part].mean().item(), 3) if name=='DiffEdit' else ''))
+                         | dict(iou=round(iou[part].mean().item(), 3) if 'DiffEdit' in name else ''))
     for row in table: print(row)
     return table
 
