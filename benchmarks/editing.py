@@ -1,12 +1,12 @@
-"""Edits of drawn scenes, whose exact result is known: image-to-image at several strengths, DiffEdit with the mask it finds, and with the true one. Then edits of emoji.
+"""Edits of drawn scenes, whose exact result is known: image-to-image at several strengths, DiffEdit with the mask it finds, and with the true one. Then Imagic on six of them, and edits of emoji.
 
 `python editing.py --n 240` takes some minutes; each finished part of 40 scenes is kept in the given `--log`, and a run that was stopped goes on from there.
-The result is `results/editing.jsonl`, one row for each way to edit. `python editing.py emoji` takes a minute or two and writes `results/editing_emoji.jsonl`;
-the emoji must be in MINIAI_DATA."""
+The result is `results/editing.jsonl`, one row for each way to edit. `python editing.py imagic` and `python editing.py emoji` take a minute or two
+and write `results/editing_imagic.jsonl` and `results/editing_emoji.jsonl`; the emoji must be in MINIAI_DATA."""
 import json,os,sys
 import torch
 from miniai.data import caption
-from miniai.editing import diff_edit,edit_mask,mask_iou,scene_edits,score_edits
+from miniai.editing import SceneEdits,diff_edit,edit_mask,imagic,mask_iou,scene_edits,score_edits
 from miniai.emoji import load_emoji,on_background
 from miniai.flow import STYLE_WORDS,EmojiDiffusion
 from miniai.judges import judge_features,load_emoji_judge,retrieval,same_pictures
@@ -41,6 +41,17 @@ def mean(parts):
             row[k] = '' if None in found else round(sum(found)/len(found), 3)
         rows.append(row)
     return rows
+
+
+def imagic_rows(n=6, weights=(.4, .6, .8, 1.)):
+    "Imagic on the first `n` of lesson 35's 24 scenes, beside DiffEdit and image-to-image on the same."
+    pipe,reader = StableDiffusion.load(),load_reader()
+    edits = SceneEdits(*(o[:n] for o in scene_edits(24, seed=7)))
+    a,b = ([caption(s) for s in o] for o in (edits.source, edits.target))
+    images = {'image-to-image, 0.4': pipe(b, init=edits.before, strength=.4, steps=20), 'DiffEdit': diff_edit(pipe, edits.before, a, b)}
+    learned = [imagic(pipe, x, to) for x,to in zip(edits.before, b)]
+    for w in weights: images[f'Imagic, weight {w:g}'] = torch.cat([o.pipe(o.between(w), steps=15, guidance=1.5) for o in learned])
+    return [{'edit by': k, 'scenes': n, **{f: round(v, 3) for f,v in score_edits(reader, x, edits)._asdict().items()}} for k,x in images.items()]
 
 
 colours = [('red heart', 'blue heart'), ('yellow heart', 'purple heart'), ('purple heart', 'red heart'), ('red circle', 'green circle'), ('blue circle', 'red circle'),
@@ -85,8 +96,9 @@ def emoji_rows(ways=()):
 
 if __name__=='__main__':
     torch.set_num_threads(1)
-    if sys.argv[1:]==['emoji']:
-        temp = RESULTS/'editing_emoji.tmp'
-        temp.write_text(''.join(json.dumps(r)+'\n' for r in emoji_rows()))
-        os.replace(temp, RESULTS/'editing_emoji.jsonl')
+    others = dict(imagic=imagic_rows, emoji=emoji_rows)
+    if len(sys.argv)==2 and sys.argv[1] in others:
+        temp = RESULTS/f'editing_{sys.argv[1]}.tmp'
+        temp.write_text(''.join(json.dumps(r)+'\n' for r in others[sys.argv[1]]()))
+        os.replace(temp, RESULTS/f'editing_{sys.argv[1]}.jsonl')
     else: run_in_parts('editing', __doc__, 240, lambda: (StableDiffusion.load(), load_reader()), part, mean)
