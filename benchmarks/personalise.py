@@ -1,8 +1,9 @@
-"""Fidelity against drift: five images of a thing taught to the scene model by textual inversion, DreamBooth with and without prior images, and LoRA.
+"""Fidelity against drift: five images of a thing taught to the scene model by textual inversion, DreamBooth with and without prior images, LoRA, and networks that start from the inverted row.
 
-Run: `python benchmarks/personalise.py [--only inversion]`. Each run adds a line to `benchmarks/results/personalise.jsonl`; runs that are there
-already are left out, so that it can be stopped and started again. A run takes half a minute of one core. Lesson 34 shows the results."""
+Run: `python benchmarks/personalise.py [--only inversion] [--seed 1]`. Each run adds a line to `benchmarks/results/personalise.jsonl`; runs that are there
+already are left out, so that it can be stopped and started again. A run takes about a minute of one core. Lesson 34 shows the results."""
 import argparse,copy,json,time,warnings
+from functools import partial
 from pathlib import Path
 import torch
 from miniai.data import BACKGROUNDS,COLOURS,SEEN,SHAPES,SIZES,caption,random_scenes
@@ -13,51 +14,78 @@ from miniai.stable import StableDiffusion
 
 out = Path(__file__).parent/'results/personalise.jsonl'
 places = [('large', 'white'), ('small', 'grey'), ('large', 'black'), ('small', 'white'), ('large', 'grey')]
+more = [*places, ('small', 'black'), ('small', 'grey'), ('large', 'white'), ('large', 'black'), ('small', 'white')]
+white = [(s, 'white') for s,_ in places]
 things = dict(moon=(SHAPES['moon'], 'purple'), fish=(fish, 'orange'))
-kept = [f'a {s} {c} arrow on a {g} background' for s in SIZES for c in COLOURS for g in BACKGROUNDS]+[caption(s) for s in random_scenes(92, seed=77, pairs=SEEN)]
+arrows = [f'a {s} {c} arrow on a {g} background' for s in SIZES for c in COLOURS for g in BACKGROUNDS]
+drawn,spared = {},[]           # prior images and their CPU seconds, by number of scenes and seed: drawn once in a process; seconds spared by that
 
 
-def with_inversion(pipe, thing, where=places, **kw):
+def with_inversion(pipe, thing='fish', where=places, said=None, **kw):
+    "The row of the word, learned; nothing else."
     sdf,colour = things[thing]
-    return invert(pipe, '<it>', draw_things(sdf, colour, where), concept_captions('<it>', where), like='circle' if thing=='moon' else 'arrow', **kw)
+    said = said or concept_captions('<it>', where)
+    return len(invert(pipe, '<it>', draw_things(sdf, colour, where), said, like='circle' if thing=='moon' else 'arrow', **kw))
 
 
-def with_net(pipe, where=places, prior=None, rank=None, layers=attention_layers, name='<it> arrow', said=None, **kw):
-    "DreamBooth on the fish; `prior` is the weight of what the pipeline drew itself, `rank` that of a LoRA."
-    if prior is not None: kw['prior'] = PriorCB(prior_examples(pipe, kept), prior)
-    if prior is not None: kw['bs'] = 8
-    add_word(pipe, '<it>', random_row(pipe))
+def own_images(pipe, scenes, seed):
+    "Prior examples: what the pipeline draws for arrows and for `scenes` ordinary captions."
+    key = scenes,seed
+    if key in drawn: spared.append(drawn[key][1])
+    else:
+        start = time.process_time()
+        kept = arrows+[caption(s) for s in random_scenes(scenes, seed=77, pairs=SEEN)]
+        drawn[key] = prior_examples(pipe, kept, seed=seed),time.process_time()-start
+    return drawn[key][0]
+
+
+def with_net(pipe, where=places, prior=None, scenes=92, rank=None, layers=attention_layers, name='<it> arrow', said=None, inverted=False, text=False, seed=0, **kw):
+    "DreamBooth on the fish; `prior` is the weight of what the pipeline drew itself, `rank` that of a LoRA; `inverted`: the word starts as a row that was searched for."
+    if prior is not None: kw = dict(bs=8, prior=PriorCB(own_images(pipe, scenes, seed), prior)) | kw
+    if inverted: with_inversion(pipe, where=where, seed=seed)
+    else: add_word(pipe, '<it>', random_row(pipe, seed))
+    torch.manual_seed(seed)
     if rank is not None:
         add_lora(pipe.unet, rank, where=layers)
         kw['params'] = list(lora_params(pipe.unet))
+    if text: kw['params'] = [*pipe.unet.parameters(), *pipe.text.parameters()]
     n = sum(p.numel() for p in kw.get('params') or pipe.unet.parameters())
-    dreambooth(pipe, draw_things(*things['fish'], where), said or concept_captions(name, where), **kw)
-    return n
+    dreambooth(pipe, draw_things(*things['fish'], where), said or concept_captions(name, where), seed=seed, **kw)
+    pipe.text.eval()
+    return n+128*inverted
 
 
-white = [(s, 'white') for s,_ in places]
+both = dict(prior=1., lr=6e-4, steps=150)                                   # what all with a prior have, unless they say otherwise
+pivot = both | dict(name='<it>', inverted=True)
+thick = dict(rank=16, lr=.003, layers=all_layers)
 runs = {
-    'before': ('fish', lambda p: add_word(p, '<it>', random_row(p))*0),
-    'inversion, moon': ('moon', lambda p: with_inversion(p, 'moon')),
-    'inversion, fish': ('fish alone', lambda p: with_inversion(p, 'fish')),
-    'DreamBooth': ('fish', lambda p: with_net(p)),
-    'DreamBooth, prior': ('fish', lambda p: with_net(p, prior=1., lr=6e-4, steps=150)),
-    'inversion, moon, all on white, unsaid': ('moon', lambda p: invert(p, '<it>', draw_things(*things['moon'], white), ['a <it>']*5, like='circle')),
-    'inversion, moon, 1 image': ('moon', lambda p: with_inversion(p, 'moon', where=places[:1])),
-    'inversion, moon, 30 steps': ('moon', lambda p: with_inversion(p, 'moon', steps=30)),
-    'DreamBooth, all on white, unsaid': ('fish', lambda p: with_net(p, where=white, said=['a <it> arrow']*5)),
-    **{f'LoRA, rank {r}, rate {lr:g}': ('fish', lambda p, r=r, lr=lr: with_net(p, rank=r, lr=lr)) for r,lr in ((4, .003), (4, .01))},
-    **{f'LoRA on all layers, rank {r}, rate {lr:g}': ('fish', lambda p, r=r, lr=lr: with_net(p, rank=r, lr=lr, layers=all_layers)) for r,lr in ((1, .003), (4, .003), (16, .003))},
-    'LoRA on all layers, rank 16, rate 0.003, prior': ('fish', lambda p: with_net(p, rank=16, lr=.003, prior=1., steps=150, layers=all_layers)),
-    'DreamBooth, prior, no class in the caption': ('fish alone', lambda p: with_net(p, prior=1., lr=6e-4, steps=150, name='<it>')),
-    'DreamBooth, prior, weight 0.3': ('fish', lambda p: with_net(p, prior=.3, lr=6e-4, steps=150)),
+    'before': ('fish', lambda p, seed: add_word(p, '<it>', random_row(p, seed))*0),
+    'inversion, moon': ('moon', partial(with_inversion, thing='moon')),
+    'inversion, fish': ('fish alone', with_inversion),
+    'DreamBooth': ('fish', with_net),
+    'DreamBooth, prior': ('fish', partial(with_net, **both)),
+    'inversion, moon, all on white, unsaid': ('moon', partial(with_inversion, thing='moon', where=white, said=['a <it>']*5)),
+    'inversion, moon, 1 image': ('moon', partial(with_inversion, thing='moon', where=places[:1])),
+    'inversion, moon, 30 steps': ('moon', partial(with_inversion, thing='moon', steps=30)),
+    'DreamBooth, all on white, unsaid': ('fish', partial(with_net, where=white, said=['a <it> arrow']*5)),
+    **{f'LoRA, rank {r}, rate {lr:g}': ('fish', partial(with_net, rank=r, lr=lr)) for r,lr in ((4, .003), (4, .01))},
+    **{f'LoRA on all layers, rank {r}, rate 0.003': ('fish', partial(with_net, **thick | dict(rank=r))) for r in (1, 4, 16)},
+    'LoRA on all layers, rank 16, rate 0.003, prior': ('fish', partial(with_net, **both | thick)),
+    'DreamBooth, prior, no class': ('fish alone', partial(with_net, **both, name='<it>')),
+    'inverted row, DreamBooth, prior': ('fish alone', partial(with_net, **pivot)),
+    **{f'DreamBooth, {k} image{"s"*(k>1)}': ('brief', partial(with_net, where=more[:k])) for k in (1, 2, 10)},
+    **{f'DreamBooth, {k} steps': ('brief', partial(with_net, steps=k)) for k in (30, 240)},
+    'inverted row, LoRA, prior': ('fish alone', partial(with_net, **pivot | thick)),
+    'inverted row, DreamBooth, prior, rate 3e-4': ('fish alone', partial(with_net, **pivot | dict(lr=3e-4))),
+    'inverted row, DreamBooth, prior, weight 3': ('fish alone', partial(with_net, **pivot | dict(prior=3.))),
 }
 
 
 def score(pipe, kind, judge, reader):
-    "All that is measured of one pipeline."
-    word,thing = '<it> arrow' if kind=='fish' else '<it>',('moon', 'purple') if kind=='moon' else ('fish', 'orange')
+    "All that is measured of one pipeline; only fidelity and drift for `kind` 'brief'."
+    word,thing = '<it> arrow' if kind in ('fish','brief') else '<it>',('moon', 'purple') if kind=='moon' else ('fish', 'orange')
     row = measure(pipe, word, thing, judge, reader, random_scenes(64, seed=21, pairs=SEEN), n=36)[1]
+    if kind=='brief': return row
     colours = [o for o in COLOURS if o not in ('orange','blue')]
     x = pipe([f'a {s} {c} arrow on a {g} background' for c in colours for s in SIZES for g in BACKGROUNDS], steps=12, seed=500)
     row['arrows'] = sum(s=='arrow' for s,_ in judge.read(x))/len(x)
@@ -69,17 +97,19 @@ def score(pipe, kind, judge, reader):
     return row
 
 
-def main(only):
+def main(only, seed):
     torch.set_num_threads(1)
     warnings.simplefilter('ignore')
-    done = {json.loads(o)['run'] for o in out.read_text().splitlines()} if out.exists() else set()
-    todo = {k: v for k,v in runs.items() if k not in done and k.startswith(only)}
+    done = [json.loads(o) for o in out.read_text().splitlines()] if out.exists() else []
+    done = {o['run'] for o in done if o['seed']==seed}
+    todo = {k: v for k,v in runs.items() if k not in done and (k==only if only in runs else k.startswith(only))}
     base,reader = StableDiffusion.load(),load_reader()
     judge = ShapeJudge({'fish': fish, **SHAPES})
     for name,(kind,teach) in todo.items():
         pipe,start = copy.deepcopy(base),time.process_time()
-        n = teach(pipe)
-        row = dict(run=name, trained=n if isinstance(n, int) else n.numel(), seconds=round(time.process_time()-start))
+        spared.clear()
+        n = teach(pipe, seed=seed)
+        row = dict(run=name, seed=seed, trained=n, seconds=round(time.process_time()-start+sum(spared)))
         row |= {k: round(v, 3) for k,v in score(pipe, kind, judge, reader).items()}
         print(row, flush=True)
         with out.open('a') as f: f.write(json.dumps(row)+'\n')
@@ -87,5 +117,7 @@ def main(only):
 
 if __name__=='__main__':
     p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument('--only', default='', help='only runs whose name begins so')
-    main(p.parse_args().only)
+    p.add_argument('--only', default='', help='only the run of this name, or all whose names begin so')
+    p.add_argument('--seed', type=int, default=0, help='of the training: order, captions, noise, first numbers, prior images')
+    o = p.parse_args()
+    main(o.only, o.seed)

@@ -1,5 +1,6 @@
 "Editing with arguments that make no sense, with pipelines of other kinds, and what must not change on the way."
-import copy
+import copy,importlib.util,json
+from pathlib import Path
 import pytest,torch
 from torch import nn
 from miniai import editing as e
@@ -135,3 +136,17 @@ def test_scores_of_what_needs_no_reader():
     for image,changed,kept in ((edits.before, 0, 1), (edits.after, 0, 1), (edits.before+128, 99, 0)):
         s = e.score_edits(Yes(), image, edits)
         assert s.right==s.whole==1 and s.kept==s.both==kept and (s.changed>=changed if changed else s.changed<.3)
+
+def test_what_lesson_35_says_of_twenty_emoji(monkeypatch):
+    folder = Path(__file__).parents[1]/'benchmarks'
+    monkeypatch.syspath_prepend(str(folder))
+    spec = importlib.util.spec_from_file_location('benchmark_editing', folder/'editing.py')
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert len(script.colours)==len(script.objects)==10 and all(a.split()[-1]==b.split()[-1] for a,b in script.colours)
+    rows = {(o['edit by'], o['edits of']): o for o in map(json.loads, (folder/'results/editing_emoji.jsonl').read_text().splitlines())}
+    assert all(o['right']<=o['among 5'] and o['right']+o['still the old']<=1 for o in rows.values()) and len(rows)==10
+    for kind in ('colour','object'):
+        low,high,nothing,true = (rows[k, kind] for k in ('DiffEdit, 0.65','DiffEdit, 0.9','nothing','the true emoji'))
+        assert nothing['still the old']==true['right']==1 and low['right']==0 and low['iou']==high['iou']>.6
+        assert low['still the old']>high['still the old']+.4

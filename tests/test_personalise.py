@@ -1,5 +1,6 @@
 "Learned words: files of strangers, words that cannot be, and pipelines that stay as they were."
-import copy,threading,warnings
+import copy,importlib.util,json,threading,warnings
+from pathlib import Path
 import pytest,torch
 from safetensors.torch import save,save_file
 from miniai.data import draw_scenes,random_scenes
@@ -171,3 +172,27 @@ def test_words_without_letters_beside(pipe):
     tok = with_word(pipe.tokenizer, "o'neil-7")
     assert len(tok.encode("o'neil-7, o'neil-7."))==2+len(pipe.tokenizer.encode(', .')) and tok.encode("o'neil-77")==pipe.tokenizer.encode("o'neil-77")
     assert random_row(pipe).shape==(128,)
+
+def benchmark(name):
+    "A script of benchmarks/ as a module, which runs nothing, and its stored rows."
+    folder = Path(__file__).parents[1]/'benchmarks'
+    spec = importlib.util.spec_from_file_location(f'benchmark_{name}', folder/f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module,[json.loads(o) for o in (folder/f'results/{name}.jsonl').read_text().splitlines()]
+
+@pytest.mark.parametrize('name', ['personalise','lora'])
+def test_stored_rows_are_those_of_the_script(name):
+    script,rows = benchmark(name)
+    assert {o['run'] for o in rows}<=set(script.runs) and len({(o['run'], o['seed']) for o in rows})==len(rows)
+
+def test_what_lesson_34_says_of_its_table():
+    rows = {o['run']: o for o in benchmark('personalise')[1] if o['seed']==0}
+    best,plain,prior = (rows[k] for k in ('inverted row, DreamBooth, prior','DreamBooth','DreamBooth, prior'))
+    assert best['fidelity']>max(plain['fidelity'], prior['fidelity'])+.1 and best['others']>plain['others']+.2 and best['beside']>prior['beside']+.2
+
+def test_prior_images_are_drawn_once_and_their_time_is_counted(monkeypatch):
+    script,_ = benchmark('personalise')
+    monkeypatch.setattr(script, 'prior_examples', lambda pipe, kept, seed: (len(kept), seed))
+    first,again,other = script.own_images(None, 4, 0),script.own_images(None, 4, 0),script.own_images(None, 4, 1)
+    assert first is again==(len(script.arrows)+4, 0) and other==(len(script.arrows)+4, 1) and len(script.spared)==1
