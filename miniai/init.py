@@ -32,7 +32,7 @@ def init_weights(
     if not math.isfinite(leak): raise ValueError(f"leak: expected a finite number, got {leak}")
     if not isinstance(m, _weighted): return
     if 'weight' not in m._parameters:
-        raise ValueError("m: expected a weight that can be drawn, got one that is computed from "
+        raise ValueError("m: expected a weight to draw, got one that is computed from "
                          f"others, as by weight_norm, in {type(m).__name__}; draw it before")
     m.weight.normal_(0, math.sqrt(2/((1+leak**2)*_fan_in(m))))
     if m.bias is not None: m.bias.zero_()

@@ -407,7 +407,7 @@ def mask_loss(
     logits,iou,possible = preds
     truth = truth.reshape(len(logits), -1, *logits.shape[2:])
     p,cost,ious = logits.sigmoid(),[],[]
-    for t in truth.unbind(1):                                       # one meaning after the other
+    for t in truth.unbind(1):                                   # one meaning after the other
         y = t[:,None].expand_as(logits).float()
         cross = F.binary_cross_entropy_with_logits(logits, y, reduction='none').mean((2, 3))
         dice = 1-(2*(p*y).sum((2, 3))+1)/((p+y).sum((2, 3))+1)

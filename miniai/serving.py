@@ -1034,8 +1034,8 @@ class Journal:
             raise ValueError(f"path: line 1 of {path} is not of a journal, nor is any other")
         if bad:
             shutil.copyfile(self.path, f'{self.path}.damaged')
-            print(f"miniai: {path}: cannot read {len(bad)} lines, the first is {bad[0]}; skipped,"
-                  f" and the file as it was is {path}.damaged", file=sys.stderr)
+            print(f"miniai: {path}: cannot read {len(bad)} lines, the first is {bad[0]}; "
+                  f"skipped, and the file as it was is {path}.damaged", file=sys.stderr)
         for k,v in self.states.items():
             if not v.startswith('accepted'): continue
             n = int(v.removeprefix('accepted') or 1)             # processes that have tried it
