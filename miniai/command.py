@@ -20,6 +20,7 @@ _guidance,_published = dict(scenes='4', emoji='3'),'7.5'    # unless --guidance 
 _example = '"a red star above a blue ring"'
 _own = 'scenes','emoji'                                   # models in the package
 
+# %% ../nbs/appendix/28x_command.ipynb #08be8e56
 def _parser():
     p = OneLineParser('miniai', description='Draw what the words say: one or two things, with '
                 'sizes, colours and a background.', epilog='miniai progress [--reset NN]: '
@@ -286,6 +287,7 @@ def _warn_of_few(a, steps, given):
     else: return
     _say(f"miniai: {_steps(steps)}, but with the net for many ({net}), {why}", sys.stderr)
 
+# %% ../nbs/appendix/28x_command.ipynb #955c6035
 def load_drawing(
     a, # Options that `parse_drawing` gave
     steps=30, # As there; in few steps another net draws, if nothing but the words is given
