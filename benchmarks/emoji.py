@@ -1,13 +1,16 @@
 """Does the stored transformer of lesson 30 draw what it is asked for? Three sets of emoji, judged by EfficientNet-Lite0 (ImageNet; its package must be there) and by the
 `EmojiJudge`; writes results/emoji.md.
 
-`python emoji.py --seeds 3 --n 192 --steps 20 --guidance 3` sets the number of sets, the emoji of each kind in a set, the steps and the guidance scale."""
-import argparse,random,re,statistics
+`python emoji.py --seeds 3 --n 192 --steps 20 --guidance 3` sets the number of sets, the emoji of each kind in a set, the steps and the guidance scale.
+`python emoji.py --settings --n 128` asks instead what the guidance scale and the number of steps change: the same seen emoji from the same noise each
+time, judged by the `EmojiJudge`; it writes results/emoji.jsonl, one line per setting, and goes on from there where it was stopped."""
+import argparse,json,os,random,re,statistics
 import torch
+from miniai.ddpm import load_weights
 from miniai.emoji import load_emoji,on_background
 from miniai.flow import STYLE_WORDS,EmojiDiffusion,split_emoji
 from miniai.judges import copies,judge_features,load_efficientnet,load_emoji_judge,pixel_vectors,retrieval,same_pictures
-from common import write
+from common import RESULTS,write
 
 # Words that stand in no caption of the training, and the name of the emoji that is meant
 SYNONYMS = dict(hound='dog', canine='dog', hog='pig', swine='pig', hare='rabbit', cockerel='rooster', pushbike='bicycle', sofa='couch and lamp', settee='couch and lamp',
@@ -18,14 +21,49 @@ SYNONYMS = dict(hound='dog', canine='dog', hog='pig', swine='pig', hare='rabbit'
                 trainers='running shoe')
 
 
+def contrast(x):
+    "Mean difference of neighbouring pixels, images (n,3,h,w): grain and frayed edges make it larger."
+    return ((x.diff(dim=2).abs().mean()+x.diff(dim=3).abs().mean())/2).item()
+
+
+def settings(artist, emoji, real, train, n, done=(), guidances=(1.5,2.,3.,4.), steps=(4,8,16,32)):
+    "Guidance scales at 16 steps, and numbers of steps at a scale of 3: one dict for each pair that is not `done`."
+    judge,rows = load_emoji_judge(),random.Random(1).sample(train, n)
+    prompts,feats = [f'{emoji.names[i]}, {STYLE_WORDS[emoji.styles[i]]}' for i in rows],judge_features(judge, real)
+    known = {s: [i for i,o in enumerate(emoji.styles) if o==s] for s in sorted(set(emoji.styles))}
+    twins,smooth = {s: same_pictures(real[of]) for s,of in known.items()},contrast(real[rows])
+    for guidance,k in dict.fromkeys([*((o, 16) for o in guidances), *((3., o) for o in steps)]):
+        if (guidance,k) in done: continue
+        x = artist(prompts, steps=k, guidance=guidance, seed=1000).float()/127.5-1
+        made,ranks = judge_features(judge, x),[]
+        for s,of in known.items():
+            at = [j for j,i in enumerate(rows) if emoji.styles[i]==s]
+            ranks += retrieval(made[at], [emoji.names[rows[j]] for j in at], feats[of], [emoji.names[i] for i in of], twins[s]).ranks.tolist()
+        right = sum(a==emoji.styles[i] for a,i in zip(judge.styles(x), rows))/n
+        yield dict(guidance=guidance, steps=k, images=n, **{f'top {top}': round(sum(r<=top for r in ranks)/n, 4) for top in (1, 5)},
+                   style=round(right, 4), contrast=round(contrast(x)/smooth, 4))
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name,v in dict(seeds=3, n=192, steps=20, guidance=3., size=128).items(): p.add_argument(f'--{name}', type=type(v), default=v)
+    p.add_argument('--settings', action='store_true', help='compare guidance scales and numbers of steps')
     args = p.parse_args()
+    args.weights = load_weights('emoji_flow')[1]['sha256'][:8]
     torch.set_num_threads(1)
     emoji,artist = load_emoji(),EmojiDiffusion.load()
     if emoji.source!='folder': raise SystemExit('emoji: expected the emoji in MINIAI_DATA')
     split,real = split_emoji(emoji),on_background(emoji.x).float()/127.5-1
+    if args.settings:
+        path,temp = RESULTS/'emoji.jsonl',RESULTS/'emoji.tmp'
+        rows = [json.loads(o) for o in path.read_text().splitlines()] if path.exists() else []
+        rows = [o for o in rows if o['weights']==args.weights and o['images']==args.n]
+        for o in settings(artist, emoji, real, split.train, args.n, {(o['guidance'],o['steps']) for o in rows}):
+            rows.append(dict(weights=args.weights, **o))
+            temp.write_text(''.join(json.dumps(o)+'\n' for o in rows))
+            os.replace(temp, path)
+            print(o, flush=True)
+        return
     judges = {'EfficientNet-Lite0': (load_efficientnet(), args.size), 'EmojiJudge': (load_emoji_judge(), None)}
     feats = {k: judge_features(net, real, size) for k,(net,size) in judges.items()}
     by_style = {s: [i for i,o in enumerate(emoji.styles) if o==s] for s in sorted(set(emoji.styles))}

@@ -15,10 +15,12 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message): raise ValueError(message.removeprefix('argument '))
 
 _samplers = 'dpmpp_2m','euler','euler_ancestral','heun','lms'
+_guidance,_published = dict(scenes='4', emoji='3'),'7.5'    # unless --guidance says otherwise
 
 _example = '"a red star above a blue ring"'
 _own = 'scenes','emoji'                                   # models in the package
 
+# %% ../nbs/appendix/28x_command.ipynb #08be8e56
 def _parser():
     p = OneLineParser('miniai', description='Draw what the words say: one or two things, with '
                 'sizes, colours and a background.', epilog='miniai progress [--reset NN]: '
@@ -33,7 +35,8 @@ def _parser():
     add('--seed', '0', 'of the first image; the next ones count on (#)')
     add('--steps', '30', 'steps of the sampler (#); scenes in 1, 2 or 4 are drawn by a net '
         'trained for it, unless guidance, sampler, image or another part is given too')
-    add('--guidance', help='how far to follow the words, 0 or more (default: 4 or 7.5)')
+    add('--guidance', help='how far to follow the words, 0 or more (default: 4, emoji: 3, '
+        'published: 7.5)')
     add('--sampler', help=f"{', '.join(_samplers)} (default: {_samplers[0]})")
     add('--init', help='image to begin with, a square of 64 pixels a side or more; of any '
         'shape with --paste')
@@ -97,7 +100,7 @@ def _checked(a):
     kw |= dict(n=_number('n', a.n, int, 1), steps=_number('steps', a.steps, int, 1, 10_000))
     kw['seed'] = _number('seed', a.seed, int, -2**63, 2**64-1)
     _number('seed, of the last image', str(kw['seed']+kw['n']-1), int, -2**63, 2**64-1)
-    guidance = ('4' if a.model in _own else '7.5') if a.guidance is None else a.guidance
+    guidance = _guidance.get(a.model, _published) if a.guidance is None else a.guidance
     kw['guidance'] = _number('guidance', guidance, float, 0)
     if a.strength is not None: kw['strength'] = _number('strength', a.strength, float, 0, 1)
     for k in ('strength','mask'):
@@ -272,10 +275,20 @@ def _few(steps):
     pipe.denoise,levels = load_few('scene_few')
     pipe.unet,pipe.levels = pipe.denoise.model,levels.__getitem__
     pipe.denoiser = lambda asked,*_: GuidedDenoiser(pipe.denoise, asked, asked, 1.)
-    many = "1 step" if steps==1 else f"{steps} steps"
-    _say(f"miniai: {many}, so with the weights of lesson 31 (scene_few)", sys.stderr)
+    _say(f"miniai: {_steps(steps)}, so with the weights of lesson 31 (scene_few)", sys.stderr)
     return pipe
 
+def _steps(n): return "1 step" if n==1 else f"{n} steps"
+
+def _warn_of_few(a, steps, given):
+    "Say which net draws, where it was trained for more steps than it gets."
+    net = a.weights or dict(scenes='scene_unet', emoji='emoji_flow').get(a.model)
+    if a.model=='scenes' and steps in (1, 2, 4): why = f"because of {', '.join(given)}"
+    elif a.model=='emoji' and steps<8: why = "as emoji have no other; 16 or more are better"
+    else: return
+    _say(f"miniai: {_steps(steps)}, but with the net for many ({net}), {why}", sys.stderr)
+
+# %% ../nbs/appendix/28x_command.ipynb #955c6035
 def load_drawing(
     a, # Options that `parse_drawing` gave
     steps=30, # As there; in few steps another net draws, if nothing but the words is given
@@ -283,9 +296,11 @@ def load_drawing(
     "The pipeline and the sampler that checked options ask for."
     from miniai import karras
     from miniai.stable import StableDiffusion
-    given = a.guidance,a.sampler,a.init,a.weights,a.negative,*a.lora,*a.concept
-    if a.model=='scenes' and steps in (1, 2, 4) and not any(o not in (None, '') for o in given):
+    names = 'guidance','sampler','init','weights','negative','lora','concept'
+    given = [k for k in names if getattr(a, k) not in (None, '', [])]
+    if a.model=='scenes' and steps in (1, 2, 4) and not given:
         return _few(steps),karras.sample_euler
+    _warn_of_few(a, steps, given)
     if a.model=='emoji':
         from miniai.flow import EmojiDiffusion
         pipe = EmojiDiffusion.load(a.weights)

@@ -257,6 +257,23 @@ def test_bad_arguments_are_told_at_once_in_one_line(args, tmp_path):
     assert r.returncode==2 and r.stderr.count('\n')==1 and r.stderr.startswith('miniai: ') and not r.stdout, r.stderr
     assert sum(os.times()[2:4])-start[1]<.5 and not list(tmp_path.iterdir())
 
+@pytest.mark.parametrize('args,line', [(['--steps', '4', '--guidance', '2'], '4 steps, but with the net for many (scene_unet), because of guidance'),
+    (['--steps', '1', '--sampler', 'euler', '--negative', 'red'], '1 step, but with the net for many (scene_unet), because of sampler, negative'),
+    (['--steps', '4', '--model', 'emoji'], '4 steps, but with the net for many (emoji_flow), as emoji have no other; 16 or more are better'),
+    (['--steps', '3'], None), (['--steps', '8', '--model', 'emoji'], None), (['--steps', '4'], '4 steps, so with the weights of lesson 31 (scene_few)')])
+def test_few_steps_say_which_net_draws(args, line, monkeypatch, capsys):
+    from miniai import flow
+    from miniai.command import load_drawing,parse_drawing
+    monkeypatch.setattr(flow.EmojiDiffusion, 'load', lambda path: None)           # its text encoder may not be there
+    a,kw = parse_drawing(['a star', *args])
+    load_drawing(a, kw['steps'])
+    assert capsys.readouterr().err==(f'miniai: {line}\n' if line else '')
+
+def test_guidance_has_a_default_per_model(tmp_path):
+    from miniai.command import parse_drawing
+    def scale(*args): return parse_drawing(['a star', *map(str, args)])[1]['guidance']
+    assert (scale(), scale('--model', 'emoji'), scale('--model', tmp_path), scale('--model', 'emoji', '--guidance', 1))==(4., 3., 7.5, 1.)
+
 def test_help_needs_no_torch(tmp_path):
     code = "import sys\nfrom miniai.command import main\ntry: main()\nexcept SystemExit: print([m for m in ('torch','numpy','PIL') if m in sys.modules])"
     r = python('-c', code, '--help', cwd=tmp_path, env={'PYTHONPATH': os.environ.get('PYTHONPATH', '')})

@@ -81,6 +81,26 @@ def _hop(denoise, x, sigmas, randn):
         if t>0: x = x + t*randn(x)
     return x
 
+# %% ../../nbs/solutions/31_few_steps.ipynb #3c3ea73c
+def _mean_flow(u, z, r, t, v):
+    zero,one = torch.zeros_like(t),torch.ones_like(t)
+    return (v-(t-r)*torch.func.jvp(u, (z, r, t), (v, zero, one))[1]).detach()
+
+def _test_mean_flow(f):
+    for seed in range(5):
+        torch.manual_seed(seed)
+        z,v,r,t = torch.randn(2, 8).unbind()+(torch.rand(8)/2, .5+torch.rand(8)/2)
+        w = torch.randn(6, requires_grad=True)
+        def u(z, r, t): return w[0]*z+w[1]*z*t+w[2]*t**2+w[3]*r*t+w[4]*r*z**2+w[5]
+        got = f(u, z, r, t, v)
+        d = difference(got, _mean_flow(u, z, r, t, v), 1e-4)
+        if d: raise AssertionError(f"with a polynomial u: {d}")
+        if got.requires_grad: raise AssertionError("a gradient flows into the target")
+        x_0 = torch.randn(())                     # all data at one point
+        def exact(z, r, t): return (z-x_0)/t
+        d = difference(f(exact, z, r, t, exact(z, r, t)), exact(z, r, t), 1e-4)
+        if d: raise AssertionError(f"with the exact u of data at one point: {d}")
+
 # %% ../../nbs/solutions/31_few_steps.ipynb #9e5ddc20
 def _my_jumps(states, sigmas, s, i, j, sigma_data):
     rows = torch.arange(len(states))
@@ -146,6 +166,9 @@ check = Checker(
         "a path?"),
     hop=Exercise(_test_hop,
         "Jump, then add noise of the *next* level, and none where that is 0."),
+    mean_flow_target=Exercise(_test_mean_flow,
+        "jvp(u, (z, r, t), speeds) gives u and du/dt. z moves with v, r stands still, t moves "
+        "with 1. And no gradient flows into a target."),
     n_stored=Exercise(compare(_n_stored, _n_stored_args, n=10),
         "(64,32,3,3) is a matrix of 64 by 288. Factors are shorter if rank*(a+b) is below a*b; "
         "a single dimension counts as one row."),
