@@ -210,7 +210,7 @@ def test_checkers_pass_right_answers_of_another_type():
 def test_weights_that_are_computed_cannot_be_drawn():
     from miniai.init import init_weights
     for f in (nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm):
-        with pytest.raises(ValueError, match='m: expected a weight that can be drawn'): nn.Sequential(f(nn.Linear(3, 3))).apply(init_weights)
+        with pytest.raises(ValueError, match='m: expected a weight to draw'): nn.Sequential(f(nn.Linear(3, 3))).apply(init_weights)
     m = nn.Linear(3, 3)
     before = m.weight.detach().clone()
     init_weights(m)
