@@ -102,8 +102,8 @@ def scene_unet():
 def segmenter():
     of_these('segmenter', '41_segmentation')
     kinds = {'drawn shapes': 'shapes', 'with emoji and photographs': 'photographs', 'scenes': 'scenes'}
-    found = {k: output('41_segmentation', f'{said} # # # # # # #') for said,k in kinds.items()}
-    return {f'iou_{n}_{k}': v[i] for i,n in ((0, '1_click'), (3, '3_clicks'), (5, 'box')) for k,v in found.items()}|dict(
+    found = {k: output('41_segmentation', f'{said} # # # # # # #', '4362583b') for said,k in kinds.items()}
+    return {f'iou_{n}_{k}': v[i] for i,n in ((0, '1_click'), (2, '3_clicks'), (4, 'box')) for k,v in found.items()}|dict(
         of='one object of each of 120, 200 and 100 new images; mean IoU of the mask that comes first', where='nbs/41_segmentation.ipynb')
 
 
