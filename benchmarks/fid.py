@@ -31,6 +31,7 @@ n,nfes,few = 2048,(10, 20, 50, 100),(1, 2, 4)
 recipes = [('15', 'noise, DDPM', 'fashion_ddpm', 'ancestral Euler', nfes), ('18', 'DDIM', 'fashion_ddpm', 'DDIM', nfes),
            ('20', 'DPM-Solver++', 'fashion_ddpm', 'DPM-Solver++(2M)', nfes), ('21', 'UNet, preconditioned', 'fashion_unet', 'DPM-Solver++(2M)', nfes),
            ('21', 'the same with fresh noise', 'fashion_unet', 'ancestral Euler', nfes),
+           ('21', 'the same, fewer low levels', 'fashion_unet', 'DPM-Solver++(2M), few low levels', (10, 20)),
            ('24', 'the UNet of 21, autoguided', next(iter(guided)), 'DPM-Solver++(2M)', nfes), ('24', 'the same with fresh noise', next(iter(guided)), 'ancestral Euler', nfes),
            ('31', 'UNet of 21, few steps', 'fashion_unet', 'DPM-Solver++(2M)', few), ('31', 'its student', 'fashion_few', 'Euler', few)]
 # (lesson, what it is, name in results/gan.jsonl, stored weights or None): one evaluation each
