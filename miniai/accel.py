@@ -201,7 +201,7 @@ class AccelerateCB(TrainCB):
     def zero_grad(self, learn): self.opt.zero_grad()
     def step(self, learn):
         self.opt.step()
-        learn.stepped = not self.opt.step_was_skipped
+        learn.stepped = not getattr(self.opt, 'step_was_skipped', False)
     def after_backward(self, learn):
         # true gradients for ClipCB
         if getattr(self.accelerator, 'scaler', None):
