@@ -11,6 +11,7 @@ from miniai.attention import attention,grid_positions
 from miniai.captioning import Captioner,FeatureMap,caption_score,greedy_search,next_scores,references
 from miniai.clip import load_clip
 from miniai.data import COLOURS,SEEN,draw_scenes,random_scenes
+from miniai.resnet import autocast
 
 out = Path(__file__).parent/'results/captioning.jsonl'
 n_train,n_batches,bs = 3000,400,64
@@ -87,7 +88,7 @@ def run(make, lr, seed, frozen, tok, clip, data, test):
     net = make(image.to(memory_format=torch.channels_last), len(tok))
     _,x,ids = data
     if frozen:
-        with torch.no_grad(),torch.autocast('cpu', torch.bfloat16): x = torch.cat([image(o) for o in x.split(250)]).float()
+        with torch.no_grad(),autocast('cpu'): x = torch.cat([image(o) for o in x.split(250)]).float()
     gen,start,losses = torch.Generator().manual_seed(seed),time.process_time(),[]
     params = [p for p in net.parameters() if p.requires_grad]
     opt = torch.optim.AdamW(params, lr)
@@ -95,7 +96,7 @@ def run(make, lr, seed, frozen, tok, clip, data, test):
     for _ in range(n_batches):
         i,j = torch.randint(n_train, (bs,), generator=gen),torch.randint(2, (bs,), generator=gen)
         y = ids[i,j]
-        with torch.autocast('cpu', torch.bfloat16): scores = net.decode(y[:,:-1], net.into(x[i] if frozen else image(x[i])))
+        with autocast('cpu'): scores = net.decode(y[:,:-1], net.into(x[i] if frozen else image(x[i])))
         loss = F.cross_entropy(scores.float().flatten(0, 1), y[:,1:].masked_fill(y[:,:-1]==tok.end, -100).flatten())
         loss.backward()
         nn.utils.clip_grad_norm_(params, 1.)

@@ -17,7 +17,7 @@ from miniai.latents import CaptionCB,LatentDiffusion,TextUNet,generate_latents
 from miniai.learner import Callback,Learner
 from miniai.loaders import DataLoaders
 from miniai.optim import BatchSchedCB,OneCycle
-from miniai.resnet import AutocastCB
+from miniai.resnet import AutocastCB,autocast
 from miniai.schedules import FlowCB,FlowDenoiser,flow_target
 from miniai.superres import psnr
 from miniai.vae import load_codec
@@ -80,7 +80,7 @@ def main():
             net,start = make(),time.process_time()
             net = train(net, task, z, ids, table, args.images, seed)
             secs.append(time.process_time()-start)
-            with torch.autocast('cpu', torch.bfloat16), torch.no_grad():
+            with autocast('cpu'), torch.no_grad():
                 drawn = generate_latents(FlowDenoiser(net), cond, empty, 2., karras_sigmas(20, .02, 80.), shape=(8,16,16), seed=seed)
             x = codec.to_pictures(drawn.float()).flatten(1)
             found.append((psnr(x.view(-1, 3, 64, 64), real.view(-1, 3, 64, 64)).item(), (torch.cdist(x, all_real).argmin(1)==right).float().mean().item()))

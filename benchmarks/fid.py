@@ -15,6 +15,7 @@ from miniai.distill import load_few
 from miniai.fid import load_feature_net
 from miniai.guidance import AutoGuidedDenoiser
 from miniai.karras import karras_sigmas,sample_dpmpp_2m,sample_euler,sample_euler_ancestral,sample_heun,sample_lms
+from miniai.resnet import autocast
 from miniai.unet import load_unet
 from common import write
 
@@ -72,7 +73,7 @@ def levels(weights, name, steps):
 def run(denoise, net, weights, name, nfe, seed):
     "FID, KID and the smallest fraction of a class, of `n` images; Heun takes one evaluation less than asked for if that is even; autoguidance takes two per step."
     steps = nfe//2 if weights in guided else (nfe+1)//2 if name.startswith('Heun') else nfe
-    with torch.autocast(torch.device(def_device).type, torch.bfloat16):
+    with autocast():
         x = generate(denoise, levels(weights, name, steps), n, sampler=samplers[name], seed=seed*n, device=def_device)     # image i has the seed seed*n+i: no set shares one
     return dict(sampler=name, calls=2*steps-1 if name.startswith('Heun') else nfe, seed=seed, **measure(net, x))
 
@@ -100,7 +101,7 @@ def report():
             table.append({'network': name if key[0] else '', 'NFE': key[0] or '', 'images': key[1], 'seeds': len(same), 'FID': spread([o['fid'] for o in same]),
                           'KID x 1000': spread(kids, 1000) if kids else '', 'rarest class': f"{min(o['least'] for o in same):.1%}"})
     write('fid', table, 'FID and KID against the number of network evaluations', ('torch',), (
-        f'{n:,} images each, on the noise levels `karras_sigmas(n, .02, 80.)` (DDIM, and where the name says so: those of evenly spaced times, as in lesson 18; few low levels: `karras_sigmas(n, .05, 80., 3.)`); the network works in bfloat16. The feature network of lesson 17, against the statistics of the 60,000 '
+        f'{n:,} images each, on the noise levels `karras_sigmas(n, .02, 80.)` (DDIM, and where the name says so: those of evenly spaced times, as in lesson 18; few low levels: `karras_sigmas(n, .05, 80., 3.)`); the network works in bfloat16 where the processor has it. The feature network of lesson 17, against the statistics of the 60,000 '
         'training images of Fashion-MNIST; the floor is the row of real test images. Mean and standard deviation over the seeds; a row of one seed has no deviation of its own, '
         'and by those of the other rows its FID is good to about 0.3, more where it is above 10.',), where='All stored sets, whatever the processor')
 

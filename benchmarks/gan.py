@@ -18,7 +18,7 @@ from miniai.karras import karras_sigmas,sample_dpmpp_2m,sample_euler
 from miniai.learner import Learner
 from miniai.loaders import DataLoaders
 from miniai.optim import BatchSchedCB,OneCycle
-from miniai.resnet import AutocastCB
+from miniai.resnet import AutocastCB,autocast
 from miniai.unet import load_unet
 from miniai.vae import VAE,VAELoss
 from common import write
@@ -158,7 +158,7 @@ def triangle(seeds, nfes, names, n=500):
             weights = gan if name=='GAN' else None
             if nfe not in nfes or names and name.split(' ')[0] not in names or (name, nfe, seed, weights) in done: continue
             with torch.enable_grad(): draw = prepare(seed)
-            with torch.autocast('cpu', torch.bfloat16):
+            with autocast('cpu'):
                 draw(50, 0)
                 start = time.process_time()
                 x = draw(n, seed).float()

@@ -15,7 +15,7 @@ from miniai.init import Normalize
 from miniai.learner import DeviceCB,Learner
 from miniai.loaders import BatchLoader,DataLoaders
 from miniai.optim import BatchSchedCB,OneCycle
-from miniai.resnet import AutocastCB
+from miniai.resnet import AutocastCB,autocast
 from miniai.schedules import ContinuousSchedule,FlowCB,FlowDenoiser,VDenoiser,X0Denoiser,cosine_abar,flow_abar,v_target,x0_target
 
 out = Path(__file__).parent/'results/targets.jsonl'
@@ -38,7 +38,7 @@ def tune(cb, x, seed, bs=32, lr=1e-3, new_head=False):
 
 def fid_of(denoise, sigmas, n):
     "FID of `n` images in the steps of DDIM along `sigmas`."
-    with torch.autocast(torch.device(def_device).type, torch.bfloat16):
+    with autocast():
         x = generate(denoise, sigmas, n, sampler=sample_ddim, seed=10_000, device=def_device)
     return round(load_feature_net().fid(x), 3)
 

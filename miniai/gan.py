@@ -17,6 +17,7 @@ from typing import NamedTuple
 from torch import nn
 from .data import finite_number,whole_number
 from .ddpm import load_model
+from .resnet import autocast
 
 # %% ../nbs/36_gan.ipynb #81779b1d
 #| code-summary: "Exported: gaussian_ring"
@@ -97,7 +98,7 @@ class GAN:
         every=1, # The penalty is paid in one step of so many, and then so many times
         ema=.999, # Weight of the past in the average of the generator, in [0,1)
         augment=None, # What the discriminator sees instead of `x`, differentiable
-        bf16=False, # Products in bfloat16?
+        bf16=False, # Products in bfloat16, where the device is fast in it?
     ):
         if len(lr)!=2:
             raise ValueError(f"lr: expected two, for generator and discriminator, got {lr!r}")
@@ -112,7 +113,7 @@ class GAN:
         self.average.requires_grad_(False)
 
     def cast(self, x):
-        return torch.autocast(x.device.type, torch.bfloat16) if self.bf16 else nullcontext()
+        return autocast(x.device) if self.bf16 else nullcontext()
 
     def seen(self, x): return x if self.augment is None else self.augment(x)
 

@@ -29,7 +29,7 @@ from .latents import CaptionCB,LatentDiffusion
 from .learner import Callback,DeviceCB,Learner
 from .loaders import DataLoaders
 from .optim import AdamW,BatchSchedCB,OneCycle
-from .resnet import AutocastCB
+from .resnet import AutocastCB,autocast
 from .schedules import VDenoiser,v_target
 
 # %% ../nbs/34_personalise.ipynb #644c8bd5
@@ -205,7 +205,7 @@ def _examples(pipe, images, captions):
     if len(captions)!=len(images) or len({len(o) for o in captions})!=1 or not captions[0]:
         raise ValueError(f"captions: expected as many for each of {len(images)} images, got "
                          f"{[len(o) for o in captions]}")
-    with torch.no_grad(), torch.autocast(pipe.device.type, torch.bfloat16):
+    with torch.no_grad(), autocast(pipe.device):
         z = torch.cat([pipe.latents(o).float().cpu() for o in images.split(64)])
     return z,torch.stack([pipe.tokenizer(o) for o in captions])
 

@@ -15,6 +15,7 @@ from .ddpm import load_weights,randn_for
 from .guidance import GuidedDenoiser
 from .karras import KarrasDenoiser,karras_sigmas,sample_dpmpp_2m
 from .latents import load_text,load_text_unet,text_states
+from .resnet import fast_bf16
 from .vae import load_codec
 
 # %% ../nbs/28_stable_diffusion.ipynb #9a37f395
@@ -176,10 +177,7 @@ def _room(pipe, n):
 
 def _products(device, amp, dtype=torch.float32):
     "Autocast to bfloat16; if `amp` is None, where the processor multiplies it in hardware."
-    if amp is None and dtype==torch.float16: amp = False       # the layers have their own type
-    asks = (getattr(torch.cpu, f'_is_{o}_supported', None) for o in ('avx512_bf16', 'amx_tile'))
-    if amp is None and device.type=='cuda': amp = torch.cuda.is_bf16_supported()
-    elif amp is None: amp = device.type=='cpu' and any(f() for f in asks if f)
+    if amp is None: amp = dtype!=torch.float16 and fast_bf16(device)  # float16: its own type
     return torch.autocast(device.type, torch.bfloat16, enabled=bool(amp))
 
 # %% ../nbs/28_stable_diffusion.ipynb #ed3d0d27

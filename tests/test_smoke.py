@@ -220,6 +220,7 @@ def call_resnet():
     assert model.training and not model[0].training
     for block in (r.ResBlock, r.PoolBlock): assert block(4, 8, stride=2)(torch.randn(2, 4, 8, 8)).shape==(2, 8, 4, 4)
     l.Learner(model, dls(), F.cross_entropy, cbs=[r.AutocastCB()]).fit(1)
+    with r.autocast(): assert torch.is_autocast_enabled(str(r.def_device))==r.fast_bf16()
 
 def call_augment():
     import torch.nn.functional as F

@@ -10,7 +10,7 @@ from miniai.distill import Change,JumpCB,plan_jumps,trajectories
 from miniai.accel import ClipCB
 from miniai.karras import karras_sigmas
 from miniai.optim import AdamW,BatchSchedCB,OneCycle
-from miniai.resnet import AutocastCB
+from miniai.resnet import AutocastCB,autocast
 from miniai.unet import load_unet
 
 plans = {4: (80., 4, 6, 8), 2: (50., 7), 1: (30.,)}
@@ -22,7 +22,7 @@ def main():
     def paths(i):
         gen = torch.Generator().manual_seed(10**6+i)          # far from the seeds that are measured
         x = torch.randn(size, 1, 28, 28, generator=gen)*80
-        with torch.autocast('cpu', torch.bfloat16):
+        with autocast('cpu'):
             parts = [trajectories(teacher, o.to(memory_format=torch.channels_last), sigmas) for o in x.split(128)]
         return torch.cat(parts),
     states, = in_parts(args, 'paths', 1 if args.few else args.n_parts, paths)

@@ -8,6 +8,7 @@ from miniai.data import get_data
 from miniai.ddpm import save_weights
 from miniai.fid import load_feature_net
 from miniai.gan import GAN,Discriminator,StyleGenerator,r1_r2,relativistic
+from miniai.resnet import autocast
 
 parts = ('g','d','average','opt_g','opt_d')
 
@@ -27,7 +28,7 @@ def load(gan, file):
 
 def measure(net, g, n):
     "FID of `n` images and the smallest fraction of a class."
-    with torch.autocast('cpu', torch.bfloat16): x = g.draw(torch.arange(n)%10, generator=torch.Generator().manual_seed(1))
+    with autocast('cpu'): x = g.draw(torch.arange(n)%10, generator=torch.Generator().manual_seed(1))
     return round(net.fid(x), 2),round(net.class_fractions(x).min().item(), 4)
 
 def main():

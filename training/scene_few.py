@@ -15,7 +15,7 @@ from miniai.guidance import GuidedDenoiser
 from miniai.karras import KarrasDenoiser,karras_sigmas
 from miniai.latents import LatentDiffusion,caption_variants,load_text,load_text_unet,text_states
 from miniai.optim import BatchSchedCB,OneCycle
-from miniai.resnet import AutocastCB
+from miniai.resnet import AutocastCB,autocast
 
 plans = {4: (40., 3, 5, 7), 2: (28., 6), 1: (20.,)}
 
@@ -30,7 +30,7 @@ def main():
         ids = caption_variants(scenes, tok, 1, seed=10**4+i, rephrased=4)
         ids = ids[torch.arange(size),torch.randint(ids.shape[1], (size,), generator=gen)]
         x,states = torch.randn(size, 8, 8, 8, generator=gen)*20,[]
-        with torch.autocast('cpu', torch.bfloat16), torch.no_grad():
+        with autocast('cpu'), torch.no_grad():
             for a,b in zip(x.split(128), ids.split(128)):
                 guided = GuidedDenoiser(KarrasDenoiser(teacher, 1.), text(b).float(), empty, args.guidance)
                 states.append(trajectories(guided, a, sigmas))

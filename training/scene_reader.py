@@ -7,7 +7,7 @@ from miniai.data import UNSEEN,random_scenes
 from miniai.ddpm import save_weights
 from miniai.latents import Reader,reader_loss,scene_targets,flawed_scenes
 from miniai.optim import BatchSchedCB,OneCycle
-from miniai.resnet import AutocastCB
+from miniai.resnet import AutocastCB,autocast
 from miniai.vae import load_codec
 from scenes import draw,to_float
 
@@ -29,7 +29,7 @@ def flawed(n, seed):
 @torch.no_grad()
 def through_codec(x, codec, bs=250):
     "Bytes as the codec gives them back."
-    with torch.autocast('cpu', torch.bfloat16): parts = [codec.to_pictures(codec.to_latents(to_float(o)[0])).float() for o in x.split(bs)]
+    with autocast('cpu'): parts = [codec.to_pictures(codec.to_latents(to_float(o)[0])).float() for o in x.split(bs)]
     return ((torch.cat(parts)+1)*127.5).round().clamp(0, 255).byte()
 
 def rows(n_scenes, n_flawed, codec, seed):
