@@ -847,11 +847,11 @@ def _tidy(path, keep=3):
 #| code-fold: true
 #| code-summary: "Exported: the drawn stand-in"
 def _drawn(size, channels, cache):
-    "The stand-in: 60,000 and 10,000 drawn shapes, kept in `cache`."
-    path = cache/f'drawn-{size}x{channels}-{__version__}.safetensors'
+    "The stand-in: 24,000 and 10,000 drawn shapes, kept in `cache`."
+    path = cache/f'drawn-{size}x{channels}-24k.{__version__}.safetensors'
     data = _load(path)
     if data is None:
-        train = draw_shapes(60_000, 0, size, channels)
+        train = draw_shapes(24_000, 0, size, channels)
         valid = draw_shapes(10_000, 1, size, channels)
         data = ImageData(*train, *valid, tuple(SHAPES), 'drawn')
         _save(path, data)

@@ -210,7 +210,7 @@ class StatesTable:
         "The states of the texts with these numbers."
         return self.states[ids[:,0].cpu()].to(ids.device).float()
 
-    def __deepcopy__(self, memo): return self     # a moving average of a net needs no other one
+    def __deepcopy__(self, memo): return self     # a copied net shares the table
 
 # %% ../nbs/30_flow.ipynb #cfbd381e
 #| code-summary: "Exported: load_text_dit"

@@ -477,7 +477,7 @@ def save_concept(
 # %% ../nbs/34_personalise.ipynb #c84d15d8
 #| code-summary: "Exported: what a concept's file holds, whichever layout it has"
 #| code-fold: true
-_largest = 16<<20                                           # bytes; a word has a few thousand
+_largest = 16<<20                                           # bytes; a word needs a few thousand
 
 def _tensors(path):
     "What the file `path` holds, a dict."

@@ -365,7 +365,7 @@ def forward(self:PromptSegmenter,
     return self.decode(self.encode(x), points, labels, boxes, mask)
 
 # %% ../nbs/41_segmentation.ipynb #1d288ec1
-#| code-summary: "Exported: the two helps"
+#| code-summary: "Exported: the two aids"
 #| code-fold: true
 @patch
 def _seen(self:PromptSegmenter, h, points, l):

@@ -20,11 +20,11 @@ from .karras import KarrasDenoiser
 #| code-summary: "Exported: timestep_embedding"
 #| code-fold: true
 def timestep_embedding(
-    c, # Times or noise levels, (n,), float or int
-    n, # Numbers out for each, even, 4 or more
+    c, # Times or noise levels, (bs,), float or int
+    n, # Numbers that each of them becomes, even, 4 or more
     max_freq=30., # Fastest wave, radians per unit of `c`; 1 in the DDPM paper, for steps 0..999
     min_freq=.3, # Slowest; 1e-4 there
-): # (n,n) as (times,numbers), in [-1,1]; float32, or float64 like `c`
+): # (bs,n), in [-1,1]; float32, or float64 like `c`
     "Sines, then cosines, of `c` at geometric frequencies: section 3.5, arXiv:1706.03762."
     if not isinstance(c, torch.Tensor) or c.ndim!=1:
         got = f"the shape {tuple(c.shape)}" if isinstance(c, torch.Tensor) else type(c).__name__
@@ -36,11 +36,11 @@ def timestep_embedding(
     c = c.to(torch.promote_types(c.dtype, torch.float32))
     powers = torch.linspace(0, 1, n//2, dtype=c.dtype, device=c.device)
     freqs = max_freq*(min_freq/max_freq)**powers
-    angles = c[:,None]*freqs                # (n,) -> (n,n//2)
+    angles = c[:,None]*freqs                # (bs,) -> (bs,n//2)
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 # %% ../nbs/21_unet.ipynb #a4a3cfd1
-#| code-summary: "Exported: scale and shift in one pass, and EmbResBlock"
+#| code-summary: "Exported: scale and shift in one pass"
 #| code-fold: true
 def _scale_shift(norm, h, scale, shift):
     "`norm(h)*(1+scale) + shift`, (n,c) both; with a GroupNorm in one pass over `h`."
@@ -129,13 +129,13 @@ def _check_unet(nfs, depth, n_emb, patch):
 
 # %% ../nbs/21_unet.ipynb #57b84ff1
 class UNet(nn.Module):
-    "Residual blocks down and up, with skips (arXiv:1505.04597), and a noise level; fresh: 0."
+    "A UNet (arXiv:1505.04597) of residual blocks, given a noise level; a fresh one answers 0."
     def __init__(self,
         nfs=(32,64,96), # Channels of each level; the size is halved between two
         ni=1, # Channels of the images in
         no=None, # Channels out; as many as in if None
-        depth=1, # Blocks a level on the way down, 1 or more; one more on the way up
-        n_emb=128, # Length of the embedding, a multiple of 8 from 16 on; None for no level
+        depth=1, # Blocks per level on the way down, 1 or more; one more on the way up
+        n_emb=128, # Length of the embedding, a multiple of 8 from 16 on; None: no noise level
         norm=nn.BatchNorm2d, # As `norm(n)`, such as `partial(nn.GroupNorm, 8)`; None for none
         block=EmbResBlock, # As `block(ni, nf, n_emb=n_emb, norm=norm)`; makes `EmbResBlock`s
         patch=1, # Side of the squares of pixels that become channels; 2: a quarter of the work

@@ -68,7 +68,7 @@ class MovingThing(NamedTuple):
     motion: str # One of `MOTIONS`
 
 def moving_caption(
-    thing, # `MovingThing`; what is '' is not spoken of
+    thing, # `MovingThing`; entries that are '' are left out
 ): # str
     "A clip in words."
     words = [o for o in thing if o]
@@ -172,7 +172,7 @@ def centre_of_mass(
 # %% ../nbs/43_video.ipynb #f2e91d76
 def jitter(
     path, # Positions, (...,t,2), pixels, t 3 or more
-): # (...), pixels per frame and frame
+): # (...), pixels per frame, per frame
     "Mean length of the second difference: how much the velocity changes from frame to frame."
     if path.ndim<2 or path.shape[-2]<3:
         raise ValueError("path: expected the shape (...,t,2) with three frames or more, "
@@ -205,7 +205,7 @@ def read_motions(
 #| code-summary: "Exported: ThingReader, a small convolutional net"
 #| code-fold: true
 class ThingReader(nn.Module):
-    "Size, colour and shape of the thing in a frame, as three times logits, one after another."
+    "Logits for size, colour and shape of the thing in a frame, side by side."
     def __init__(self,
         nfs=(16,32,48), # Channels of the levels
     ):

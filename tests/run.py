@@ -2,10 +2,11 @@
 What follows `--again` is run once more as for somebody without data: no folder, an empty cache, and a hub that nobody can reach (of a
 gate, the tests marked `data`).
 
-All stand in one queue, the longest first (`tests/times.json`), so that no process works alone at the end. A process is a fork of this one,
+All stand in one queue, the longest first (`tests/times.json`), so that no process works alone at the end; the runs without data come last.
+On a slow machine `--within` leaves out what would be too late, and names it. A process is a fork of this one,
 which has imported PyTorch, matplotlib and nbdev, and nothing of ours: that saves each of them three seconds. Within one process numba's
 simulator, threads and seeds would leak. `--note` writes the CPU seconds into `tests/times.json`."""
-import argparse,json,os,shutil,subprocess,sys,tempfile,time
+import argparse,json,math,os,shutil,subprocess,sys,tempfile,time
 from collections import namedtuple
 from pathlib import Path
 
@@ -60,20 +61,24 @@ def main():
     p.add_argument('--again', nargs='*', default=[], help='notebooks and gates to run without data')
     p.add_argument('--one', action='store_true', help='run the one file in this process')
     p.add_argument('--note', action='store_true', help='write the CPU seconds into tests/times.json')
+    p.add_argument('--within', type=float, default=math.inf, help='seconds after which no run of `--again` is begun; those left out are named')
     args = p.parse_args()
     os.chdir(root)
     queue = [Item(str(Path(f)), again) for again,files in enumerate((args.files, args.again)) for f in files]
     if args.one: return run(*queue)
     known = json.loads(times.read_text(encoding='utf-8')) if times.exists() else {}
-    queue.sort(key=lambda o: known.get(name(o)) or known.get(o.file) or usual.get(Path(o.file).parent.name, 60))
+    queue.sort(key=lambda o: (not o.again, known.get(name(o)) or known.get(o.file) or usual.get(Path(o.file).parent.name, 60)))
     if forks:
         os.environ['OMP_NUM_THREADS'] = '1'
         import matplotlib.pyplot,nbdev.test,pytest,torch              # noqa: F401
     os.environ['MINIAI_TEST_CACHE'] = cache = tempfile.mkdtemp()
-    running,failed,begun,total = {},[],time.time(),0
+    running,failed,late,begun,total = {},[],[],time.time(),0
     while queue or running:
         while queue and len(running)<2:
             item,out = queue.pop(),tempfile.TemporaryFile()
+            if item.again and time.time()-begun>args.within:
+                late.append(name(item))
+                continue
             pid = start(item, out)
             if pid is None: return run(item)               # in the new process
             running[pid] = item,out
@@ -84,6 +89,7 @@ def main():
         if not finish(item, out, status, cpu, known): failed.append(name(item))
     shutil.rmtree(cache, ignore_errors=True)
     if args.note: times.write_text(json.dumps(dict(sorted(known.items())), indent=0)+'\n', encoding='utf-8')
+    if late: print(f"NOT RUN, since {args.within:.0f} s were over: {', '.join(late)}")
     print(f"miniai: {total:.0f} CPU s in {time.time()-begun:.0f} s; "+(f"{len(failed)} failed: {', '.join(failed)}" if failed else 'all passed'))
     return bool(failed)
 

@@ -56,4 +56,4 @@ def test_hub_then_our_cache_then_the_clients_cache_then_shapes(hub, tmp_path):
     assert source('ours')==['hub','30']           # our own cache
     assert source('other')==['hub','30']          # the hub client's cache
     env |= caches(tmp_path/'empty')
-    assert source('third')==['drawn','60000']     # nothing left
+    assert source('third')==['drawn','24000']     # nothing left
