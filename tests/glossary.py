@@ -15,7 +15,7 @@ def terms(file):
     for c in cells(file, 'markdown'):
         text = re.sub(r'```.*?```', ' ', source(c), flags=re.S)
         if re.match('## (How this differs|What we built|Exercises|Sources)', text): break
-        text = re.sub(r'`[^`\n]*\*\*[^`\n]*`', '`code`', text)
+        text = re.sub(r'`[^`\n]+`', lambda m: '`code`' if '**' in m[0] else m[0], text)
         for m in re.finditer(r'\*\*([^*\n]+?)\*\*', text):
             t = m[1]
             after,line = text[m.end():m.end()+3],text[:m.start()].rsplit('\n', 1)[-1]
