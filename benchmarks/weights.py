@@ -115,9 +115,9 @@ def scene_clip():
 
 
 def video():
-    clips = rows('video', clips='scale 1.5')
+    clips = rows('video', clips='scale 1.25')+rows('video', clips='scale 1.25, other seeds')
     return {k: mean(clips, k) for k in ('size', 'colour', 'shape', 'motion', 'both', 'jitter')}|dict(
-        of=f'clips at guidance 1.5, mean of {len(clips)} seeds; what the reader sees, beside what was asked for', where='benchmarks/results/video.jsonl')
+        of=f'clips at guidance 1.25, mean of {len(clips)} seeds; what the reader sees, beside what was asked for', where='benchmarks/results/video.jsonl')
 
 
 def video_reader():
