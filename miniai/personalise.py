@@ -10,7 +10,7 @@ __all__ = ['draw_things', 'with_word', 'token_table', 'add_word', 'concept_capti
 # %% ../nbs/34_personalise.ipynb #6dff4d4b
 #| code-summary: "Imports of the module: Python and PyTorch"
 #| code-fold: true
-import copy,io,regex,torch
+import copy,io,os,regex,torch
 import torch.nn.functional as F
 from functools import partial
 from pathlib import Path
@@ -465,7 +465,7 @@ def save_concept(
     vector, # Its row, (d,), or its rows, (k,d), float
 ):
     "Write a learned word as `diffusers` does: a dict of one entry, word and rows (k,d)."
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if path.suffix!='.safetensors':
         raise ValueError(f"path: expected a path that ends in .safetensors, got {path}")
     if not isinstance(word, str) or not word.strip():
@@ -481,7 +481,7 @@ _largest = 16<<20                                           # bytes; a word need
 
 def _tensors(path):
     "What the file `path` holds, a dict."
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if not path.is_file(): raise FileNotFoundError(f"path: there is no file {path}")
     if path.stat().st_size>_largest:
         raise ValueError(f"path: expected a learned word, a file of some thousand bytes, got "

@@ -11,7 +11,7 @@ __all__ = ['place_stickers', 'masked_objects', 'FeaturePyramid', 'ChannelNorm', 
 # %% ../nbs/41_segmentation.ipynb #24de75aa
 #| code-summary: "Imports of the module"
 #| code-fold: true
-import json,math,numpy as np,torch,torch.nn.functional as F
+import json,math,numpy as np,os,torch,torch.nn.functional as F
 from fastcore.basics import patch
 from functools import partial
 from pathlib import Path
@@ -883,7 +883,7 @@ def load_sam(
     folder, # With `config.json` and `model.safetensors`, as transformers writes them
 ): # `Segmenter`, on the CPU; it answers with SAM's three masks for ambiguous questions
     "A published SAM; every name and shape is checked, and nothing may be left over."
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     files = [folder/k for k in ('config.json','model.safetensors')]
     for f in files:
         if not f.is_file(): raise FileNotFoundError(f"folder: there is no {f}")
