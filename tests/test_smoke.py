@@ -659,6 +659,8 @@ def call_personalise():
     id = p.add_word(tuned, '<it>', p.random_row(pipe))
     assert [n for n,_ in p.TextualInversion(tuned, id).named_parameters()]==['vector']
     assert type(p.training_task(pipe)).__name__=='KarrasCB'
+    p.check_trainable(pipe.unet.parameters())
+    with pytest.raises(ValueError, match='pipe: expected float32 weights to train, got bfloat16'): p.check_trainable([torch.ones(2).bfloat16()])
     prior = p.PriorCB(p.prior_examples(pipe, ['a red star', 'a blue ring'], steps=1))
     learn = p.dreambooth(tuned, images, said, steps=1, bs=2, prior=prior, params=[tuned.unet.head.weight])
     assert learn.model.unet is tuned.unet
