@@ -23,6 +23,7 @@ from .attention import FeedForward,MultiHeadAttention,grid_positions
 from .bert import load_minilm
 from .data import whole_number
 from .ddpm import check_images,check_levels,load_model,load_weights,save_weights
+from .ddpm import space_to_depth
 from .schedules import FlowDenoiser
 from .stable import StableDiffusion
 from .unet import timestep_embedding
@@ -161,7 +162,7 @@ class TextDiT(nn.Module):
         _check_inputs(self, x, c, cond)
         emb = F.silu(self.time(_waves(c, x)) + self.whole(cond.mean(1)))
         steer,states = self.steer(emb).unflatten(1, (6,-1)),self.words(cond)
-        h = F.pixel_unshuffle(x, self.patch)                     # (n,nz,16,16) -> (n,nz*4,8,8)
+        h = space_to_depth(x, self.patch)                        # (n,nz,16,16) -> (n,nz*4,8,8)
         side = h.shape[2:]
         h = self.into(h.flatten(2).transpose(1, 2)) + self.places   # (n,64,n)
         for block in self.blocks: h = block(h, states, steer)

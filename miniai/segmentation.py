@@ -737,12 +737,12 @@ class WindowBlock(nn.Module):
         x, # (b,side,side,n), float
     ): # Like `x`
         "`x`, and what attention and feed-forward net add to it."
-        h,k,(b,s) = self.norm1(x),self.window,x.shape[:2]
+        h,k,(b,s,_,n) = self.norm1(x),self.window,x.shape
         if k:
             m = -(-s//k)                                            # windows along a side
-            h = F.pad(h, (0,0,0,m*k-s,0,m*k-s)).view(b, m, k, m, k, -1)
-            h = self.attend(h.transpose(2, 3).flatten(0, 2)).view(b, m, m, k, k, -1)
-            h = h.transpose(2, 3).reshape(b, m*k, m*k, -1)[:,:s,:s]
+            h = F.pad(h, (0,0,0,m*k-s,0,m*k-s)).view(b, m, k, m, k, n)
+            h = self.attend(h.transpose(2, 3).flatten(0, 2)).view(b, m, m, k, k, n)
+            h = h.transpose(2, 3).reshape(b, m*k, m*k, n)[:,:s,:s]
         else: h = self.attend(h)
         x = x + h
         return x + self.ff(self.norm2(x))

@@ -255,6 +255,7 @@ def call_ddpm():
     with pytest.raises(FloatingPointError): d.finite_images(x/0)
     assert torch.equal(d.ask_network(lambda x,c: x, x, 3.)[1], x/10**.5) and torch.equal(d.clean_images(SimpleNamespace(batch=(x, y))), x)
     d.check_images(x, 1, 2), d.check_levels(torch.zeros(3), 3)
+    assert torch.equal(d.space_to_depth(x, 2), nn.functional.pixel_unshuffle(x, 2)) and d.space_to_depth(x[:0], 2).shape==(0,4,4,4)
     with pytest.raises(ValueError, match='c: expected one noise level per image'): d.check_levels(torch.zeros(3), 2)
     net,ema = d.SmallUNet((4,8)),d.EMACB()
     l.Learner(net, dls(), lr=1e-3, cbs=[l.TrainCB(n_inp=2), d.DDPMCB(sched), ema]).fit(1)
