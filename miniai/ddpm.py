@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['per_image', 'signal_and_noise', 'noisify', 'Schedule', 'linear_schedule', 'c_noise', 'check_images', 'check_levels',
-           'SmallUNet', 'clean_images', 'eps_target', 'DDPMCB', 'EMACB', 'noise_levels', 'ask_network', 'EpsDenoiser',
-           'randn_for', 'check_sigmas', 'finite_images', 'sample_ddpm', 'generate', 'replace_file', 'save_weights',
-           'fill_weights', 'load_weights', 'load_model', 'load_denoiser']
+           'space_to_depth', 'SmallUNet', 'clean_images', 'eps_target', 'DDPMCB', 'EMACB', 'noise_levels',
+           'ask_network', 'EpsDenoiser', 'randn_for', 'check_sigmas', 'finite_images', 'sample_ddpm', 'generate',
+           'replace_file', 'save_weights', 'fill_weights', 'load_weights', 'load_model', 'load_denoiser']
 
 # %% ../nbs/15_ddpm.ipynb #d109f584
 #| code-summary: "Imports of the module"
@@ -156,7 +156,7 @@ def c_noise(
     return sigma.log()/4
 
 # %% ../nbs/15_ddpm.ipynb #86bcc763
-#| code-summary: "Exported: check_images and check_levels, what a denoising network looks at first"
+#| code-summary: "Exported: check_images, check_levels and space_to_depth, with which a denoising network begins"
 #| code-fold: true
 def check_images(
     x, # What came as images
@@ -179,6 +179,14 @@ def check_levels(
     if getattr(c, 'shape', None)!=(n,):
         got = f'the shape {tuple(c.shape)}' if isinstance(c, torch.Tensor) else type(c).__name__
         raise ValueError(f"c: expected one noise level per image, ({n},), got {got}")
+
+def space_to_depth(
+    x, # (n,c,h,w), any n, 0 too
+    patch, # Side of the squares of places that become channels
+): # (n,c*patch**2,h/patch,w/patch)
+    "`F.pixel_unshuffle`, which leaves the shape of an empty batch as it was; this does not."
+    n,c,h,w = x.shape
+    return F.pixel_unshuffle(x, patch).view(n, c*patch**2, h//patch, w//patch)
 
 # %% ../nbs/15_ddpm.ipynb #543dbe70
 class SmallUNet(nn.Module):
@@ -209,7 +217,7 @@ class SmallUNet(nn.Module):
         "The estimate for each pixel, such as its noise."
         check_images(x, self.ni, self.patch)
         check_levels(c, len(x))
-        x = F.pixel_unshuffle(x, self.patch)  # (n,ni,h,w) -> (n,ni*patch**2,h/patch,w/patch)
+        x = space_to_depth(x, self.patch)  # (n,ni,h,w) -> (n,ni*patch**2,h/patch,w/patch)
         level = per_image(c, x).expand_as(x[:,:1])  # (n,) -> one channel, (n,1,h,w)
         x = self.stem(torch.cat([x, level], 1))
         saved = []

@@ -23,6 +23,7 @@ from .data import finite_number,whole_number
 from .ddim import invert_ddim,sample_ddim
 from .ddpm import EpsDenoiser
 from .guidance import GuidedDenoiser
+from .personalise import check_trainable
 from .schedules import VDenoiser
 from .stable import strength_sigmas
 
@@ -305,11 +306,6 @@ class Imagic(NamedTuple):
     def between(self, weight): # Text states (1,l,d): 0 for the image, 1 for the sentence
         return torch.lerp(self.image, self.target, finite_number('weight', weight, -10, 10))
 
-def _check_weights(pipe):
-    half = [p.dtype for p in pipe.denoise.model.parameters() if p.dtype.itemsize<4]
-    if half:
-        raise ValueError(f"pipe: expected float32 weights to train, got {str(half[0])[6:]}")
-
 def _with_own_net(pipe):
     "`pipe` with a copy of its net, which may be trained; the other parts are shared."
     new,old = copy.copy(pipe),pipe.denoise.model
@@ -360,7 +356,7 @@ def imagic(
     "Text states and a net that mean one image: section 3.2, arXiv:2210.09276."
     x = _check_images(pipe, x)
     if len(x)!=1: raise ValueError(f"x: expected one image, got {len(x)}")
-    _check_weights(pipe)
+    check_trainable(pipe.denoise.model.parameters())
     n_text,n_net = whole_number('n_text', n_text, 0),whole_number('n_net', n_net, 0)
     with torch.no_grad(): z = pipe.latents(x)
     goal = _states(pipe, 'target', target, 1).detach().to(z.device).clone()

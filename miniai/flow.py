@@ -23,6 +23,7 @@ from .attention import FeedForward,MultiHeadAttention,grid_positions
 from .bert import load_minilm
 from .data import whole_number
 from .ddpm import check_images,check_levels,load_model,load_weights,save_weights
+from .ddpm import space_to_depth
 from .schedules import FlowDenoiser
 from .stable import StableDiffusion
 from .unet import timestep_embedding
@@ -161,7 +162,7 @@ class TextDiT(nn.Module):
         _check_inputs(self, x, c, cond)
         emb = F.silu(self.time(_waves(c, x)) + self.whole(cond.mean(1)))
         steer,states = self.steer(emb).unflatten(1, (6,-1)),self.words(cond)
-        h = F.pixel_unshuffle(x, self.patch)                     # (n,nz,16,16) -> (n,nz*4,8,8)
+        h = space_to_depth(x, self.patch)                        # (n,nz,16,16) -> (n,nz*4,8,8)
         side = h.shape[2:]
         h = self.into(h.flatten(2).transpose(1, 2)) + self.places   # (n,64,n)
         for block in self.blocks: h = block(h, states, steer)
@@ -271,6 +272,8 @@ def load(cls:EmojiDiffusion,
     files = [o if path is None else Path(os.path.expanduser(path))/f'{o}.safetensors'
              for o in _files]
     info = {k: load_weights(o)[1] for k,o in zip(('net','codec'), files)}
+    if info['net'].get('codec_sha256') not in (None, info['codec']['sha256']):
+        raise ValueError(f"path: {files[1]} is not the codec that was saved with {files[0]}")
     net,codec = load_text_dit(files[0]),load_codec(files[1])
     n_ctx = whole_number(f'path: {files[0]}: n_ctx', info['net'].get('n_ctx', 16))
     return cls(encoder or load_minilm(), net, codec, {k: o['config'] for k,o in info.items()},
@@ -283,11 +286,12 @@ def save(self:EmojiDiffusion,
     "Write net and codec in half precision; the text encoder is a package of its own."
     if self.config is None:
         raise ValueError("config: expected the arguments of the nets, as `load` gives them")
-    path,infos = Path(os.path.expanduser(path)),(dict(n_ctx=self.cond_shape[0]), {})
-    def write(folder):
-        for name,k,more in zip(_files, ('net','codec'), infos):
-            save_weights(getattr(self, k), folder/f'{name}.safetensors', config=self.config[k],
-                         **more)
+    path = Path(os.path.expanduser(path))
+    def write(folder):                      # the net comes last, since its JSON names the codec
+        net,codec = (folder/f'{o}.safetensors' for o in _files)
+        save_weights(self.codec, codec, config=self.config['codec'])
+        save_weights(self.net, net, config=self.config['net'], n_ctx=self.cond_shape[0],
+                     codec_sha256=load_weights(codec)[1]['sha256'])
     for o in (path/f'{name}.safetensors' for name in _files):
         try: o.with_suffix('.json').exists() and load_weights(o)
         except (OSError,ValueError) as e:

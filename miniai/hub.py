@@ -436,12 +436,13 @@ def hub_folder(
     _check_arguments(name, revision, timeout)
     from huggingface_hub import constants
     revision = revision or 'main'
-    store = Path(constants.HF_HUB_CACHE).expanduser()/f"models--{name.replace('/', '--')}"
+    cache = Path(os.path.expanduser(constants.HF_HUB_CACHE))
+    store = cache/f"models--{name.replace('/', '--')}"
     here,held = _snapshot(store, name, revision, half)
     exact = all(('.fp16' in o)==half for o in held if 'safetensors' in o)    # as it was asked
     if here and (constants.HF_HUB_OFFLINE or exact and _is_commit(revision)): return here
     if constants.HF_HUB_OFFLINE:
-        raise OSError(f"name: {name} is not complete in the cache {store.parent}, and "
+        raise OSError(f"name: {name} is not complete in the cache {cache}, and "
                       "HF_HUB_OFFLINE forbids to download it: unset it, or give a folder")
     secret = False
     try:

@@ -9,7 +9,7 @@ __all__ = ['LoRA', 'lora_layers', 'attention_layers', 'all_layers', 'add_lora', 
 # %% ../nbs/33_lora.ipynb #afe13eea
 #| code-summary: "Imports of the module miniai.lora"
 #| code-fold: true
-import json,re,torch,warnings
+import json,os,re,torch,warnings
 from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors,save as save_tensors
@@ -248,7 +248,7 @@ def _check_prefix(prefix):
 
 def _file(path):
     "A path that ends in .safetensors; of a folder, the file of a LoRA that it holds."
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if path.is_dir():
         names = 'pytorch_lora_weights.safetensors','adapter_model.safetensors'
         there = [path/o for o in names if (path/o).is_file()]

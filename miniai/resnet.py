@@ -8,7 +8,7 @@ __all__ = ['ResBlock', 'resnet', 'evaluating', 'flops', 'Table', 'summary', 'Poo
 # %% ../nbs/13_resnet.ipynb #807051b2
 #| code-summary: "Imports of the module"
 #| code-fold: true
-import torch
+import torch,warnings
 from collections import defaultdict
 from contextlib import contextmanager,nullcontext
 from torch import nn
@@ -141,10 +141,14 @@ def evaluating(
 
 _convs = nn.Linear,nn.Conv1d,nn.Conv2d,nn.Conv3d
 _transposed = nn.ConvTranspose1d,nn.ConvTranspose2d,nn.ConvTranspose3d
+_counted = *_convs,*_transposed,nn.MultiheadAttention
 
 def _layer_flops(m, inputs, y):
     "Operations of one call of the layer `m` that made `y` of `inputs`; 0 for other layers."
     if isinstance(m, _transposed): return 2*inputs[0].numel()*m.weight[0].numel()
+    if isinstance(m, nn.MultiheadAttention):  # four linear layers, of which none is called
+        if len(inputs)>2: return 2*m.embed_dim*sum(inputs[i].numel() for i in (0, 0, 1, 2))
+        warnings.warn("flops: left out an nn.MultiheadAttention that is called by keywords")
     return 2*y.numel()*m.weight[0].numel() if isinstance(m, _convs) else 0
 
 def flops(
@@ -156,7 +160,7 @@ def flops(
     def _add(hook, m, inputs, output):
         nonlocal total
         total += _layer_flops(m, inputs, output)
-    layers = [m for m in model.modules() if isinstance(m, _convs+_transposed)]
+    layers = [m for m in model.modules() if isinstance(m, _counted)]
     with evaluating(model), Hooks(layers, _add): model(*xb)
     return total
 

@@ -333,7 +333,7 @@ def emoji_credits(
 ): # List of str, one line per licence; empty without a table
     "Whom to name, and under which licence: from the column `licence` of the emoji table."
     root = os.environ.get('MINIAI_DATA')
-    folder = Path(folder).expanduser() if folder is not None else (
+    folder = Path(os.path.expanduser(folder)) if folder is not None else (
         Path(root)/'emoji' if root else None)
     files = sorted(folder.glob('*.parquet')) if folder and folder.is_dir() else []
     counts,there = {},set()
@@ -373,9 +373,9 @@ def training_energy(
 ): # List of dicts: `weights`, `minutes`, `wh`; weights of one training are one row
     "Watt-hours of each training that the JSON files tell of, at a constant power."
     watts = finite_number('watts', watts, 0)
-    folder = Path(__file__).parent/'weights' if folder is None else Path(folder).expanduser()
+    folder = Path(__file__).parent/'weights' if folder is None else os.path.expanduser(folder)
     rows = {}
-    for file in sorted(folder.glob('*.json')):
+    for file in sorted(Path(folder).glob('*.json')):
         try: info = json.loads(file.read_text(encoding='utf-8'))
         except ValueError as e: raise ValueError(f"{file} is damaged or no JSON: {e}") from None
         if not isinstance(info, dict) or info.get('minutes') is None: continue

@@ -11,7 +11,7 @@ __all__ = ['place_stickers', 'masked_objects', 'FeaturePyramid', 'ChannelNorm', 
 # %% ../nbs/41_segmentation.ipynb #24de75aa
 #| code-summary: "Imports of the module"
 #| code-fold: true
-import json,math,numpy as np,torch,torch.nn.functional as F
+import json,math,numpy as np,os,torch,torch.nn.functional as F
 from fastcore.basics import patch
 from functools import partial
 from pathlib import Path
@@ -737,12 +737,12 @@ class WindowBlock(nn.Module):
         x, # (b,side,side,n), float
     ): # Like `x`
         "`x`, and what attention and feed-forward net add to it."
-        h,k,(b,s) = self.norm1(x),self.window,x.shape[:2]
+        h,k,(b,s,_,n) = self.norm1(x),self.window,x.shape
         if k:
             m = -(-s//k)                                            # windows along a side
-            h = F.pad(h, (0,0,0,m*k-s,0,m*k-s)).view(b, m, k, m, k, -1)
-            h = self.attend(h.transpose(2, 3).flatten(0, 2)).view(b, m, m, k, k, -1)
-            h = h.transpose(2, 3).reshape(b, m*k, m*k, -1)[:,:s,:s]
+            h = F.pad(h, (0,0,0,m*k-s,0,m*k-s)).view(b, m, k, m, k, n)
+            h = self.attend(h.transpose(2, 3).flatten(0, 2)).view(b, m, m, k, k, n)
+            h = h.transpose(2, 3).reshape(b, m*k, m*k, n)[:,:s,:s]
         else: h = self.attend(h)
         x = x + h
         return x + self.ff(self.norm2(x))
@@ -883,7 +883,7 @@ def load_sam(
     folder, # With `config.json` and `model.safetensors`, as transformers writes them
 ): # `Segmenter`, on the CPU; it answers with SAM's three masks for ambiguous questions
     "A published SAM; every name and shape is checked, and nothing may be left over."
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     files = [folder/k for k in ('config.json','model.safetensors')]
     for f in files:
         if not f.is_file(): raise FileNotFoundError(f"folder: there is no {f}")

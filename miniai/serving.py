@@ -43,7 +43,7 @@ def git_state(
 ): # Dict of `commit`, `branch` and `changed`, or None where there is no git or no repository
     "The commit that a folder is at, and whether its tracked files were changed since."
     def git(*args):
-        done = subprocess.run(['git', '-C', str(Path(folder).expanduser()), *args],
+        done = subprocess.run(['git', '-C', str(Path(os.path.expanduser(folder))), *args],
                               capture_output=True, text=True, timeout=20)
         if done.returncode: raise OSError(done.stderr)
         return done.stdout.strip()
@@ -98,8 +98,8 @@ class RunCardCB(_RowsCB):
         watts=10., # Assumed power of a busy core, for `energy_wh`
         folder='.', # Where the code lies, for `git_state`
     ):
-        self.path,self.config,self.watts = Path(path).expanduser(),_settings(config),watts
-        self.folder,self.card = folder,{}
+        self.path,self.config = Path(os.path.expanduser(path)),_settings(config)
+        self.watts,self.folder,self.card = watts,folder,{}
         energy_wh(0, watts)
 
     def before_fit(self, learn):
@@ -163,7 +163,7 @@ class TensorBoardCB(_RowsCB):
         config=None, # Settings by name, kept as a text
         every=1, # Write every so many batches' loss
     ):
-        self.folder,self.config = Path(folder).expanduser(),_settings(config)
+        self.folder,self.config = Path(os.path.expanduser(folder)),_settings(config)
         self.every,self.step,self.writer = whole_number('every', every),0,None
 
     def before_fit(self, learn):
@@ -376,7 +376,7 @@ def _weights_file(path):
     "The file of a name or a path, as in `load_weights`."
     if isinstance(path, str) and path.isidentifier():
         return Path(str(files('miniai')))/'weights'/f'{path}.safetensors'
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if path.suffix!='.safetensors':
         raise ValueError(f"path: expected a path that ends in .safetensors, got {path}")
     return path
@@ -389,7 +389,7 @@ class Registry:
     def __init__(self,
         folder, # Made if it is not there
     ):
-        self.folder = Path(folder).expanduser()
+        self.folder = Path(os.path.expanduser(folder))
         (self.folder/'versions').mkdir(parents=True, exist_ok=True)
 
     def versions(self): # List of int, rising
@@ -1026,7 +1026,7 @@ class Journal:
         keep=10_000, # Remember so many of the latest requests
         tries=3, # Processes that may die before they finish an order; then it is lost
     ):
-        self.path,self.keep = Path(path).expanduser(),whole_number('keep', keep)
+        self.path,self.keep = Path(os.path.expanduser(path)),whole_number('keep', keep)
         self.states,self.orders,self.file,tries = {},{},None,whole_number('tries', tries)
         lines = self.path.read_bytes().split(b'\n')[:-1] if self.path.exists() else []
         bad = [i for i,line in enumerate(lines, 1) if not self._read(line)]
@@ -1203,7 +1203,7 @@ def serve_main(
     a = _serve_parser().parse_args(args)
     try:
         taken = PageServer(host=a.host, port=a.port)
-        if a.registry and not Path(a.registry).expanduser().is_dir():
+        if a.registry and not Path(os.path.expanduser(a.registry)).is_dir():
             raise ValueError(f"registry: there is no folder {a.registry}")
         drawer = Drawer(Registry(a.registry).path() if a.registry else 'scene_few')
         batcher = Batcher(drawer, a.max_batch, a.max_queue)

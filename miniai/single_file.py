@@ -8,7 +8,7 @@ __all__ = ['ldm_name', 'single_file_config', 'read_header', 'clip_tokenizer', 'l
 # %% ../nbs/appendix/32y_single_file.ipynb #2968f7d5
 #| code-summary: "Imports of the module"
 #| code-fold: true
-import json,re,torch,warnings
+import json,os,re,torch,warnings
 from importlib.util import find_spec
 from pathlib import Path
 from safetensors import SafetensorError,safe_open
@@ -323,7 +323,7 @@ def read_header(
     path, # A `.safetensors` file
 ): # dict: names to dicts with 'dtype', 'shape', 'data_offsets'; perhaps '__metadata__'
     "The table of contents of a safetensors file, if the file is whole."
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if not path.exists(): raise FileNotFoundError(f"path: there is no file {path}")
     if not path.is_file(): raise ValueError(f"path: expected a file, got {path}")
     with open(path, 'rb') as f: start = f.read(32)
@@ -406,7 +406,7 @@ def clip_tokenizer(
         if source is None:
             raise ValueError("tokenizer: a single file does not hold it; pip install --no-deps "
                              "open_clip_torch, or give the folder of a tokenizer")
-    source = Path(source).expanduser()
+    source = Path(os.path.expanduser(source))
     if source.is_dir(): return load_tokenizer(source, n_ctx)
     if not source.is_file(): raise FileNotFoundError(f"tokenizer: there is no {source}")
     merges = Tokenizer.from_clip(source, n_ctx).merges
@@ -437,7 +437,7 @@ def load_single_file(
     "The model of a single file, in the layout of arXiv:2112.10752."
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype: expected float32, bfloat16 or float16, got {dtype}")
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     header = read_header(path)
     try:
         _refuse_others(header)
@@ -503,6 +503,6 @@ def save_single_file(
         with torch.device('meta'): _compare(header, _build(config))
         _check_convention(nets, config)
     except ValueError as e: raise ValueError(re.sub('^header: ', 'pipe: ', str(e))) from None
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, lambda tmp: save_file(w, str(tmp), metadata=meta))

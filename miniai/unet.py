@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from functools import partial
 from torch import nn
-from .ddpm import check_images,check_levels,load_weights
+from .ddpm import check_images,check_levels,load_weights,space_to_depth
 from .karras import KarrasDenoiser
 
 # %% ../nbs/21_unet.ipynb #0874d890
@@ -44,7 +44,7 @@ def timestep_embedding(
 #| code-fold: true
 def _scale_shift(norm, h, scale, shift):
     "`norm(h)*(1+scale) + shift`, (n,c) both; with a GroupNorm in one pass over `h`."
-    if type(norm) is not nn.GroupNorm or norm.bias is None:
+    if type(norm) is not nn.GroupNorm or norm.bias is None or not len(h):
         return norm(h)*(1+scale[...,None,None]) + shift[...,None,None]
     n,c = scale.shape
     weight,bias = norm.weight*(1+scale),norm.bias*(1+scale)+shift       # (n,c)
@@ -208,7 +208,7 @@ def forward(self:UNet,
     "One number for each pixel and channel, such as its noise."
     check_images(x, self.ni, self.patch)
     emb = self._embedding(x, c, cond)
-    x = self.stem(F.pixel_unshuffle(x, self.patch))
+    x = self.stem(space_to_depth(x, self.patch))
     saved = [x]
     for m in self.downs:
         if isinstance(m, EmbResBlock): x = m(x, emb)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from fastcore.basics import patch
 from torch import nn
 from .data import check_finite
-from .ddpm import load_model
+from .ddpm import load_model,space_to_depth
 from .unet import EmbResBlock,UpConv
 
 # %% ../nbs/25_vae.ipynb #8a6cf7b4
@@ -151,7 +151,7 @@ class Codec(nn.Module):
     def encode(self, x): # Images, (n,ni,h,w), float in [-1,1]; h,w multiples of `factor`
         "The distribution of the latents, (n,nz,h/factor,w/factor), before `shift` and `scale`."
         _check_input('x', x, self.ni, self.factor)
-        x = F.pixel_unshuffle(x, self.patch)                # (n,c,h,w) -> (n,c*p*p,h/p,w/p)
+        x = space_to_depth(x, self.patch)                   # (n,c,h,w) -> (n,c*p*p,h/p,w/p)
         for layer in self.encoder: x = layer(x)
         return _as_gaussian(x)
 

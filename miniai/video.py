@@ -22,7 +22,7 @@ from .attention import MultiHeadAttention,sinusoidal_positions
 from .conv import conv
 from .data import BACKGROUNDS,COLOURS,SHAPES,check_finite,draw_masks,finite_number
 from .data import whole_number
-from .ddpm import c_noise,check_images,generate,load_model,load_weights
+from .ddpm import c_noise,check_images,generate,load_model,load_weights,space_to_depth
 from .guidance import GuidedDenoiser
 from .karras import karras_sigmas,precondition,sample_dpmpp_2m
 from .learner import Callback
@@ -445,8 +445,8 @@ def forward(self:VideoUNet,
     clean = (c[:,0]<-1.5).to(x)                          # a sigma below 0.0025, see c_noise
     first,x = x[:,0]*clean[:,None,None,None],x.flatten(0, 1)
     check_images(x, self.ni, self.patch)
-    first = self.temporal_first(F.pixel_unshuffle(first, self.patch))
-    x = self.stem(F.pixel_unshuffle(x, self.patch)) + first.repeat_interleave(t, 0)
+    first = self.temporal_first(space_to_depth(first, self.patch))
+    x = self.stem(space_to_depth(x, self.patch)) + first.repeat_interleave(t, 0)
     saved = [x]
     for m in self.downs:
         x = m(x, emb) if isinstance(m, VideoBlock) else m(x)

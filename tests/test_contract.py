@@ -135,6 +135,7 @@ recipes = {
 methods = dict(FeatureNet='features')                                # what is called, where it is not the net itself
 loss_like = {'superres.PerceptualLoss'}                           # a number for the whole batch
 fixed = {'fid.FeatureNet', 'superres.PerceptualLoss'}                  # take no gradients by design
+refuse_none = {'fid.FeatureNet', 'superres.PerceptualLoss'}           # a FID or a loss of no images says nothing
 draws_itself = {'vae.VAE', 'vae.Codec', 'published.PublishedCodec', 'gan.StyleGenerator'}                           # `forward` draws from the distribution of the latents
 
 by_net = pytest.mark.parametrize('name', sorted(nets))
@@ -186,6 +187,20 @@ def test_a_batch_of_two_is_two_singles(name):
     for i in range(2):
         for b,s in zip(both, run(net, rows(args, i))):
             if b.ndim: torch.testing.assert_close(b[i:i+1], s, rtol=1e-4, atol=1e-5)
+
+@by_net
+def test_no_images_are_an_empty_batch(name):
+    "A batch of none gives none, in the shape of all others, or is refused by name."
+    if name=='gan.Discriminator': pytest.xfail('begins with nn.PixelUnshuffle, which leaves the shape of an empty batch')
+    def none(o): return o[:0] if isinstance(o, torch.Tensor) else tuple(map(none, o)) if isinstance(o, tuple) and isinstance(o[0], torch.Tensor) else o
+    net,args = make(name).eval(),batch(name, 2)
+    if name in refuse_none:
+        with pytest.raises(ValueError, match='x.*: expected'): run(net, none(args))
+    else: assert [o.shape for o in run(net, tuple(map(none, args)))]==[o[:0].shape if o.ndim else o.shape for o in run(net, args)]
+
+@pytest.mark.parametrize('make', [lambda: get('ddpm.SmallUNet')((8,16), patch=2), lambda: get('unet.UNet')((8,16), n_emb=16, patch=2, norm=group)])
+def test_no_images_for_a_net_of_squares(make):
+    assert make()(torch.zeros(0, 1, 16, 16), torch.zeros(0)).shape==(0,1,16,16)
 
 @by_net
 def test_encoding_does_not_depend_on_neighbours(name):
@@ -259,7 +274,7 @@ def toy(x, sigma, cond=None):
 
 def draw(name, seeds, **kw):
     gens = [torch.Generator().manual_seed(s) for s in seeds]
-    x = torch.stack([torch.randn(1, 4, 4, generator=g) for g in gens])*9
+    x = torch.cat([torch.zeros(0, 1, 4, 4)] + [torch.randn(1, 1, 4, 4, generator=g) for g in gens])*9
     f = samplers[name]
     if 'generator' in inspect.signature(f).parameters: kw['generator'] = gens
     return f(toy, x, levels_down, **steps[name], **kw)
@@ -280,6 +295,9 @@ def test_sampler_sees_every_step_and_leaves_its_input(name):
     out = samplers[name](toy, x, levels_down, cb=lambda i, x, denoised: seen.append((i, x.shape, denoised.shape)), **steps[name], **kw)
     assert seen==[(i, x.shape, x.shape) for i in range(4)] and torch.equal(x, before)
     assert out.shape==x.shape and out.dtype==x.dtype and not out.requires_grad and torch.equal(torch.get_rng_state(), state)
+
+@by_sampler
+def test_sampler_of_no_images(name): assert draw(name, []).shape==(0,1,4,4)
 
 @by_sampler
 def test_sampler_refuses_numbers_that_are_not_finite(name):

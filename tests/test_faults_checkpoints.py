@@ -880,6 +880,34 @@ def test_home_is_understood_in_reading_and_writing(tmp_path, monkeypatch):
     save_checkpoint('~nobody-of-this-name', dict(a=1))                       # no such home: the name itself, as in a shell
     assert load_checkpoint('~nobody-of-this-name')==dict(a=1) and load_checkpoint('~/~nobody-of-this-name')==dict(a=1)
 
+@pytest.mark.skipif(os.name!='posix', reason='HOME')
+def test_a_home_of_nobody_is_a_name_like_any_other(tmp_path, monkeypatch):
+    from importlib.util import find_spec
+    from miniai import hub,lora,personalise,responsible,segmentation,serving,single_file
+    from miniai.checks.progress import progress_file
+    monkeypatch.chdir(tmp_path)
+    home = tmp_path/'~nobody-such'
+    home.mkdir()
+    personalise.save_concept('~nobody-such/c.safetensors', '<it>', torch.ones(4))
+    assert personalise._read_concept('~nobody-such/c.safetensors')[0]=='<it>'
+    (home/'x.json').write_text('{"minutes": 6}')
+    assert responsible.training_energy('~nobody-such', watts=10)==[dict(weights='x', minutes=6., wh=1.)]
+    assert responsible.emoji_credits(folder='~nobody-such')==[] and lora._file('~nobody-such/w.safetensors')==Path('~nobody-such/w.safetensors')
+    serving.Registry('~nobody-such/r')
+    serving.Journal('~nobody-such/j').close()
+    assert sorted(o.name for o in home.iterdir())==['c.safetensors', 'j', 'r', 'x.json'] and serving._weights_file('~nobody-such/w.safetensors')
+    assert serving.git_state('~nobody-such')==serving.git_state(home) and serving.serve_main(['--port', '0', '--registry', '~nobody-such/s'])==2
+    for o in (serving.RunCardCB('~nobody-such/k').path, serving.TensorBoardCB('~nobody-such/k').folder): assert o==Path('~nobody-such/k')
+    for f in (segmentation.load_sam, single_file.read_header, single_file.load_single_file, single_file.clip_tokenizer):
+        with pytest.raises(FileNotFoundError, match='there is no .*~nobody-such/n'): f('~nobody-such/n')
+    monkeypatch.setenv('MINIAI_PROGRESS', '~nobody-such/p')
+    assert progress_file()==Path('~nobody-such/p')
+    if find_spec('huggingface_hub'):
+        from huggingface_hub import constants
+        monkeypatch.setattr(constants, 'HF_HUB_CACHE', '~nobody-such/h')
+        monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+        with pytest.raises(OSError, match='not complete in the cache ~nobody-such/h'): hub.hub_folder('a/b')
+
 def test_classes_and_logits_out_of_range():
     from miniai.augment import calibration,confident_mistakes,fit_temperature
     g = torch.Generator().manual_seed(0)

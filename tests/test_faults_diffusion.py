@@ -1,5 +1,5 @@
 """Faults of ddpm, ddim, schedules, karras and fid that were found once: each test holds the right value."""
-import copy,json,math,os,time
+import copy,json,math,os,re,time
 from functools import partial
 from unittest import mock
 import numpy as np, pytest, torch
@@ -512,3 +512,17 @@ def test_an_average_leaves_out_the_steps_that_half_precision_leaves_out():
     learn = averaging(net, ema, cb, Spoil())
     learn.fit(1, valid=False)
     assert cb.skipped==2 and ema.n==3 and not hasattr(learn, 'stepped')
+
+# Copies
+
+def test_a_copy_is_at_distance_0():
+    "What looks for copies finds the nearest by `torch.cdist`, which rounds, and measures the distance by differences."
+    from common import cells,nbs,source
+    src, = [source(c) for c in cells(nbs/'15_ddpm.ipynb') if 'def nearest(x)' in source(c)]
+    lines = src[src.index('def nearest'):].split('\n\n')[0]
+    known = dict(torch=torch, train_images=torch.rand(300, 1, 28, 28, generator=torch.Generator().manual_seed(0))*2-1)
+    exec(lines, known)
+    assert known['nearest'](known['train_images'][:100]).eq(0).all()
+    wrong = [(f.name, line) for f in (*nbs.glob('*.ipynb'), *nbs.glob('appendix/*.ipynb')) for c in cells(f) for line in source(c).splitlines()
+             if re.search(r'(distance|far|nearest)\S*\s*=\s*torch\.cdist\(', line) and not re.search('compute_mode|argmin', line)]
+    assert wrong==[]

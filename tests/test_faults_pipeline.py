@@ -1,6 +1,8 @@
 "The pipeline and the command under hostile input: what they must refuse, keep, follow and clean up."
 import json,math,os,shutil,signal,subprocess,sys,time
+from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 import numpy as np
 import pytest,torch
 from common import python
@@ -370,6 +372,44 @@ def test_net_and_codec_of_emoji_are_saved_together(artist, tmp_path):
         for net in (artist.net, artist.codec): next(net.parameters()).fill_(.5 if net is artist.net else math.nan)
     with pytest.raises(ValueError, match='half precision cannot hold'): artist.save(tmp_path)
     assert held(tmp_path)==before and len(before)==4
+
+def test_a_killed_save_never_mixes_net_and_codec(artist, tmp_path, monkeypatch):
+    "Killed before any of the four renames, the old pipeline or the new one is loaded, or none."
+    from miniai.flow import EmojiDiffusion
+    replace,seen = os.replace,set()
+    parts = [{k: v.clone() for k,v in net.state_dict().items()} for net in (artist.net, artist.codec)]
+    def fill(scale):
+        for net,w in zip((artist.net, artist.codec), parts): net.load_state_dict({k: v*scale if v.is_floating_point() else v for k,v in w.items()})
+    for at in range(5):
+        folder,left = tmp_path/f'{at}',[at]
+        fill(1)
+        artist.save(folder)
+        fill(2)
+        def killed(a, b):
+            if folder in b.parents:
+                left[0] -= 1
+                if left[0]==-1:
+                    m.setattr(Path, 'unlink', lambda *args, **kw: None)         # a dead process tidies nothing up
+                    raise KeyboardInterrupt
+            replace(a, b)
+        with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt) if at<4 else nullcontext():
+            m.setattr(os, 'replace', killed)
+            artist.save(folder)
+        try: found = EmojiDiffusion.load(folder, artist.encoder)
+        except ValueError as e:
+            assert 'emoji_codec.safetensors is not the codec that was saved with ' in str(e) or 'is damaged: its sha256' in str(e)
+            seen.add('refused')
+        else:
+            for scale in (1, 2):
+                fill(scale)
+                same = [all(torch.allclose(v, w[k], atol=2e-3, rtol=2e-3) for k,v in net.state_dict().items()) for net,w in
+                        ((artist.net, found.net.state_dict()), (artist.codec, found.codec.state_dict()))]
+                assert same[0]==same[1]
+                if all(same): seen.add(scale)
+        fill(2)
+        artist.save(folder)
+        EmojiDiffusion.load(folder, artist.encoder)
+    assert seen=={1, 2, 'refused'}
 
 @pytest.mark.parametrize('name', ['emoji_flow.json', 'emoji_codec.json'])
 def test_a_json_of_somebody_else_is_left_alone(artist, tmp_path, name):

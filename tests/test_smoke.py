@@ -255,6 +255,7 @@ def call_ddpm():
     with pytest.raises(FloatingPointError): d.finite_images(x/0)
     assert torch.equal(d.ask_network(lambda x,c: x, x, 3.)[1], x/10**.5) and torch.equal(d.clean_images(SimpleNamespace(batch=(x, y))), x)
     d.check_images(x, 1, 2), d.check_levels(torch.zeros(3), 3)
+    assert torch.equal(d.space_to_depth(x, 2), nn.functional.pixel_unshuffle(x, 2)) and d.space_to_depth(x[:0], 2).shape==(0,4,4,4)
     with pytest.raises(ValueError, match='c: expected one noise level per image'): d.check_levels(torch.zeros(3), 2)
     net,ema = d.SmallUNet((4,8)),d.EMACB()
     l.Learner(net, dls(), lr=1e-3, cbs=[l.TrainCB(n_inp=2), d.DDPMCB(sched), ema]).fit(1)
@@ -659,6 +660,8 @@ def call_personalise():
     id = p.add_word(tuned, '<it>', p.random_row(pipe))
     assert [n for n,_ in p.TextualInversion(tuned, id).named_parameters()]==['vector']
     assert type(p.training_task(pipe)).__name__=='KarrasCB'
+    p.check_trainable(pipe.unet.parameters())
+    with pytest.raises(ValueError, match='pipe: expected float32 weights to train, got bfloat16'): p.check_trainable([torch.ones(2).bfloat16()])
     prior = p.PriorCB(p.prior_examples(pipe, ['a red star', 'a blue ring'], steps=1))
     learn = p.dreambooth(tuned, images, said, steps=1, bs=2, prior=prior, params=[tuned.unet.head.weight])
     assert learn.model.unet is tuned.unet

@@ -14,7 +14,7 @@ from pathlib import Path
 def progress_file(): # `Path`, or None if nothing is to be remembered
     "The file that remembers what passed: `MINIAI_PROGRESS`, or a place in your own data folder."
     path = os.environ.get('MINIAI_PROGRESS')
-    if path is not None: return Path(path).expanduser() if path.strip() else None
+    if path is not None: return Path(os.path.expanduser(path)) if path.strip() else None
     import platformdirs
     return platformdirs.user_data_path('miniai', appauthor=False)/'progress.json'
 
