@@ -297,7 +297,7 @@ def _to_float(x):
 class AutocastCB(TrainCB):
     "`TrainCB` with products in bfloat16; weights, gradients, predictions, loss stay float32."
     def __init__(self,
-        dtype='auto', # 'auto' for bfloat16 where it is fast, bfloat16 anywhere, None for nowhere
+        dtype='auto', # 'auto' for bfloat16 where it is fast, bfloat16 anywhere, None for none
         n_inp=1, # How many parts of the batch are inputs; the rest are targets
         keys=None, # Order of the parts, where a batch is a dict
     ):

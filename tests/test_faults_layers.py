@@ -222,7 +222,7 @@ def test_tables_show_what_is_true():
 
 # Operations
 
-def counted(net, *xb, **kw):
+def operations(net, *xb, **kw):
     "What PyTorch counts in linear layers, and what in products of two activations; without its fast path, of which it counts nothing."
     from torch.utils.flop_counter import FlopCounterMode
     with FlopCounterMode(display=False) as c: net(*xb, **kw)
@@ -236,10 +236,10 @@ def test_operations_of_attention_as_pytorch_has_it(kw):
     net = nn.MultiheadAttention(16, 2, **kw)
     n,s = (3, 7) if 'batch_first' in kw else (7, 3)
     q,k,v = torch.randn(3 if n==3 else 5, 5 if n==3 else 3, 16),torch.randn(n, s, kw.get('kdim', 16)),torch.randn(n, s, kw.get('vdim', 16))
-    linear,products = counted(net, q, k, v)
+    linear,products = operations(net, q, k, v)
     assert flops(net, q, k, v)==linear>0<products
     if not kw: assert flops(net, q[:,0], k[:,0], v[:,0])==linear/3                     # without an axis for the batch
-    if 'kdim' not in kw: assert flops(net, q, q, q)==counted(net, q, q, q)[0]          # evaluation takes a fast path of one call
+    if 'kdim' not in kw: assert flops(net, q, q, q)==operations(net, q, q, q)[0]          # evaluation takes a fast path of one call
     outer = nn.ModuleList([nn.MultiheadAttention(16, 2, **kw)])
     outer.forward = lambda a, b, c: outer[0](a, key=b, value=c)
     with pytest.warns(UserWarning, match='left out an nn.MultiheadAttention that is called by keywords'): assert flops(outer, q, k, v)==0
@@ -249,5 +249,5 @@ def test_operations_of_layers_made_of_attention():
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
     x = torch.randn(3, 5, 16)
     for net,xb in ((layer, (x,)), (nn.TransformerEncoder(layer, 2), (x,)), (nn.TransformerDecoderLayer(16, 2, 32, batch_first=True), (x, x[:,:2]))):
-        assert flops(net, *xb)==counted(net, *xb)[0]>0
+        assert flops(net, *xb)==operations(net, *xb)[0]>0
         assert summary(net, *xb, depth=None)[-1]['MFLOPs']*1e6==pytest.approx(flops(net, *xb))
