@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from typing import NamedTuple
 from torch import nn
 from .data import finite_number,whole_number
-from .ddpm import load_model
+from .ddpm import load_model,space_to_depth
 from .resnet import autocast
 
 # %% ../nbs/36_gan.ipynb #81779b1d
@@ -361,7 +361,7 @@ class Discriminator(nn.Module):
         nn.init.zeros_(self.embed.weight)
 
     def forward(self, x, y): # Images (n,1,28,28), classes (n,); logits (n,)
-        h = self.net(x).to(self.out.weight.dtype)
+        h = self.net[1:](space_to_depth(x, 2)).to(self.out.weight.dtype)
         return self.out(h)[:,0]+(h*self.embed(y)).sum(1)/h.shape[1]**.5
 
 # %% ../nbs/36_gan.ipynb #17197e22

@@ -719,7 +719,7 @@ def load_tokenizer(
     n_ctx=77, # Ids in a row, if the folder does not say
 ): # `FilledTokenizer`
     "CLIP's tokenizer from a model's folder."
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     configs = [_json(folder/o) for o in ('tokenizer_config.json','special_tokens_map.json')
                if (folder/o).is_file()]
     if (folder/'merges.txt').is_file():
@@ -831,7 +831,7 @@ def load_published(
         raise ValueError(f"dtype: expected float32, bfloat16 or float16, got {dtype}")
     if not (velocity is None or isinstance(velocity, bool)):
         raise TypeError(f"velocity: expected True, False or None, got {velocity!r}")
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     if folder.is_file():
         from miniai.single_file import load_single_file
         return load_single_file(folder, dtype, size, skip, velocity, tokenizer)
@@ -862,7 +862,7 @@ def their_weights(
 
 def _new_folder(path, write):
     "Let `write` fill a folder under another name, then rename it; nothing there is replaced."
-    path = Path(os.path.realpath(Path(path).expanduser()))
+    path = Path(os.path.realpath(os.path.expanduser(path)))
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"path: expected a new or an empty folder, got {path}")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ __all__ = ['draw_stickers', 'patch_embed', 'ViTBlock', 'rotate', 'RotaryAttentio
 # %% ../nbs/38_vit.ipynb #9deadd33
 #| code-summary: "Imports of the module"
 #| code-fold: true
-import copy,json,math,torch
+import copy,json,math,os,torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from pathlib import Path
@@ -331,7 +331,7 @@ def load_vit(
     folder, # With `config.json` and `model.safetensors`, as transformers writes them
 ): # `ViT`, on the CPU, in evaluation mode; with its head, if a ViT's file has a classifier
     "A published ViT or DINOv2; every name and shape is checked, and nothing may be left over."
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     kind,c = _vit_config(folder)
     file = folder/'model.safetensors'
     if not file.is_file(): raise FileNotFoundError(f"folder: there is no {file}")
