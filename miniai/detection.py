@@ -272,14 +272,14 @@ def precision_area(
 #| code-fold: true
 def _right(found, boxes, limit):
     "Bool for each box of one image and one kind, the surest first: did it find a free object?"
-    iou = box_iou(found.double(), boxes.double())
-    taken = torch.zeros(len(boxes), dtype=torch.bool)
-    res = torch.zeros(len(found), dtype=torch.bool)
-    for i in range(len(found)):
-        free = iou[i].where(~taken, -1.)
-        if len(boxes) and free.max()>=limit:
-            res[i],taken[(free==free.max()).nonzero()[-1]] = True,True   # the last of equals
-    return res
+    taken,res = set(),[]
+    for row in box_iou(found.double(), boxes.double()).tolist():
+        best,mine = min(limit, 1-1e-10),None                     # as COCO, for a limit of 1
+        for j,iou in enumerate(row):
+            if iou>=best and j not in taken: best,mine = iou,j   # the last of equals
+        if mine is not None: taken.add(mine)
+        res.append(mine is not None)
+    return torch.tensor(res, dtype=torch.bool)
 
 def average_precision(
     found, # List of `Found`, one per image
@@ -573,8 +573,10 @@ def _paste(cutouts, kinds, grounds, n, gen, size, m):
     c,s = turn.cos()/scale,turn.sin()/scale
     mat = torch.stack([c,s,-s,c], -1).unflatten(-1, (2,2))      # from the image to the cut-out
     mat = torch.cat([mat, -mat@at[...,None]], -1).flatten(0, 1)
-    rgba = cutouts[which.flatten()]
-    rgba = torch.cat([rgba[:,:3]*rgba[:,3:], rgba[:,3:]], 1)    # no colour where it is clear
+    rgba = torch.cat([cutouts[:,:3]*cutouts[:,3:], cutouts[:,3:]], 1)   # no colour where clear
+    if max(rgba.shape[2:])>size//2:                             # none is drawn larger than half
+        rgba = F.interpolate(rgba, [max(1, size//2)]*2, mode='bilinear', antialias=True)
+    rgba = rgba[which.flatten()]
     grid = F.affine_grid(mat, (n*m,4,size,size), align_corners=False)
     rgba = F.grid_sample(rgba, grid, align_corners=False).unflatten(0, (n,m))
     alpha = rgba[:,:,3]

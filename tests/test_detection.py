@@ -1,5 +1,7 @@
-"""Faults of lesson 40 and their right values: boxes, suppression, precision, matching, files."""
-import math
+"""Faults of lesson 40 and their right values: boxes, suppression, precision, matching, files; and thousands of random cases beside the COCO
+tools, whose counts and largest differences benchmarks/detection_parity.py writes into the table that the lesson shows."""
+import contextlib,ctypes,io,math
+from pathlib import Path
 import numpy as np
 import pytest, torch
 from miniai import detection as d
@@ -163,3 +165,140 @@ def test_matching_is_the_same_without_scipy(monkeypatch, shape):
     want = pairs()
     monkeypatch.setattr(d, 'linear_sum_assignment', None)
     assert pairs()==want and len(want)==min(shape)
+
+def random_boxes(rng, n):
+    "Corners (n,4), float64: lonely, crowded, within each other, on a grid (some equal, some touch), or thin."
+    kind = rng.integers(5)
+    lo,size = rng.random((n,2)),(.05,.9,.5,.25,.3)[kind]*rng.random((n,2))+.01
+    if kind==2: size = size*rng.choice([.2,1,2], (n,1))
+    if kind==2: lo = .5-size*rng.random((n,2))
+    if kind==3: lo,size = rng.integers(8, size=(n,2))/16,rng.integers(1, 5, size=(n,2))/16
+    if kind==4: size[:,rng.integers(2)] = .002
+    return np.concatenate([lo, lo+size], 1)
+
+def wide(b):
+    "Corners as the COCO tools write boxes: left, top, width, height."
+    return np.concatenate([b[...,:2], b[...,2:]-b[...,:2]], -1)
+
+def farthest(f, reference, rounds=40, n=60, boxes=random_boxes):
+    "`(pairs of boxes, largest difference)` of `f` to `reference`."
+    far = 0.
+    for k in range(rounds):
+        a,b = np.split(boxes(np.random.default_rng(k), 2*n), 2)
+        far = np.maximum(far, np.abs(f(torch.tensor(a), torch.tensor(b)).numpy()-reference(a, b)).max())
+    return rounds*n*n,float(far)
+
+def iou_of_coco(a, b): return pytest.importorskip('pycocotools.mask').iou(wide(a), wide(b), [False]*len(b))
+
+def giou_of_sizes(a, b):
+    "torchvision's generalised IoU, from centres and sizes instead of corners: no corner of the overlap or the hull is ever computed."
+    (ca,sa),(cb,sb) = (((o[...,:2]+o[...,2:])/2,o[...,2:]-o[...,:2]) for o in (a[:,None], b[None]))
+    off,mean,small,large = np.abs(ca-cb),(sa+sb)/2,np.minimum(sa, sb),np.maximum(sa, sb)
+    both = np.clip(np.minimum(mean-off, small), 0, None).prod(-1)
+    hull = np.maximum(mean+off, large).prod(-1)
+    union = sa.prod(-1)+sb.prod(-1)-both
+    return both/union-(hull-union)/hull
+
+def grid_boxes(rng, n):
+    lo = rng.integers(20, size=(n,2))
+    return np.concatenate([lo, lo+rng.integers(1, 13, size=(n,2))], 1).astype(float)
+
+def giou_of_pixels(a, b):
+    "The same by counting the pixels of boxes with whole corners."
+    def painted(o):
+        at = np.arange(32)
+        x,y = ((at>=o[:,i,None])&(at<o[:,i+2,None]) for i in (0, 1))
+        return y[:,:,None]&x[:,None]
+    p,q = painted(a)[:,None],painted(b)[None]
+    both,either = (p&q).sum((2,3)),p|q
+    union = either.sum((2,3))
+    spans = [np.array([[np.ptp(np.flatnonzero(r))+1 for r in row] for row in either.any(axis)]) for axis in (2, 3)]
+    hull = spans[0]*spans[1]
+    return both/union-(hull-union)/hull
+
+def nms_of_coco(rounds=300):
+    "`(boxes, images in which what is kept differs)` of `nms` to `bbNms` in the C code of the COCO tools: crowds of up to 200 boxes, ties of scores."
+    part = pytest.importorskip('pycocotools._mask')
+    try: run = ctypes.CDLL(part.__file__).bbNms
+    except (AttributeError, OSError): pytest.skip('this build of pycocotools shows no bbNms')
+    run.argtypes,run.restype = (ctypes.c_void_p,ctypes.c_size_t,ctypes.c_void_p,ctypes.c_double),None
+    count,differ = 0,0
+    for k in range(rounds):
+        rng = np.random.default_rng(k)
+        n,limit = int(rng.integers(1, 201)),(.3,.5,.7)[k%3]
+        boxes,scores = random_boxes(rng, n),rng.random(n) if k%2 else rng.integers(9, size=n)/8
+        order = np.argsort(-scores, kind='stable')
+        rows,keep = np.ascontiguousarray(wide(boxes[order])),np.zeros(n, np.uint32)
+        run(rows.ctypes.data, n, keep.ctypes.data, limit)
+        count += n
+        differ += d.nms(torch.tensor(boxes), torch.tensor(scores), limit).tolist()!=order[keep>0].tolist()
+    return count,differ
+
+families = {'moved copies, doubles, inventions': 900, 'equal IoUs and scores': 900, 'empty images and kinds': 400, 'crowded images': 200}
+
+def ap_case(rng, family):
+    "Answers and objects of one kind in three images: `(boxes, scores, true boxes)` for each, float64."
+    res = []
+    for i in range(3):
+        m = rng.integers(4)
+        if family=='crowded images' and not i: m = rng.integers(20, 41)
+        if family=='empty images and kinds': m = int(rng.random()<.2)
+        grid = family=='equal IoUs and scores' or (family=='crowded images' and rng.random()<.5)
+        true = random_boxes(rng, m)
+        if grid: true = np.concatenate([lo := rng.integers(8, size=(m,2)), lo+rng.integers(2, 5, size=(m,2))], 1)/16
+        copies = true[rng.integers(m, size=rng.integers(2*m+1))] if m else true
+        if rng.random()<.1 and m>19: copies = np.concatenate([copies]*4)                # more than the hundred that count
+        found = np.concatenate([copies + (rng.integers(2, size=(len(copies),1))/16 if grid else .03*rng.normal(size=(len(copies),4))),
+                                random_boxes(rng, rng.integers(3))])
+        found = np.concatenate([found[:,:2], np.maximum(found[:,2:], found[:,:2]+1/64)], 1)
+        if family=='empty images and kinds' and rng.random()<.5: found = found[:0]
+        res.append((found, rng.integers(5, size=len(found))/4 if grid else rng.random(len(found)), true))
+    return res
+
+def ap_of_coco(cases, limits):
+    "By the COCO tools, (limits,cases): each case is a kind of its own, so that one run judges all; -1 where a kind has no object."
+    tools = [pytest.importorskip(f'pycocotools.{o}') for o in ('coco','cocoeval')]
+    rows = [(i+1, k+1, *o) for k,case in enumerate(cases) for i,o in enumerate(case)]
+    truth = tools[0].COCO()
+    truth.dataset = dict(info={}, images=[dict(id=i+1) for i in range(3)], categories=[dict(id=k+1) for k in range(len(cases))],
+                         annotations=[dict(image_id=i, category_id=k, bbox=b, iscrowd=0, area=b[2]*b[3]) for i,k,_,_,true in rows for b in wide(true).tolist()])
+    for j,o in enumerate(truth.dataset['annotations']): o['id'] = j+1
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+        run = tools[1].COCOeval(truth, truth.loadRes([dict(image_id=i, category_id=k, bbox=b, score=s) for i,k,found,scores,_ in rows
+                                                      for b,s in zip(wide(found).tolist(), scores.tolist())]), 'bbox')
+        run.params.iouThrs,run.params.maxDets = np.array(limits),[100]
+        run.params.areaRng,run.params.areaRngLbl = [[0,1e10]],['all']
+        run.evaluate()
+        run.accumulate()
+    return run.eval['precision'][:,:,:,0,-1].mean(1)
+
+def ap_of_ours(case, limit):
+    "By `average_precision`; -1 where there is no object."
+    found = [d.Found(torch.tensor(b), torch.tensor(s), torch.zeros(len(s)).long()) for b,s,_ in case]
+    m = max(len(true) for *_,true in case)
+    boxes,labels = torch.zeros(3, m, 4, dtype=torch.float64),torch.full((3,m), -1)
+    for i,(*_,true) in enumerate(case): boxes[i,:len(true)],labels[i,:len(true)] = torch.tensor(true),0
+    return d.average_precision(found, boxes, labels, limit).get(0, -1.)
+
+def compare_ap(limits=(.3,.5,.75)):
+    "{family: (cases, largest difference)} on random cases, whose limits take turns."
+    rng = np.random.default_rng(0)
+    cases = {f: [ap_case(rng, f) for _ in range(n)] for f,n in families.items()}
+    theirs = iter(ap_of_coco(sum(cases.values(), []), limits).T)
+    far = {f: float(np.max([abs(ap_of_ours(o, limits[k%3])-next(theirs)[k%3]) for k,o in enumerate(rows)])) for f,rows in cases.items()}
+    return {f: (len(cases[f]),far[f]) for f in cases}
+
+def test_thousands_of_ious_are_those_of_coco(): assert farthest(d.box_iou, iou_of_coco)[1]<1e-10
+
+def test_thousands_of_generalised_ious_are_those_of_two_other_formulas():
+    assert farthest(d.box_giou, giou_of_sizes)[1]<1e-10
+    assert farthest(d.box_giou, giou_of_pixels, 10, 30, grid_boxes)[1]<1e-12
+
+def test_nms_keeps_in_crowds_what_the_code_of_coco_keeps(): assert nms_of_coco()[1]==0
+
+def test_thousands_of_average_precisions_are_those_of_coco():
+    res = compare_ap()
+    stored = (Path(__file__).resolve().parent.parent/'benchmarks/results/detection_parity.md').read_text(encoding='utf-8')
+    assert all(f'{n:,}: {family}' in stored for family,(n,_) in res.items()), "run `python benchmarks/detection_parity.py`"
+    assert sum(families.values())>=2000 and max(far for _,far in res.values())<1e-9, res
