@@ -1,16 +1,21 @@
 """Three decoders on the same frozen image encoder, three seeds each; the last of them also with positions, and from nothing, its encoder too.
 
 Run: `python benchmarks/captioning.py`. Each run adds a line to `benchmarks/results/captioning.jsonl`; runs that are there already are left
-out, so that it can be stopped and started again. A run takes up to a minute of one core. Lesson 39 shows the results."""
-import json,time
+out, so that it can be stopped and started again. A run takes up to a minute of one core. Lesson 39 shows the results.
+
+`python benchmarks/captioning.py --length` asks instead what the length penalty does to a transformer that has read whole captions and shortened ones;
+it writes `benchmarks/results/captioning_length.jsonl`, one line for each penalty."""
+import argparse,json,time
 from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
 from miniai.attention import attention,grid_positions
-from miniai.captioning import Captioner,FeatureMap,caption_score,greedy_search,next_scores,references
+from miniai.captioning import (Captioner,FeatureMap,beam_search,bleu,cached_scores,caption_score,greedy_search,next_scores,parse_caption,
+                               references)
 from miniai.clip import load_clip
-from miniai.data import COLOURS,SEEN,draw_scenes,random_scenes
+from miniai.data import COLOURS,SEEN,draw_scenes,drop_words,random_scenes
+from miniai.latents import scene_targets
 from miniai.resnet import autocast
 
 out = Path(__file__).parent/'results/captioning.jsonl'
@@ -80,8 +85,8 @@ def goes_on(net, tok, scenes, x, wrong):
     return right/len(two)
 
 
-def run(make, lr, seed, frozen, tok, clip, data, test):
-    "Train one decoder and measure it."
+def fit(make, lr, seed, frozen, tok, clip, data):
+    "Train one decoder: `(net, number of parameters, mean loss of the last 20 batches, seconds)`."
     torch.manual_seed(seed)
     image = FeatureMap()
     if frozen: image.copy_from(clip.image).eval().requires_grad_(False)
@@ -94,7 +99,7 @@ def run(make, lr, seed, frozen, tok, clip, data, test):
     opt = torch.optim.AdamW(params, lr)
     sched = torch.optim.lr_scheduler.OneCycleLR(opt, lr, n_batches)
     for _ in range(n_batches):
-        i,j = torch.randint(n_train, (bs,), generator=gen),torch.randint(2, (bs,), generator=gen)
+        i,j = torch.randint(n_train, (bs,), generator=gen),torch.randint(ids.shape[1], (bs,), generator=gen)
         y = ids[i,j]
         with autocast('cpu'): scores = net.decode(y[:,:-1], net.into(x[i] if frozen else image(x[i])))
         loss = F.cross_entropy(scores.float().flatten(0, 1), y[:,1:].masked_fill(y[:,:-1]==tok.end, -100).flatten())
@@ -104,22 +109,57 @@ def run(make, lr, seed, frozen, tok, clip, data, test):
         sched.step()
         opt.zero_grad()
         losses.append(loss.item())
-    seconds = time.process_time()-start
-    net.eval()
+    return net.eval(),sum(p.numel() for p in params),sum(losses[-20:])/20,round(time.process_time()-start)
+
+
+def run(make, lr, seed, frozen, tok, clip, data, test):
+    "Train one decoder and measure it."
+    net,n_params,loss,seconds = fit(make, lr, seed, frozen, tok, clip, data)
     scenes,x,_ = test
     with torch.no_grad():
         texts = [tok.decode(o) for o in greedy_search(next_scores(net, x), torch.full((len(x), 1), tok.start), tok.end)]
         right,wrong = (goes_on(net, tok, scenes, x, o) for o in (False, True))
     def exact(n): return caption_score(*zip(*[(t, s) for t,s in zip(texts, scenes) if len(s.things)==n])).exact
     score = caption_score(texts, scenes)
-    return dict(parameters=sum(p.numel() for p in params), loss=sum(losses[-20:])/20, one=exact(1), two=exact(2), exact=score.exact,
-                attributes=score.attributes, right_words=right, wrong_colour=wrong, seconds=round(seconds))
+    return dict(parameters=n_params, loss=loss, one=exact(1), two=exact(2), exact=score.exact,
+                attributes=score.attributes, right_words=right, wrong_colour=wrong, seconds=seconds)
+
+
+def nothing_false(text, scene):
+    "Is all true that a caption says?"
+    read = parse_caption(text)
+    if read is None: return False
+    got,want = scene_targets([read, scene])[:,:8]
+    return len(read.things)==len(scene.things) and bool(((got==want)|(got<0)).all())
+
+
+@torch.no_grad()
+def lengths(tok, clip, data, test, penalties=(-2.,-1.,-.5,0.,.5,1.,2.,4.), n_beams=4, seed=0):
+    "One line for each length penalty, of a transformer to which half of the captions came with words left out."
+    scenes,x,ids = data
+    fewer = [references(s) for s in drop_words(scenes, .5, 39)]
+    ids = torch.cat([ids, torch.stack([tok([t[j] for t in fewer])[:,:18] for j in (0,-1)], 1)], 1)
+    with torch.enable_grad(): net,_,loss,_ = fit(transformer, 3e-3, seed, True, tok, clip, (scenes, x, ids))
+    scenes,x,_ = test
+    told,scores,start = [references(s) for s in scenes],cached_scores(net, x),torch.full((len(x), 1), tok.start)
+    for a in penalties:
+        texts = [tok.decode(o[0]) for o in beam_search(scores, start, tok.end, n_beams=n_beams, length_penalty=a)[0]]
+        score = caption_score(texts, scenes)
+        yield dict(penalty=a, beams=n_beams, words=sum(len(t.split()) for t in texts)/len(texts), exact=score.exact, attributes=score.attributes,
+                   nothing_false=sum(map(nothing_false, texts, scenes))/len(texts), bleu=bleu(texts, told), loss=loss, seed=seed)
 
 
 def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--length', action='store_true', help='measure the length penalty')
+    args = p.parse_args()
     torch.set_num_threads(1)
     clip,tok = load_clip()
     data,test = rows(n_train, 39, tok),rows(200, 391, tok)
+    if args.length:
+        lines = [json.dumps({k: round(v, 4) for k,v in o.items()}) for o in lengths(tok, clip, data, test)]
+        out.with_name('captioning_length.jsonl').write_text('\n'.join(lines)+'\n')
+        return print(*lines, sep='\n')
     done = [json.loads(o) for o in out.read_text().splitlines()] if out.exists() else []
     kinds = dict(zip(('one vector', 'looks', 'transformer', 'transformer, places marked', 'transformer, from nothing'),
                      ((OneVector, 5e-3, True), (Looking, 5e-3, True), (transformer, 3e-3, True), (marked, 3e-3, True), (transformer, 3e-3, False))))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FeatureMap', 'references', 'parse_caption', 'CaptionScore', 'caption_score', 'next_scores', 'greedy_search',
-           'Captioner', 'beam_search', 'temperature_sampling', 'rerank', 'bleu', 'cider', 'load_captioner',
-           'interrogate']
+           'Captioner', 'beam_search', 'temperature_sampling', 'cached_scores', 'rerank', 'bleu', 'cider',
+           'load_captioner', 'nearest_phrases', 'interrogate']
 
 # %% ../nbs/39_captioning.ipynb #14d9d461
 #| code-summary: "Imports of the module miniai.captioning"
@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from typing import NamedTuple
 from torch import nn
 from .attention import TransformerBlock
+from .autoregressive import KVCache
 from .clip import ImageEncoder,load_with_words
 from .data import BACKGROUNDS,COLOURS,RELATIONS,SHAPES,SIZES
 from .data import Scene,Thing,caption,check_finite,whole_number
@@ -292,6 +293,107 @@ def temperature_sampling(
         return torch.multinomial(p, 1, generator=generator)[:,0]
     return _write(scores, ids, end, n_most, choose)
 
+# %% ../nbs/39_captioning.ipynb #5d384feb
+#| code-summary: "Exported: a block for new words only, with keys and values of all that it looks at"
+#| code-fold: true
+def _heads(o, n): return o.unflatten(2, (n, -1)).transpose(1, 2)     # -> (n,heads,l,d)
+def _joined(o): return o.transpose(1, 2).flatten(2)                  # and back
+
+def _cached_block(b, h, cache, i, seen):
+    "Block `i` for new words `h`, (n*k,m,f); `seen` are keys and values of the n images."
+    q,k,v = b.attend._heads(b.norm1(h), None)
+    k,v = cache.add(i, k, v)
+    m,l = q.shape[2],k.shape[2]
+    mask = None if m==1 else torch.ones(m, l, dtype=torch.bool, device=h.device).tril(l-m)
+    h = h + b.attend.out(_joined(F.scaled_dot_product_attention(q, k, v, mask)))
+    # the k rows of an image ask its places together, as if they were k*m words of one row
+    q = b.cross.q(b.norm2(h)).reshape(len(seen[0]), -1, h.shape[2])
+    y = F.scaled_dot_product_attention(_heads(q, b.cross.n_heads), *seen)
+    h = h + b.cross.out(_joined(y)).reshape(h.shape)
+    return h + b.ff(b.norm3(h))
+
+# %% ../nbs/39_captioning.ipynb #bf986df0
+@patch
+def remember(self:Captioner,
+    places, # What `encode` gave, (n,places,f)
+): # For each block `(keys, values)` of the places, (n,heads,places,d) each
+    "What all words of a caption look up in the image, computed once."
+    pairs = [b.cross.kv(places).chunk(2, 2) for b in self.blocks]
+    return [tuple(_heads(o, b.cross.n_heads) for o in p) for p,b in zip(pairs, self.blocks)]
+
+@patch
+def step(self:Captioner,
+    ids, # New ids, (n*k,m), int64: those behind the words that the cache holds
+    cache, # `KVCache` of this net for n*k rows, which grows
+    seen, # What `remember` gave for n images
+): # Scores of the id after the last one, (n*k,n_vocab)
+    "What comes next, with all earlier words from the cache."
+    start,end = cache.length,cache.length+ids.shape[1]
+    _check_ids(ids, len(self.positions)-start)
+    h = self.tokens(ids) + self.positions[start:end]
+    for i,(b,o) in enumerate(zip(self.blocks, seen)): h = _cached_block(b, h, cache, i, o)
+    return self.norm(h[:,-1])@self.tokens.weight.T
+
+# %% ../nbs/39_captioning.ipynb #5ffe6432
+#| code-summary: "Exported: which earlier row each row of ids continues"
+#| code-fold: true
+def _continued(past, ids, n):
+    "For each row of `ids` a row of `past`, of the same of `n` images, that it continues."
+    if past is None or len(past)!=len(ids) or past.shape[1]>=ids.shape[1]: return None
+    new,old = (o[:,:past.shape[1]].reshape(n, -1, past.shape[1]) for o in (ids, past))
+    same = (new[:,:,None]==old[:,None]).all(3)                       # (n,k,k)
+    if not same.any(2).all(): return None
+    first = torch.arange(n, device=ids.device)[:,None]*new.shape[1]
+    return (same.int().argmax(2)+first).flatten()
+
+# %% ../nbs/39_captioning.ipynb #dbbf778b
+def cached_scores(
+    net, # `Captioner`; its mode stays
+    x, # As in `next_scores`
+): # As `next_scores`
+    "The same scores as `next_scores`, with keys and values kept from one question to the next."
+    places = net.encode(x)
+    seen,past,cache = net.remember(places),None,None
+    def scores(ids):
+        nonlocal past,cache
+        rows = _continued(past, ids, len(places))
+        if rows is None: cache = KVCache(net, len(ids))              # begin afresh
+        elif (rows.diff()!=1).any():                                 # rows have moved
+            l = cache.length
+            for o in (cache.k, cache.v): o[:,:,:,:l] = o[:,rows,:,:l]
+        past = ids
+        return net.step(ids[:,cache.length:], cache, seen)
+    return scores
+
+# %% ../nbs/39_captioning.ipynb #0e12f534
+#| code-summary: "Exported: vectors of texts, log probabilities of texts, and a clear error for lists that are none"
+#| code-fold: true
+def _text_vectors(clip, tok, texts, bs=256):
+    "CLIP's vectors of texts, (n,d)."
+    with evaluating(clip):
+        parts = [clip.encode_text(tok(texts[i:i+bs]).to(clip.log_scale.device))
+                 for i in range(0, len(texts), bs)]
+    return torch.cat(parts)
+
+def _log_probs(net, tok, x, texts, bs=256):
+    "For each image the log probability of each of its texts, as `net` would write them."
+    device,parts,flat = next(net.parameters()).device,[],[o for t in texts for o in t]
+    of = torch.tensor([i for i,t in enumerate(texts) for _ in t], device=device)
+    with evaluating(net):
+        places = net.encode(x.to(device))
+        for i in range(0, len(flat), bs):
+            ids = tok(flat[i:i+bs]).to(device)
+            ids = ids[:,:(ids!=tok.end).sum(1).max()+1]
+            logp = net.decode(ids[:,:-1], places[of[i:i+bs]]).float().log_softmax(-1)
+            logp = logp.gather(2, ids[:,1:,None])[...,0]
+            parts.append(logp.masked_fill(ids[:,:-1]==tok.end, 0.).sum(1))
+    return torch.cat(parts).split([len(t) for t in texts])
+
+def _check_lists(texts, x):
+    _as_many(texts, x, 'x')
+    if any(isinstance(t, str) or not len(t) for t in texts):
+        raise ValueError("texts: expected a list of one or more captions for each image")
+
 # %% ../nbs/39_captioning.ipynb #a6ce770b
 @torch.no_grad()
 def rerank(
@@ -299,18 +401,17 @@ def rerank(
     tok, # Its `Tokenizer`
     x, # Images, (n,3,h,w), float in [-1,1]
     texts, # For each image a list of one or more str
+    writer=None, # A second judge, such as a `Captioner` that reads the ids of `tok`
 ): # List of n str
     "Of the captions of each image the one that CLIP finds nearest: arXiv:2103.00020."
-    _as_many(texts, x, 'x')
-    if any(isinstance(t, str) or not len(t) for t in texts):
-        raise ValueError("texts: expected a list of one or more captions for each image")
+    _check_lists(texts, x)
     device,flat = clip.log_scale.device,sorted({o for t in texts for o in t})
-    with evaluating(clip):
-        image = clip.encode_image(x.to(device))
-        vectors = torch.cat([clip.encode_text(tok(flat[i:i+256]).to(device))
-                             for i in range(0, len(flat), 256)])
-    row = {o: v for o,v in zip(flat, vectors)}
+    row = dict(zip(flat, _text_vectors(clip, tok, flat)))
+    with evaluating(clip): image = clip.encode_image(x.to(device))
     best = [torch.stack([row[o] for o in t])@v for t,v in zip(texts, image)]
+    if writer is not None: # both are log probabilities, up to a number for each image
+        said = _log_probs(writer, tok, x, texts)
+        best = [clip.scale*b + s.to(device) for b,s in zip(best, said)]
     return [t[b.argmax()] for t,b in zip(texts, best)]
 
 # %% ../nbs/39_captioning.ipynb #e898b675
@@ -390,7 +491,8 @@ def _beams(net, x, tok, n_beams, bs): # For each image a list of `n_beams` str, 
     with evaluating(net):
         for o in check_finite(x, 'x').split(bs) if len(x) else ():
             ids = torch.full((len(o), 1), tok.start, device=device)
-            ids = beam_search(next_scores(net, o.to(device)), ids, tok.end, room, n_beams)[0]
+            scores = cached_scores(net, o.to(device))
+            ids = beam_search(scores, ids, tok.end, room, n_beams)[0]
             texts += [[tok.decode(i) for i in row] for row in ids.tolist()]
     return texts
 
@@ -403,6 +505,36 @@ def load_captioner(
     "A captioner of drawn scenes with stored weights, and its tokenizer."
     return load_with_words(path, Captioner)
 
+# %% ../nbs/39_captioning.ipynb #b9caf29a
+@torch.no_grad()
+def nearest_phrases(
+    clip, # `CLIP`
+    tok, # Its `Tokenizer`
+    x, # Images, (n,3,h,w), float in [-1,1]
+    phrases, # List of str
+    n=4, # How many for each image; all of them if there are fewer
+): # For each image a list of str, the nearest first
+    "The phrases that CLIP finds nearest."
+    if isinstance(phrases, str) or not len(phrases):
+        raise ValueError("phrases: expected a list of one or more str")
+    v,n = _text_vectors(clip, tok, list(phrases)),min(whole_number('n', n), len(phrases))
+    with evaluating(clip): order = (clip.encode_image(x.to(v.device))@v.T).topk(n).indices
+    return [[phrases[j] for j in row] for row in order.tolist()]
+
+# %% ../nbs/39_captioning.ipynb #d7ec454a
+#| code-summary: "Exported: texts in which a phrase gives way to another one"
+#| code-fold: true
+def _put_in(texts, phrases, near, tok):
+    "The texts, and each of them with one of its `phrases` exchanged for one in `near`."
+    by_length = sorted(phrases, key=len, reverse=True)   # of two that begin alike the longer
+    found = re.compile('|'.join(rf'\b{re.escape(o)}\b' for o in by_length))
+    res = dict.fromkeys(texts)
+    for t in texts:
+        for m in found.finditer(t):
+            new = (t[:m.start()]+o+t[m.end():] for o in near)
+            res.update(dict.fromkeys(o for o in new if len(tok.encode(o))<=tok.n_ctx-2))
+    return list(res)
+
 # %% ../nbs/39_captioning.ipynb #99e9ab26
 @torch.no_grad()
 def interrogate(
@@ -410,9 +542,15 @@ def interrogate(
     captioner, # `Captioner`
     tok, # `Tokenizer` of the captioner and of `clip`
     clip, # `CLIP`
-    n_beams=4, # Captions that CLIP chooses from
+    n_beams=4, # Captions to begin with
     bs=128, # Images at a time
+    phrases=(), # Lists of phrases of one kind each, such as things and backgrounds
+    n_near=4, # How many of each kind are tried
 ): # List of n str
-    "A prompt for each image: the captioner's beams, re-ranked by CLIP."
+    "A prompt for each image: captions with CLIP's nearest phrases put in; both judge."
     texts = _beams(captioner, x, tok, n_beams, bs)
-    return rerank(clip, tok, x, texts) if texts else []
+    if not texts: return []
+    for kind in phrases:
+        near = nearest_phrases(clip, tok, x, kind, n_near)
+        texts = [_put_in(t, kind, o, tok) for t,o in zip(texts, near)]
+    return rerank(clip, tok, x, texts, captioner)

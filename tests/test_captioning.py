@@ -2,8 +2,8 @@
 import itertools,json,math,random
 from importlib.util import find_spec
 import pytest,torch
-from miniai.captioning import (Captioner,FeatureMap,beam_search,bleu,caption_score,cider,greedy_search,interrogate,load_captioner,
-                               next_scores,parse_caption,references,rerank,temperature_sampling)
+from miniai.captioning import (Captioner,FeatureMap,beam_search,bleu,cached_scores,caption_score,cider,greedy_search,interrogate,load_captioner,
+                               nearest_phrases,next_scores,parse_caption,references,rerank,temperature_sampling)
 from miniai.clip import ImageEncoder,Tokenizer,small_clip
 from miniai.data import Scene,Thing,caption,draw_scenes,random_scenes
 from miniai.ddpm import save_weights
@@ -221,6 +221,58 @@ def test_scores_have_rows_for_each_image(net):
         f = next_scores(net, x)
         ids = torch.full((2, 1), tok.start)
         torch.testing.assert_close(f(ids.repeat_interleave(3, 0))[::3], f(ids))
+
+@pytest.mark.parametrize('k', [1, 3])
+def test_cached_scores_are_the_plain_ones(net, k):
+    "Row by row, whichever earlier row each continues, several ids at a time, and from the beginning again."
+    gen,x = torch.Generator().manual_seed(k),images(2)
+    with torch.no_grad():
+        plain,kept = next_scores(net, x),cached_scores(net, x)
+        ids = torch.randint(len(tok), (2*k, 1), generator=gen)
+        for m in (1, 1, 2, 3, 1):
+            rows = torch.arange(2).repeat_interleave(k)*k + torch.randint(k, (2*k,), generator=gen)
+            ids = torch.cat([ids[rows], torch.randint(len(tok), (2*k, m), generator=gen)], 1)
+            torch.testing.assert_close(kept(ids), plain(ids), atol=1e-5, rtol=1e-5)
+        for o in (ids, ids[:,:4], ids.flip(0), ids[:2]): torch.testing.assert_close(kept(o), plain(o), atol=1e-5, rtol=1e-5)
+        with pytest.raises(ValueError, match='ids: expected'): kept(torch.zeros(2, 25).long())
+
+@pytest.mark.parametrize('stop', [False, True, 'never'])
+def test_searches_find_the_same_with_a_cache(net, stop):
+    x,ids = images(3),torch.full((3, 1), tok.start)
+    with torch.no_grad():
+        assert torch.equal(greedy_search(cached_scores(net, x), ids, tok.end), greedy_search(next_scores(net, x), ids, tok.end))
+        a,b = (beam_search(f(net, x), ids, tok.end, 12, 4, .5, stop) for f in (cached_scores, next_scores))
+        assert torch.equal(a[0], b[0])
+        torch.testing.assert_close(a[1], b[1], atol=1e-4, rtol=1e-4)
+        a,b = (temperature_sampling(f(net, x), ids, tok.end, generator=torch.Generator().manual_seed(1)) for f in (cached_scores, next_scores))
+        assert torch.equal(a, b)
+
+def test_two_judges_add_up(net):
+    "The writer's part is the sum of its log probabilities, and CLIP's its scaled cosine."
+    torch.manual_seed(0)
+    clip = small_clip(len(tok), n=16, n_heads=2, depth=1, nfs=(4,4,8,8), n_out=8).eval()
+    x,texts = images(2),['a star','a ring','two','a']
+    with torch.no_grad():
+        want = clip.scale*clip.encode_image(x)@clip.encode_text(tok(texts)).T
+        for j,t in enumerate(texts):
+            ids = torch.tensor([[tok.start, *tok.encode(t), tok.end]]*2)
+            want[:,j] += net(x, ids[:,:-1]).log_softmax(-1).gather(2, ids[:,1:,None]).sum((1,2))
+    assert rerank(clip, tok, x, [texts]*2, net)==[texts[i] for i in want.argmax(1)]
+
+def test_phrases_are_put_in(net):
+    from miniai.captioning import _put_in
+    assert _put_in(['a red star on red'], ['red','a red star'], ['blue'], tok)==['a red star on red','blue on red','a red star on blue']
+    assert _put_in(['starfish'], ['star'], ['ring'], tok)==['starfish']
+    assert _put_in(['red '+'x'*16], ['red'], ['r', 'much too long'], tok)==['red '+'x'*16,'r '+'x'*16]            # 22 ids at most
+    torch.manual_seed(0)
+    clip = small_clip(len(tok), n=16, n_heads=2, depth=1, nfs=(4,4,8,8), n_out=8).eval()
+    x,phrases = images(2),['a','b','c']
+    near = nearest_phrases(clip, tok, x, phrases, 9)
+    with torch.no_grad(): want = (clip.encode_image(x)@clip.encode_text(tok(phrases)).T).argmax(1)
+    assert all(sorted(o)==phrases for o in near) and [o[0] for o in near]==[phrases[i] for i in want]
+    assert len(interrogate(x, net, tok, clip, 2, phrases=(phrases, ['d']), n_near=2))==2
+    for bad in ([], 'abc'):
+        with pytest.raises(ValueError, match='phrases: expected'): nearest_phrases(clip, tok, x, bad)
 
 # Files
 

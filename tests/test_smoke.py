@@ -801,9 +801,11 @@ def call_captioning():
     images,ids = torch.rand(2, 3, 32, 32),torch.full((2, 1), tok.start)
     with torch.no_grad(): scores = c.next_scores(net, images)
     assert c.greedy_search(scores, ids, tok.end, 4).shape[0]==2 and c.temperature_sampling(scores, ids, tok.end, 4).shape[0]==2
+    with torch.no_grad(): assert torch.allclose(c.cached_scores(net, images)(ids), scores(ids), atol=1e-5)
     assert c.beam_search(scores, ids, tok.end, 4, 3)[0].shape==(2,3,5) and len(net.write(images, tok))==2
     clip = small_clip(len(tok), n=16, n_heads=2, depth=1, nfs=(4,4,8,8), n_out=8).eval()
     assert c.rerank(clip, tok, images, [['a'], ['b']])==['a','b'] and len(c.interrogate(images, net, tok, clip, 2))==2
+    assert c.rerank(clip, tok, images, [['a'], ['b']], net)==['a','b'] and len(c.nearest_phrases(clip, tok, images, ['a', 'b', 'c'], 2)[1])==2
     s = random_scenes(1)[0]
     assert c.parse_caption(caption(s))==s and c.references(s)[0]==caption(s)
     assert c.caption_score([caption(s)], [s])==c.CaptionScore(1., 1.)
