@@ -1,5 +1,6 @@
 """A small Stable Diffusion of random weights in diffusers' layout: LoRA files and learned words do to ours what they do to theirs."""
 import importlib.util,json,shutil,subprocess,sys,warnings
+from pathlib import Path
 from types import SimpleNamespace
 import pytest,torch
 from safetensors.torch import load_file,save_file
@@ -211,6 +212,19 @@ def test_lora_on_every_layer_of_a_unet_and_a_codec():
             want = ask()
             merge_lora(m)
             assert far(ask(), want)<1e-5*want.abs().max() and far(want, plain)>.01
+
+# ---- whole images at the published sizes: the stored rows of benchmarks/published_image.py
+
+def test_images_of_the_published_sizes_meet_the_bar():
+    "Ten steps by random weights, ours beside diffusers'; two rows with a change that must be seen."
+    file = Path(__file__).parents[1]/'benchmarks/results/published_image.jsonl'
+    images = {o['image']: o for o in map(json.loads, file.read_text().splitlines())}
+    faults = {'DDIM, another prompt', 'DDIM, GELU for quick GELU'}
+    assert {'DDIM', 'DPMSolverMultistep', 'EulerAncestralDiscrete', 'DDIM, twice the size', *faults}<=set(images)
+    for k,o in images.items():
+        assert o['spread']>.1 and o['clamped']<.1 and o['our_mib']<1.1*o['their_mib'], k
+        if k in faults: assert o['largest']>5e-3 and o['squares']>1e-7, k
+        else: assert o['largest']<1e-3 and o['squares']<1e-8, k
 
 # ---- folders: what is written must say what was asked for, and what is read must be what it says
 
